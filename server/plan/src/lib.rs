@@ -1,0 +1,18 @@
+//! Ranges, plans and dispatch tables. Pure: no I/O, and neither tokio nor tonic.
+//!
+//! * a range is `[start, end]`, both inclusive, from 1 up; a single size is `[n, n]`;
+//! * a plan has ranges that do not overlap, and single sizes that may lie in them;
+//! * an exact size beats the range that contains it; a size outside every entry is an error.
+
+mod dispatch;
+mod error;
+mod plan;
+mod range;
+
+pub use dispatch::DispatchTable;
+pub use error::PlanError;
+pub use plan::{Plan, ranges_from_endpoints};
+pub use range::Range;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,85 @@
+//! Each rule of the crate's header, and what breaks it.
+#![allow(clippy::unwrap_used)]
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn r(start: i64, end: i64) -> Range {
+    Range::new(start, end).unwrap()
+}
+
+#[test]
+fn endpoints_are_sorted_and_deduplicated() {
+    assert_eq!(ranges_from_endpoints(&[128, 16, 512, 16]).unwrap(), [r(1, 16), r(17, 128), r(129, 512)]);
+    assert_eq!(ranges_from_endpoints(&[1, 2]).unwrap(), [r(1, 1), r(2, 2)]);
+    assert_eq!(ranges_from_endpoints(&[i64::MAX]).unwrap(), [r(1, i64::MAX)]);
+    assert_eq!(ranges_from_endpoints(&[]).unwrap(), []);
+    assert_eq!(ranges_from_endpoints(&[8, 0]), Err(PlanError::BadEndpoint { endpoint: 0 }));
+}
+
+#[test]
+fn sizes_add_single_entries_unless_they_are_ranges_already() {
+    let plan = Plan::new(&[r(17, 128), r(1, 16), r(200, 200)], &[4, 200, 1, 4]).unwrap();
+    assert_eq!(plan.entries(), [r(1, 16), r(17, 128), r(200, 200), r(1, 1), r(4, 4)]);
+}
+
+#[test]
+fn what_is_no_plan_is_refused_by_name() {
+    let check = |ranges: &[Range], sizes: &[i64], reason: &str| {
+        assert_eq!(Plan::new(ranges, sizes).unwrap_err().reason(), reason);
+    };
+    check(&[], &[], "EMPTY_PLAN");
+    check(&[r(1, 16), r(16, 20)], &[], "OVERLAPPING_RANGES");
+    check(&[r(1, 100), r(5, 6)], &[], "OVERLAPPING_RANGES");
+    check(&[r(1, 16)], &[0], "BAD_SIZE");
+    check(&[], &[-3], "BAD_SIZE");
+    assert_eq!(Range::new(5, 4).unwrap_err().reason(), "BAD_RANGE");
+    assert_eq!(Range::new(0, 4).unwrap_err().reason(), "BAD_RANGE");
+    let plan = Plan::new(&[], &[1, 2, 3]).unwrap();
+    assert_eq!(plan.check_limit(2).unwrap_err().reason(), "TOO_MANY_RANGES");
+}
+
+#[test]
+fn an_exact_size_beats_its_range_and_a_gap_is_an_error_that_lists_the_ranges() {
+    let plan = Plan::new(&[r(1, 16), r(32, 64)], &[4]).unwrap();
+    let table = DispatchTable::new(plan.entries().iter().copied().enumerate().map(|(i, range)| (range, i))).unwrap();
+    for (size, index) in [(1, 0), (3, 0), (4, 2), (5, 0), (16, 0), (32, 1), (64, 1)] {
+        assert_eq!(table.lookup(size), Ok(&index), "size {size}");
+    }
+    for size in [0, -1, 17, 31, 65, i64::MAX, i64::MIN] {
+        let message = table.lookup(size).unwrap_err().to_string();
+        assert_eq!(message, format!("size {size} is outside every compiled range: [1, 16], [32, 64], [4, 4]"));
+    }
+}
+
+#[test]
+fn a_table_refuses_entries_that_compete() {
+    assert!(DispatchTable::new([(r(1, 4), 0), (r(4, 9), 1)]).is_err());
+    assert!(DispatchTable::new([(r(4, 4), 0), (r(4, 4), 1)]).is_err());
+}
+
+proptest! {
+    /// The table agrees with the rule written out naively.
+    #[test]
+    fn lookup_is_the_rule(endpoints in prop::collection::vec(1i64..80, 0..6), sizes in prop::collection::vec(1i64..90, 0..6), size in -2i64..100) {
+        let ranges = ranges_from_endpoints(&endpoints).unwrap();
+        if let Ok(plan) = Plan::new(&ranges, &sizes) {
+            let table = DispatchTable::new(plan.entries().iter().map(|&range| (range, range))).unwrap();
+            let exact = plan.entries().iter().find(|range| range.is_single_size() && range.contains(size));
+            let naive = exact.or_else(|| plan.entries().iter().find(|range| range.contains(size)));
+            prop_assert_eq!(table.lookup(size).ok(), naive);
+        }
+    }
+
+    /// Ranges from endpoints leave no gap and no overlap from 1 to the last endpoint.
+    #[test]
+    fn endpoints_tile(endpoints in prop::collection::vec(1i64..1000, 1..20)) {
+        let ranges = ranges_from_endpoints(&endpoints).unwrap();
+        prop_assert_eq!(ranges[0].start(), 1);
+        prop_assert_eq!(Some(ranges[ranges.len() - 1].end()), endpoints.iter().copied().max());
+        for pair in ranges.windows(2) {
+            prop_assert_eq!(pair[0].end() + 1, pair[1].start());
+        }
+    }
+}
