@@ -1,1 +1,31 @@
-//! Placeholder.
+//! The client that every language shares: connect, compile, fetch, verify, materialise, dispatch.
+//!
+//! * Nothing is read from the process environment below [`Endpoint::resolve`] and [`cache_folder`], and those take it as an
+//!   argument: configuration is passed in.
+//! * Bytes are never used before their digest was checked, and files never before they were checked against the manifest.
+//! * Every error says whether the caller has to change the request ([`ClientError::is_callers_mistake`]) or whether the
+//!   daemon just can't help now, so that the caller compiles by itself ([`ClientError::falls_back`]).
+//!
+//! Deliberately absent: loading an artifact (that is the language's own job) and any policy about what to do without a
+//! daemon.
+
+mod cache;
+mod client;
+mod connect;
+mod container;
+mod dispatch;
+mod endpoint;
+mod error;
+mod event;
+mod fetch;
+mod manifest;
+
+pub use cache::{Cache, cache_folder};
+pub use client::{Client, ClientOptions, CompileRequest, CompileStream, FetchOptions};
+pub use container::{ContainerError, unpack};
+pub use dispatch::{Dispatcher, Target};
+pub use endpoint::{Endpoint, EndpointError};
+pub use error::{ClientError, Refusal};
+pub use event::{Capabilities, Completed, Event, EventKind, Limits, Source};
+pub use fetch::Fetched;
+pub use manifest::{Manifest, ManifestEntry, ManifestFile};

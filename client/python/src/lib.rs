@@ -1,1 +1,24 @@
-//! Placeholder.
+//! `piecewised._core`: the Rust client for Python.
+//!
+//! Thin: graphs, options, handles and events cross as JSON text in the project's own form, so that there is no second model
+//! of them here. Waiting releases the GIL and answers Ctrl-C; a forked child gets a runtime and connections of its own.
+
+mod client;
+mod dispatch;
+mod errors;
+mod process;
+
+use pyo3::prelude::*;
+
+/// The native half of the `piecewised` package; `_core.pyi` has its signatures.
+#[pymodule]
+mod _core {
+    #[pymodule_export]
+    use super::client::{Client, Events, Fetched};
+    #[pymodule_export]
+    use super::dispatch::{DispatchTable, Dispatcher, plan_entries, ranges_from_endpoints};
+
+    /// The package's version.
+    #[pymodule_export]
+    const VERSION: &str = env!("CARGO_PKG_VERSION");
+}

@@ -1,1 +1,128 @@
-//! Placeholder.
+//! The gRPC services: `piecewised.v1.CompileService`, health, reflection.
+//!
+//! The outermost room of the server: it alone knows tonic and the messages. It turns requests into jobs, job states into
+//! events, and errors into `Status` ([`status`], the one mapping). It decides nothing that outlives a request.
+
+mod capabilities;
+mod events;
+mod fetch;
+mod request;
+mod service;
+pub mod status;
+
+use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
+
+use piecewised_graph::Limits;
+use piecewised_proto::{FILE_DESCRIPTOR_SET, v1::compile_service_server::CompileServiceServer};
+use piecewised_scheduler::Scheduler;
+use piecewised_store::Store;
+use tokio::net::{TcpListener, UnixListener};
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::transport::Server;
+
+pub use service::Compiler;
+
+/// What requests may hold, and how long they wait.
+#[derive(Debug, Clone)]
+pub struct ApiConfig {
+    /// Bounds on graphs.
+    pub graph_limits: Limits,
+    /// Bytes of one request.
+    pub max_message_bytes: usize,
+    /// Entries of one plan.
+    pub max_ranges: usize,
+    /// Jobs that may wait; told to callers.
+    pub max_queued_jobs: usize,
+    /// Compiles side by side; told to callers.
+    pub n_executors: usize,
+    /// How long a Compile waits for a toolchain that is still being probed.
+    pub toolchain_timeout: Duration,
+}
+
+/// Where to listen.
+#[derive(Debug)]
+pub enum Listener {
+    /// A Unix socket, already bound.
+    Unix(UnixListener, PathBuf),
+    /// A TCP socket, already bound.
+    Tcp(TcpListener),
+}
+
+/// How serving ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The descriptor set that was compiled in does not fit the reflection service.
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// A listener failed.
+    #[error("serving: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// Serves on every listener until `shutdown` resolves, then takes no more connections and lets open calls end.
+///
+/// # Errors
+/// [`ServeError`] where a listener fails. The others are ended too.
+pub async fn serve(
+    listeners: Vec<Listener>,
+    scheduler: Scheduler,
+    store: Store,
+    config: ApiConfig,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let (health_reporter, health) = tonic_health::server::health_reporter();
+    health_reporter.set_serving::<CompileServiceServer<Compiler>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let max_message_bytes = config.max_message_bytes;
+    let compiler = CompileServiceServer::new(Compiler::new(scheduler, store, Arc::new(config)))
+        .max_decoding_message_size(max_message_bytes)
+        .max_encoding_message_size(usize::MAX);
+    let router = || {
+        Server::builder()
+            // A piece is described in one message and an artifact comes in chunks of 256 KiB: windows of this size keep a
+            // fetch on a local socket from waiting for window updates.
+            .initial_stream_window_size(4 << 20)
+            .initial_connection_window_size(16 << 20)
+            .max_concurrent_streams(1024)
+            .http2_keepalive_interval(Some(Duration::from_secs(30)))
+            .add_service(health.clone())
+            .add_service(reflection.clone())
+            .add_service(compiler.clone())
+    };
+
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let mut handles = Vec::new();
+    for listener in listeners {
+        let stopped = stop.clone().cancelled_owned();
+        let router = router();
+        handles.push(tasks.spawn(async move {
+            match listener {
+                Listener::Unix(listener, _) => {
+                    router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped).await
+                }
+                Listener::Tcp(listener) => {
+                    router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped).await
+                }
+            }
+        }));
+    }
+    tasks.close();
+    tokio::select! {
+        () = shutdown => {}
+        () = tasks.wait() => {}
+    }
+    health_reporter.set_not_serving::<CompileServiceServer<Compiler>>().await;
+    stop.cancel();
+    tasks.wait().await;
+    for handle in handles {
+        if let Ok(result) = handle.await {
+            result?;
+        }
+    }
+    Ok(())
+}

@@ -1,1 +1,36 @@
-//! Placeholder.
+//! Executor processes: finding an interpreter, starting, talking, deadlines, and getting rid of them whole.
+//!
+//! An executor is one Python process that compiles, in a process group and a temporary folder of its own. What this crate
+//! guarantees, however an executor ends:
+//!
+//! * its whole group is killed and its folder removed, also when a future or the [`Executor`] is dropped halfway;
+//! * it sees an environment from an allow-list ([`environment`]), never the daemon's;
+//! * what it prints is drained without pause into the log, in bounded memory, within the span of its job;
+//! * what it sends is bounded, and checked before it is believed;
+//! * every failure is an [`ExecutorError`] that knows whether the executor can go on and whether a retry makes sense.
+//!
+//! `docs/executor-protocol.md` is the contract with the Python side, whose source is embedded here ([`ExecutorSource`]).
+//!
+//! Left out: which job runs where, how often it is retried, and what is stored; that is the scheduler's.
+
+mod config;
+mod discover;
+pub mod environment;
+mod error;
+mod executor;
+mod frame;
+mod job;
+mod journal;
+mod message;
+mod process;
+mod runtime;
+mod source;
+
+pub use config::ExecutorConfig;
+pub use discover::{Found, NoToolchain, Rejected, find_python};
+pub use error::{ExecutorError, FailureReason};
+pub use executor::Executor;
+pub use job::{CompileJob, CompileOutcome};
+pub use message::{Hello, InductorOption};
+pub use runtime::RuntimeFolder;
+pub use source::ExecutorSource;

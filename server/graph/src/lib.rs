@@ -1,14 +1,28 @@
 //! The FX graph: model, validation, canonical form, key; and the handle that names a finished artifact.
 //!
-//! Pure: no I/O, and neither tokio nor tonic.
+//! Pure: no I/O, and neither tokio nor tonic. The way through it: [`validate`] a [`model::Graph`], [`canonicalise`] it,
+//! derive one [`KeyParts::key`] per range.
 
+mod allow;
+mod canonical;
 mod digest;
+mod error;
 mod handle;
+mod key;
 pub mod model;
 pub mod request;
+mod validate;
 
+pub use allow::AllowList;
+pub use canonical::{CanonicalGraph, canonicalise};
 pub use digest::{BadDigest, Digest};
+pub use error::GraphError;
 pub use handle::{Handle, PhaseTiming, Segment, Timings};
+pub use key::{KeyParts, options_for_key};
+pub use validate::{Limits, validate};
 
 /// Version of the canonical form and of keys. A change of either makes every stored artifact unreachable, on purpose.
 pub const KEY_VERSION: u32 = 1;
+
+#[cfg(test)]
+mod tests;

@@ -6,11 +6,13 @@
 
 mod dispatch;
 mod error;
+mod hint;
 mod plan;
 mod range;
 
 pub use dispatch::DispatchTable;
 pub use error::PlanError;
+pub use hint::default_hint;
 pub use plan::{Plan, ranges_from_endpoints};
 pub use range::Range;
 

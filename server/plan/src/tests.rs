@@ -59,7 +59,21 @@ fn a_table_refuses_entries_that_compete() {
     assert!(DispatchTable::new([(r(4, 4), 0), (r(4, 4), 1)]).is_err());
 }
 
+#[test]
+fn the_default_hint_is_the_geometric_middle_kept_inside_the_range() {
+    let hint = |start, end| default_hint(r(start, end));
+    assert_eq!([hint(1, 16), hint(17, 128), hint(129, 512), hint(513, i64::MAX)], [4, 64, 256, 8192]);
+    assert_eq!([hint(5, 6), hint(7, 7), hint(100_000, 200_000)], [5, 7, 100_000]);
+    assert_eq!(hint(i64::MAX - 1, i64::MAX), i64::MAX - 1);
+}
+
 proptest! {
+    #[test]
+    fn a_default_hint_lies_in_its_range(start in 1i64.., length in 0i64..) {
+        let range = r(start, start.saturating_add(length));
+        prop_assert!(range.contains(default_hint(range)));
+    }
+
     /// The table agrees with the rule written out naively.
     #[test]
     fn lookup_is_the_rule(endpoints in prop::collection::vec(1i64..80, 0..6), sizes in prop::collection::vec(1i64..90, 0..6), size in -2i64..100) {

@@ -1,1 +1,189 @@
-//! Placeholder.
+//! One compile per key: single flight, queue, executors, retry.
+//!
+//! Guarantees:
+//! * at any time at most one job exists for a key, however many callers ask for it;
+//! * a key that is in the store is answered from the store, and a job's result is in the store before anybody hears of it;
+//! * a caller that leaves disturbs nobody; a job that nobody waits for any more is dropped if it has not started, and finished
+//!   and stored if it has;
+//! * an executor that dies costs one try of one job.
+//!
+//! Lock order: there is one lock, [`flights::Flights`]'s, and it is never held across an await.
+//!
+//! Left out so far: priorities, per-peer limits, remembering deterministic failures, leases of devices.
+
+mod error;
+mod flights;
+mod job;
+mod toolchain;
+mod worker;
+
+use std::{sync::Arc, time::Duration};
+
+use piecewised_executor::ExecutorConfig;
+use piecewised_graph::{Digest, Handle};
+use piecewised_store::Store;
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use error::{JobFailure, SubmitError};
+pub use job::{JobSpec, JobState, Origin, Ticket, Watcher};
+pub use toolchain::{ToolchainInfo, ToolchainStatus};
+
+use flights::{Flights, Joined};
+
+/// How many executors, how long a queue.
+#[derive(Debug, Clone)]
+pub struct SchedulerConfig {
+    /// Jobs that run side by side, each in an executor of its own.
+    pub n_executors: usize,
+    /// Jobs that may wait; one more is refused.
+    pub max_queued_jobs: usize,
+    /// How often a job is tried when executors die under it.
+    pub max_attempts: u32,
+    /// An executor that has had no job for this long ends.
+    pub idle_timeout: Duration,
+}
+
+/// The scheduler. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Scheduler {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: SchedulerConfig,
+    pub(crate) store: Store,
+    pub(crate) flights: Flights,
+    /// No further submissions.
+    draining: CancellationToken,
+    /// Running jobs end now.
+    pub(crate) stop: CancellationToken,
+    tasks: TaskTracker,
+    toolchain: watch::Receiver<ToolchainStatus>,
+}
+
+impl Scheduler {
+    /// Starts the workers. They spawn their executors when they have jobs, once `toolchain` is ready.
+    pub fn start(config: SchedulerConfig, store: Store, toolchain: watch::Receiver<ToolchainStatus>) -> Self {
+        let shared = Arc::new(Shared {
+            flights: Flights::new(config.max_queued_jobs),
+            config,
+            store,
+            draining: CancellationToken::new(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            toolchain,
+        });
+        for number in 0..shared.config.n_executors {
+            shared.tasks.spawn(worker::run(Arc::clone(&shared), number));
+        }
+        Self { shared }
+    }
+
+    /// The toolchain as it is known now.
+    pub fn toolchain(&self) -> ToolchainStatus {
+        self.shared.toolchain.borrow().clone()
+    }
+
+    /// The toolchain once it is known to work or not, at most `timeout` from now.
+    ///
+    /// # Errors
+    /// [`SubmitError::NoToolchain`] with the reason.
+    pub async fn toolchain_ready(&self, timeout: Duration) -> Result<Arc<ToolchainInfo>, SubmitError> {
+        let mut status = self.shared.toolchain.clone();
+        let settled = status.wait_for(|status| !matches!(status, ToolchainStatus::Probing));
+        match tokio::time::timeout(timeout, settled).await.map(|status| status.map(|status| status.clone())) {
+            Ok(Ok(ToolchainStatus::Ready(info))) => Ok(info),
+            Ok(Ok(ToolchainStatus::Unusable { reason })) => Err(SubmitError::NoToolchain { reason }),
+            Ok(Ok(ToolchainStatus::Probing)) | Err(_) => Err(SubmitError::StillProbing),
+            Ok(Err(_)) => Err(SubmitError::Draining),
+        }
+    }
+
+    /// Submits the jobs of one request: each is answered from the store, joined to the job of its key, or queued. Either all
+    /// that have to be queued fit into the queue, or none is.
+    ///
+    /// # Errors
+    /// [`SubmitError::Draining`], [`SubmitError::QueueFull`], [`SubmitError::Store`].
+    pub async fn submit(&self, specs: Vec<JobSpec>) -> Result<Vec<Ticket>, SubmitError> {
+        if self.shared.draining.is_cancelled() {
+            return Err(SubmitError::Draining);
+        }
+        let mut stored: Vec<Option<Handle>> = Vec::with_capacity(specs.len());
+        for spec in &specs {
+            stored.push(self.shared.store.get(&spec.key).await?);
+        }
+        let missing: Vec<JobSpec> =
+            specs.into_iter().zip(&stored).filter(|(_, handle)| handle.is_none()).map(|(spec, _)| spec).collect();
+        let mut joined = self.shared.flights.join_or_create(missing)?.into_iter();
+        let mut tickets = Vec::with_capacity(stored.len());
+        for handle in stored {
+            tickets.push(match handle {
+                Some(handle) => Ticket::Stored(Box::new(handle)),
+                None => self.settle(joined.next().expect("there is one for each that was missing")).await?,
+            });
+        }
+        Ok(tickets)
+    }
+
+    /// A job that ended between our look into the store and the creation of the flight has left its result in the store and
+    /// no flight. So whoever creates a flight looks once more before the job may run.
+    async fn settle(&self, joined: Joined) -> Result<Ticket, SubmitError> {
+        match joined {
+            Joined::Existing(watcher) => Ok(Ticket::Running(watcher)),
+            Joined::Created(watcher) => {
+                let job = watcher.job();
+                match self.shared.store.get(&job.spec.key).await {
+                    Ok(Some(handle)) => {
+                        self.shared.flights.finish(job, Ok(handle.clone()));
+                        Ok(Ticket::Stored(Box::new(handle)))
+                    }
+                    Ok(None) => {
+                        self.shared.flights.enqueue(job);
+                        Ok(Ticket::Running(watcher))
+                    }
+                    Err(error) => {
+                        self.shared.flights.finish(job, Err(JobFailure::store(&error)));
+                        Err(error.into())
+                    }
+                }
+            }
+        }
+    }
+
+    /// The handle of a key, if it is in the store.
+    ///
+    /// # Errors
+    /// [`SubmitError::Store`].
+    pub async fn lookup(&self, key: &Digest) -> Result<Option<Handle>, SubmitError> {
+        Ok(self.shared.store.get(key).await?)
+    }
+
+    /// Ends: takes no more jobs, lets running and queued ones finish for `grace`, then ends executors.
+    pub async fn shutdown(&self, grace: Duration) {
+        self.shared.draining.cancel();
+        self.shared.flights.close();
+        self.shared.tasks.close();
+        if tokio::time::timeout(grace, self.shared.tasks.wait()).await.is_err() {
+            tracing::warn!(
+                grace_s = grace.as_secs_f64(),
+                "jobs were still running at the end of the grace period; ending them"
+            );
+            self.shared.stop.cancel();
+            self.shared.tasks.wait().await;
+        }
+    }
+}
+
+impl Shared {
+    /// The executor configuration of the toolchain, once it is known.
+    pub(crate) async fn executor_config(&self) -> Result<Arc<ExecutorConfig>, String> {
+        let mut status = self.toolchain.clone();
+        match status.wait_for(|status| !matches!(status, ToolchainStatus::Probing)).await.map(|it| it.clone()) {
+            Ok(ToolchainStatus::Ready(info)) => Ok(Arc::clone(&info.executor_config)),
+            Ok(ToolchainStatus::Unusable { reason }) => Err(reason),
+            Ok(ToolchainStatus::Probing) | Err(_) => Err("the daemon is ending".into()),
+        }
+    }
+}

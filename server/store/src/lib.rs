@@ -1,1 +1,20 @@
-//! Placeholder.
+//! The store: handles and artifacts, durable before acknowledged, verified before served.
+//!
+//! * [`Store::put`] returns when handle and artifact survive a power cut;
+//! * what does not verify is dropped, counted and reported as absent; damage never fails an open;
+//! * all blocking work passes one bounded gate; async callers never block.
+//!
+//! Left out: what may be stored and for how long (the callers' business), compression, remote tiers.
+//! `docs/store.md` has the layout on disk, the order of a write and the reasons.
+
+mod config;
+mod error;
+mod reader;
+mod report;
+mod store;
+
+pub use config::{MAX_INDEX_VALUE_BYTES, StoreConfig};
+pub use error::StoreError;
+pub use reader::ArtifactReader;
+pub use report::{OpenOutcome, OpenReport, StoreStats};
+pub use store::Store;

@@ -1,0 +1,270 @@
+//! The calls: ask what the daemon can do, compile a piece, fetch what was compiled.
+
+use std::{
+    future::Future as _,
+    pin::Pin,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use piecewised_graph::{
+    model::Graph,
+    request::{ArtifactFormat, CompileOptions, DeviceKind, Toolchain},
+};
+use piecewised_plan::{Plan, Range};
+use piecewised_proto::v1::{self, client::compile_service_client::CompileServiceClient};
+use piecewised_wire::{device_to_proto, graph_to_proto, options_to_proto, range_to_proto, toolchain_to_proto};
+use tokio::time::Sleep;
+use tokio_stream::Stream;
+use tonic::{Streaming, transport::Channel};
+
+use crate::{Capabilities, ClientError, Endpoint, Event, EventKind, connect::connect};
+
+/// Bounds of a client. The defaults fit a worker that starts beside a daemon on the same node.
+#[derive(Debug, Clone)]
+pub struct ClientOptions {
+    /// How long connecting may take.
+    pub connect_timeout: Duration,
+    /// How long to wait for a daemon that says it isn't ready yet, or whose queue is full.
+    pub ready_timeout: Duration,
+    /// How long a compile may take, from the request to its last event; `None`: as long as it takes.
+    pub compile_budget: Option<Duration>,
+    /// How long one artifact's transfer may stand still, and how often it is taken up again.
+    pub fetch: FetchOptions,
+}
+
+/// Bounds of a transfer.
+#[derive(Debug, Clone)]
+pub struct FetchOptions {
+    /// Larger artifacts are refused before the first byte.
+    pub max_artifact_bytes: u64,
+    /// How many times in a row a broken transfer is taken up again without a single byte of progress.
+    pub max_retries: u32,
+    /// The wait before the first retry; each further one waits twice as long.
+    pub backoff: Duration,
+    /// The longest time without a chunk.
+    pub stall_timeout: Duration,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(5),
+            ready_timeout: Duration::from_secs(60),
+            compile_budget: None,
+            fetch: FetchOptions {
+                max_artifact_bytes: 8 << 30,
+                max_retries: 5,
+                backoff: Duration::from_millis(50),
+                stall_timeout: Duration::from_secs(60),
+            },
+        }
+    }
+}
+
+/// A connection to one daemon. Cheap to clone; connects again by itself.
+#[derive(Debug, Clone)]
+pub struct Client {
+    pub(crate) service: CompileServiceClient<Channel>,
+    pub(crate) options: ClientOptions,
+    endpoint: Endpoint,
+}
+
+/// One piece to compile.
+#[derive(Debug, Clone)]
+pub struct CompileRequest {
+    /// The piece.
+    pub graph: Graph,
+    /// For which sizes.
+    pub plan: Plan,
+    /// The compiler's options and the process's settings.
+    pub options: CompileOptions,
+    /// How the artifact is packed.
+    pub format: ArtifactFormat,
+    /// One for each of the plan's entries, in their order; empty: the daemon chooses.
+    pub hints: Vec<i64>,
+    /// The caller's own, so that it never gets what it can't load.
+    pub toolchain: Option<Toolchain>,
+    /// What the caller runs on.
+    pub device: Option<DeviceKind>,
+}
+
+impl Client {
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`ClientError::Unreachable`].
+    pub async fn connect(endpoint: Endpoint, options: ClientOptions) -> Result<Self, ClientError> {
+        let channel = connect(&endpoint, options.connect_timeout).await?;
+        Ok(Self { service: CompileServiceClient::new(channel), options, endpoint })
+    }
+
+    /// Where the daemon is.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// What the daemon can do.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`], [`ClientError::Broken`].
+    pub async fn capabilities(&self) -> Result<Capabilities, ClientError> {
+        let response = self.service.clone().get_capabilities(v1::GetCapabilitiesRequest {}).await;
+        let response = response.map_err(|status| ClientError::from_status(&status, "asking for its capabilities"))?;
+        Ok(response.into_inner().into())
+    }
+
+    /// Compiles a piece for its plan. Waits for a daemon that isn't ready yet, up to [`ClientOptions::ready_timeout`].
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`], [`ClientError::Broken`], [`ClientError::BudgetSpent`].
+    pub async fn compile(&self, request: CompileRequest) -> Result<CompileStream, ClientError> {
+        let Some(budget) = self.options.compile_budget else {
+            return self.compile_without_budget(request).await;
+        };
+        let started = Instant::now();
+        match tokio::time::timeout(budget, self.compile_without_budget(request)).await {
+            Ok(stream) => Ok(stream?.with_budget(budget, started)),
+            Err(_) => Err(ClientError::BudgetSpent { budget }),
+        }
+    }
+
+    async fn compile_without_budget(&self, request: CompileRequest) -> Result<CompileStream, ClientError> {
+        let entries = request.plan.entries().to_vec();
+        let message = request.into_proto();
+        let give_up_at = Instant::now() + self.options.ready_timeout;
+        let mut wait = Duration::from_millis(100);
+        loop {
+            let answer = self.service.clone().compile(message.clone()).await;
+            let error = match answer {
+                Ok(response) => {
+                    return Ok(CompileStream {
+                        events: response.into_inner(),
+                        entries,
+                        is_complete: false,
+                        budget: None,
+                    });
+                }
+                Err(status) => ClientError::from_status(&status, "asking it to compile"),
+            };
+            let asked_for = match &error {
+                ClientError::Refused(refusal) => refusal.retry_after,
+                _ => None,
+            };
+            let pause = asked_for.unwrap_or(wait).min(Duration::from_secs(5));
+            if !error.waiting_helps() || Instant::now() + pause > give_up_at {
+                return Err(error);
+            }
+            tracing::debug!(%error, ?pause, "waiting for the daemon");
+            tokio::time::sleep(pause).await;
+            wait = (wait * 2).min(Duration::from_secs(2));
+        }
+    }
+}
+
+impl CompileRequest {
+    fn into_proto(self) -> v1::CompileRequest {
+        v1::CompileRequest {
+            graph: Some(graph_to_proto(&self.graph)),
+            plan: Some(plan_to_proto(&self.plan)),
+            options: Some(options_to_proto(&self.options, self.format, &self.hints)),
+            toolchain: self.toolchain.as_ref().map(toolchain_to_proto),
+            device: self.device.as_ref().map(device_to_proto),
+        }
+    }
+}
+
+/// The message of a plan, such that the daemon's expansion has the entries in this plan's order: events name entries by
+/// position.
+fn plan_to_proto(plan: &Plan) -> v1::Plan {
+    let entries = plan.entries();
+    // The longest part that can be given as ranges; what follows is below something in it, so it can only be sizes.
+    let n_ranges = 1 + entries.windows(2).take_while(|pair| pair[0].end() < pair[1].start()).count();
+    let (ranges, sizes) = entries.split_at(n_ranges.min(entries.len()));
+    let ranges = v1::Ranges { ranges: ranges.iter().copied().map(range_to_proto).collect() };
+    v1::Plan {
+        ranges: Some(v1::plan::Ranges::CompileRanges(ranges)),
+        compile_sizes: sizes.iter().copied().map(Range::start).collect(),
+    }
+}
+
+/// What happens to a compile, as it happens. Ends after [`EventKind::Completed`] or an error; leaving early is fine.
+#[derive(Debug)]
+pub struct CompileStream {
+    events: Streaming<v1::CompileEvent>,
+    entries: Vec<Range>,
+    is_complete: bool,
+    /// How long it may take in all, and the timer that runs out then.
+    budget: Option<(Duration, Pin<Box<Sleep>>)>,
+}
+
+impl CompileStream {
+    /// The plan's entries, which events name by position.
+    pub fn entries(&self) -> &[Range] {
+        &self.entries
+    }
+
+    fn with_budget(mut self, budget: Duration, started: Instant) -> Self {
+        self.budget = Some((budget, Box::pin(tokio::time::sleep_until((started + budget).into()))));
+        self
+    }
+}
+
+impl Stream for CompileStream {
+    type Item = Result<Event, ClientError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        const DOING: &str = "compiling";
+        loop {
+            if self.is_complete {
+                return Poll::Ready(None);
+            }
+            let next = match (Pin::new(&mut self.events).poll_next(cx), self.budget.as_mut()) {
+                (Poll::Ready(next), _) => next,
+                (Poll::Pending, Some((budget, timer))) => {
+                    let budget = *budget;
+                    std::task::ready!(timer.as_mut().poll(cx));
+                    self.is_complete = true;
+                    return Poll::Ready(Some(Err(ClientError::BudgetSpent { budget })));
+                }
+                (Poll::Pending, None) => return Poll::Pending,
+            };
+            let item = match next {
+                Some(Ok(event)) => match Event::from_proto(event, &self.entries) {
+                    Ok(None) => continue,
+                    Ok(Some(event)) => Ok(event),
+                    Err(error) => Err(error),
+                },
+                Some(Err(status)) => Err(ClientError::from_status(&status, DOING)),
+                None => Err(ClientError::Broken { doing: DOING, problem: "it ended before it was complete".into() }),
+            };
+            self.is_complete = matches!(item, Err(_) | Ok(Event { kind: EventKind::Completed(_), .. }));
+            return Poll::Ready(Some(item));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use piecewised_wire::plan_from_proto;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// The daemon expands what is sent to the same entries in the same order.
+        #[test]
+        fn a_plan_keeps_its_order(
+            endpoints in prop::collection::btree_set(1i64..60, 0..6),
+            keep in prop::collection::vec(any::<bool>(), 6),
+            sizes in prop::collection::vec(1i64..70, 0..8),
+        ) {
+            let endpoints: Vec<i64> = endpoints.into_iter().collect();
+            let ranges = piecewised_plan::ranges_from_endpoints(&endpoints).unwrap();
+            let ranges: Vec<Range> = ranges.into_iter().zip(keep).filter(|(_, keep)| *keep).map(|(range, _)| range).collect();
+            if let Ok(plan) = Plan::new(&ranges, &sizes) {
+                prop_assert_eq!(plan_from_proto(plan_to_proto(&plan)).unwrap(), plan);
+            }
+        }
+    }
+}

@@ -1,0 +1,118 @@
+"""Compiled C++ kernels, found by what was asked for instead of by where and how they were built.
+
+Inductor's generated wrapper asks for a kernel by source. Inductor answers from its cache folder, under a name that
+depends on the compiler's command line; to know that name it looks for a compiler, asks it for its version and takes
+the include folders into account, so that even a cache hit needs a working C++ compiler. Here a kernel's name is a
+digest of the request alone (:func:`request_digest`): the executor records what each request was answered with, and
+the worker answers the same requests with the recorded files. Neither a compiler nor a subprocess is needed for it.
+
+The index is a JSON object, request digest to file (relative to the index), beside the kernels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable
+
+import torch
+from torch._inductor.codecache import CppPythonBindingsCodeCache
+
+INDEX = "kernels.json"
+
+# A function without arguments that gives the kernel, when it is needed.
+Loader = Callable[[], Any]
+
+
+class MissingKernel(RuntimeError):
+    """An artifact asks for a kernel that it does not hold."""
+
+
+def request_digest(cls: type, argtypes: Sequence[str], source: str, **options: Any) -> str:
+    """Names a request to `cls.load_pybinding_async`: SHA-256, hexadecimal, over all that shapes the kernel's source."""
+    options.pop("submit_fn", None)
+    request = [cls.__name__, list(argtypes), source, sorted(options.items())]
+    return hashlib.sha256(json.dumps(request, default=list).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def recording(record: dict[str, str]) -> Iterator[None]:
+    """While inside, each kernel that Inductor compiles in this process is put into `record`: request digest to the
+    path of its shared library. Kernels are complete when the compile is."""
+
+    def load(original: Loader, cls: type, argtypes: Sequence[str], source: str, **options: Any) -> Loader:
+        get_kernel = original(cls, argtypes, source, **options)
+
+        def result() -> Any:
+            kernel = get_kernel()
+            record[request_digest(cls, argtypes, source, **options)] = kernel.__self__.__file__
+            return kernel
+
+        return result
+
+    with _replaced(load):
+        yield
+
+
+@contextlib.contextmanager
+def answering(folder: str) -> Iterator[None]:
+    """While inside, and only for the calling thread, kernels come from the index in `folder`."""
+    try:
+        with open(os.path.join(folder, INDEX), encoding="utf-8") as file:
+            index: dict[str, str] = json.load(file)
+    except FileNotFoundError:
+        index = {}
+    thread = threading.get_ident()
+
+    def load(original: Loader, cls: type, argtypes: Sequence[str], source: str, **options: Any) -> Loader:
+        if threading.get_ident() != thread:
+            return original(cls, argtypes, source, **options)
+        name = index.get(request_digest(cls, argtypes, source, **options))
+        if name is None:
+            raise MissingKernel(
+                f"the artifact in {folder} has no kernel for a request of its own program; it is damaged or incomplete"
+            )
+        kernel = _load(os.path.join(folder, name), name, cls.entry_function)
+        return lambda: kernel
+
+    with _replaced(load):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(load: Callable[..., Loader]) -> Iterator[None]:
+    """Both ways in, `load_pybinding` (one thread) and `load_pybinding_async` (a pool), end in this method."""
+    original = CppPythonBindingsCodeCache.__dict__["load_pybinding_async"]
+
+    def load_pybinding_async(cls: type, argtypes: Sequence[str], main_code: str, **options: Any) -> Loader:
+        return load(original.__func__, cls, argtypes, main_code, **options)
+
+    CppPythonBindingsCodeCache.load_pybinding_async = classmethod(load_pybinding_async)
+    try:
+        yield
+    finally:
+        CppPythonBindingsCodeCache.load_pybinding_async = original
+
+
+def _load(path: str, name: str, entry: str) -> Callable[..., Any]:
+    """The function `entry` of the shared library at `path`. Files are named by content: one is loaded once a process."""
+    module_name = f"piecewised_kernel_{os.path.splitext(os.path.basename(name))[0]}.{entry}"
+    module = sys.modules.get(module_name)
+    if module is None:
+        # The kernel's own initialisation reads the address from the environment, as Inductor's loader sets it.
+        os.environ["_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"] = str(
+            torch._C._dynamo.guards._torchinductor_pyobject_tensor_data_ptr
+        )
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        if spec is None or spec.loader is None:
+            raise MissingKernel(f"{path} is not a Python extension module")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules[module_name] = module
+    return getattr(module, entry)

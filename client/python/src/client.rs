@@ -1,0 +1,230 @@
+//! The connection for Python: compile, follow the events, fetch.
+
+use std::{
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use piecewised_client::{
+    Cache, Client as CoreClient, ClientError, ClientOptions, CompileRequest, CompileStream, Endpoint, Event,
+    Fetched as CoreFetched, cache_folder,
+};
+use piecewised_graph::{Handle, request::ArtifactFormat};
+use pyo3::{
+    exceptions::{PyRuntimeError, PyValueError},
+    prelude::*,
+};
+use serde::de::DeserializeOwned;
+use tokio_stream::StreamExt as _;
+
+use crate::{
+    dispatch::plan,
+    errors::{raise, raise_json},
+    process::{OfProcess, wait},
+};
+
+/// A connection to a daemon, and the cache folder for what it sends. May be used by several threads, and in a forked child,
+/// which connects anew.
+#[pyclass(module = "piecewised._core", frozen)]
+pub(crate) struct Client {
+    endpoint: Endpoint,
+    options: ClientOptions,
+    cache_folder: PathBuf,
+    connection: Mutex<OfProcess<CoreClient>>,
+}
+
+#[pymethods]
+impl Client {
+    #[new]
+    #[pyo3(signature = (endpoint = None, *, connect_timeout_s = 5.0, ready_timeout_s = 60.0, budget_s = None, cache_dir = None))]
+    fn new(
+        py: Python<'_>,
+        endpoint: Option<&str>,
+        connect_timeout_s: f64,
+        ready_timeout_s: f64,
+        budget_s: Option<f64>,
+        cache_dir: Option<PathBuf>,
+    ) -> PyResult<Self> {
+        // The one place of the client that reads the process environment.
+        let environment = |name: &str| std::env::var(name).ok();
+        let uid = rustix::process::getuid().as_raw();
+        let endpoint = Endpoint::resolve(endpoint, environment, uid).map_err(|error| raise(py, &error.into()))?;
+        let options = ClientOptions {
+            connect_timeout: seconds("connect_timeout_s", connect_timeout_s)?,
+            ready_timeout: seconds("ready_timeout_s", ready_timeout_s)?,
+            compile_budget: budget_s.map(|budget| seconds("budget_s", budget)).transpose()?,
+            ..ClientOptions::default()
+        };
+        let connection = connect(py, &endpoint, &options)?;
+        Ok(Self {
+            endpoint,
+            options,
+            cache_folder: cache_dir.unwrap_or_else(|| cache_folder(environment, uid)),
+            connection: Mutex::new(OfProcess::new(connection)),
+        })
+    }
+
+    #[getter]
+    fn endpoint(&self) -> String {
+        self.endpoint.to_string()
+    }
+
+    #[getter]
+    fn cache_dir(&self) -> PathBuf {
+        self.cache_folder.clone()
+    }
+
+    /// What the daemon can do, as JSON.
+    fn capabilities(&self, py: Python<'_>) -> PyResult<String> {
+        let client = self.connected(py)?;
+        let capabilities = wait(py, async move { client.capabilities().await })?.map_err(|error| raise(py, &error))?;
+        serde_json::to_string(&capabilities).map_err(|error| raise_json(py, "capabilities", &error))
+    }
+
+    /// Asks to compile a graph for ranges and sizes; what comes back says what happens to each.
+    #[pyo3(signature = (graph, ranges, sizes, options, toolchain = None, device = None, hints = Vec::new()))]
+    #[expect(clippy::too_many_arguments, reason = "Python's keyword arguments")]
+    fn compile(
+        &self,
+        py: Python<'_>,
+        graph: &str,
+        ranges: Vec<(i64, i64)>,
+        sizes: Vec<i64>,
+        options: &str,
+        toolchain: Option<&str>,
+        device: Option<&str>,
+        hints: Vec<i64>,
+    ) -> PyResult<Events> {
+        let request = CompileRequest {
+            plan: plan(py, &ranges, &sizes)?,
+            graph: parse(py, "graph", graph)?,
+            options: parse(py, "options", options)?,
+            format: ArtifactFormat::Inductor,
+            hints,
+            toolchain: toolchain.map(|text| parse(py, "toolchain", text)).transpose()?,
+            device: device.map(|text| parse(py, "device", text)).transpose()?,
+        };
+        let client = self.connected(py)?;
+        let stream = wait(py, async move { client.compile(request).await })?.map_err(|error| raise(py, &error))?;
+        Ok(Events {
+            entries: stream.entries().iter().copied().map(<(i64, i64)>::from).collect(),
+            stream: Mutex::new(Some(OfProcess::new(stream))),
+        })
+    }
+
+    /// Makes the artifact that a handle names a folder of the cache.
+    fn fetch(&self, py: Python<'_>, handle: &str) -> PyResult<Fetched> {
+        let handle: Handle = parse(py, "handle", handle)?;
+        let client = self.connected(py)?;
+        let folder = self.cache_folder.clone();
+        let fetching = async move {
+            let cache = Cache::open(&folder)?;
+            client.fetch(&handle, &cache).await
+        };
+        wait(py, fetching)?.map(Fetched).map_err(|error| raise(py, &error))
+    }
+
+    fn __repr__(&self) -> String {
+        format!("piecewised.Client({:?})", self.endpoint.to_string())
+    }
+}
+
+impl Client {
+    /// The connection of this process.
+    fn connected(&self, py: Python<'_>) -> PyResult<CoreClient> {
+        // Never locked across a wait: the GIL is held here, and a second thread that waited for the lock with the GIL in its
+        // hand would never be answered.
+        let lock = || self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = lock().get() {
+            return Ok(client.clone());
+        }
+        let client = connect(py, &self.endpoint, &self.options)?;
+        *lock() = OfProcess::new(client.clone());
+        Ok(client)
+    }
+}
+
+fn connect(py: Python<'_>, endpoint: &Endpoint, options: &ClientOptions) -> PyResult<CoreClient> {
+    let (endpoint, options) = (endpoint.clone(), options.clone());
+    wait(py, async move { CoreClient::connect(endpoint, options).await })?.map_err(|error| raise(py, &error))
+}
+
+fn parse<T: DeserializeOwned + Send>(py: Python<'_>, what: &str, text: &str) -> PyResult<T> {
+    py.detach(|| serde_json::from_str(text)).map_err(|error| raise_json(py, what, &error))
+}
+
+fn seconds(name: &str, value: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(value)
+        .map_err(|_| PyValueError::new_err(format!("{name} must be a number of seconds from 0 up, not {value}")))
+}
+
+/// The events of one compile, each as JSON, in the order in which they happen. An iterator for one thread at a time.
+#[pyclass(module = "piecewised._core", frozen)]
+pub(crate) struct Events {
+    entries: Vec<(i64, i64)>,
+    /// Absent while a thread reads from it, and after its end.
+    stream: Mutex<Option<OfProcess<CompileStream>>>,
+}
+
+#[pymethods]
+impl Events {
+    /// The plan's entries, which events name by position.
+    #[getter]
+    fn entries(&self) -> Vec<(i64, i64)> {
+        self.entries.clone()
+    }
+
+    fn __iter__(events: Py<Self>) -> Py<Self> {
+        events
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        let lock = || self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(mut owned) = lock().take() else { return Ok(None) };
+        let Some(stream) = owned.get_mut() else {
+            return Err(PyRuntimeError::new_err("these events belong to the process that asked for them; ask again"));
+        };
+        // Where the wait is interrupted, `owned` is dropped, which tells the daemon that nobody listens any more.
+        let event: Option<Result<Event, ClientError>> = wait(py, stream.next())?;
+        match event {
+            None => Ok(None),
+            Some(Err(error)) => Err(raise(py, &error)),
+            Some(Ok(event)) => {
+                *lock() = Some(owned);
+                serde_json::to_string(&event).map(Some).map_err(|error| raise_json(py, "event", &error))
+            }
+        }
+    }
+}
+
+/// An artifact in the cache folder.
+#[pyclass(module = "piecewised._core", frozen)]
+pub(crate) struct Fetched(CoreFetched);
+
+#[pymethods]
+impl Fetched {
+    /// The materialised artifact.
+    #[getter]
+    fn folder(&self) -> PathBuf {
+        self.0.folder.clone()
+    }
+
+    /// Whether it was there already.
+    #[getter]
+    fn was_local(&self) -> bool {
+        self.0.was_local
+    }
+
+    /// From the call to the folder.
+    #[getter]
+    fn seconds(&self) -> f64 {
+        self.0.seconds
+    }
+
+    /// Of the artifact.
+    #[getter]
+    fn size_bytes(&self) -> u64 {
+        self.0.size_bytes
+    }
+}

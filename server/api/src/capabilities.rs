@@ -1,0 +1,43 @@
+//! `GetCapabilities`.
+
+use piecewised_graph::KEY_VERSION;
+use piecewised_proto::v1;
+use piecewised_scheduler::ToolchainStatus;
+use piecewised_wire as wire;
+
+use crate::ApiConfig;
+
+pub(crate) fn capabilities(status: &ToolchainStatus, config: &ApiConfig) -> v1::GetCapabilitiesResponse {
+    let (toolchains, devices, not_ready_reason) = match status {
+        ToolchainStatus::Ready(info) => (
+            vec![wire::toolchain_to_proto(&info.toolchain)],
+            info.devices.iter().map(wire::device_to_proto).collect(),
+            String::new(),
+        ),
+        ToolchainStatus::Probing => {
+            (Vec::new(), Vec::new(), "the daemon has just started and is importing torch".to_owned())
+        }
+        ToolchainStatus::Unusable { reason } => (Vec::new(), Vec::new(), reason.clone()),
+    };
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let limits = &config.graph_limits;
+    v1::GetCapabilitiesResponse {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        key_version: KEY_VERSION,
+        ready: !toolchains.is_empty(),
+        toolchains,
+        devices,
+        formats: vec![v1::ArtifactFormat::Inductor.into()],
+        limits: Some(v1::Limits {
+            max_message_bytes: config.max_message_bytes as u64,
+            max_nodes: count(limits.max_nodes),
+            max_nesting: count(limits.max_nesting),
+            max_symbols: count(limits.max_symbols),
+            max_ranges: count(config.max_ranges),
+            max_constant_bytes: limits.max_constant_bytes as u64,
+            max_queued_jobs: count(config.max_queued_jobs),
+        }),
+        not_ready_reason,
+        n_executors: count(config.n_executors),
+    }
+}

@@ -1,0 +1,129 @@
+//! From tickets to the event stream of one request.
+
+use std::time::Instant;
+
+use async_stream::stream;
+use piecewised_graph::Handle;
+use piecewised_plan::Range;
+use piecewised_proto::v1::{self, compile_event::Event};
+use piecewised_scheduler::{JobFailure, JobState, Origin, Ticket, Watcher};
+use piecewised_wire as wire;
+use tokio_stream::{Stream, StreamExt as _, StreamMap};
+
+/// The events of a request: first one for each entry of the plan, then progress and results as they come, last Completed.
+pub(crate) fn events(
+    tickets: Vec<(Option<Range>, Ticket)>,
+    started: Instant,
+) -> impl Stream<Item = v1::CompileEvent> + Send + 'static {
+    stream! {
+        let mut summary = v1::Completed::default();
+        let mut running = StreamMap::new();
+        for (index, (range, ticket)) in tickets.into_iter().enumerate() {
+            let index = u32::try_from(index).unwrap_or(u32::MAX);
+            let at = move |event| v1::CompileEvent { index, range: range.map(wire::range_to_proto), event: Some(event) };
+            match ticket {
+                Ticket::Stored(handle) => {
+                    let event = ready(&handle, v1::Source::Store);
+                    count(&mut summary, &event);
+                    yield at(event);
+                }
+                Ticket::Running(watcher) => {
+                    yield at(first(&watcher));
+                    running.insert(index, Box::pin(follow(watcher).map(at)));
+                }
+            }
+        }
+        while let Some((_, event)) = running.next().await {
+            if let Some(kind) = &event.event {
+                count(&mut summary, kind);
+            }
+            yield event;
+        }
+        summary.elapsed_s = started.elapsed().as_secs_f64();
+        yield v1::CompileEvent { index: 0, range: None, event: Some(Event::Completed(summary)) };
+    }
+}
+
+fn count(summary: &mut v1::Completed, event: &Event) {
+    match event {
+        Event::Ready(ready) => {
+            summary.n_ready += 1;
+            match ready.source() {
+                v1::Source::Store => summary.n_from_store += 1,
+                v1::Source::Joined => summary.n_joined += 1,
+                v1::Source::Compiled | v1::Source::Unspecified => summary.n_compiled += 1,
+            }
+        }
+        Event::Failed(_) => summary.n_failed += 1,
+        _ => {}
+    }
+}
+
+fn first(watcher: &Watcher) -> Event {
+    let key = watcher.key().0.to_vec();
+    let job_id = watcher.job_id().to_owned();
+    match watcher.origin() {
+        Origin::Queued { position } => {
+            Event::Queued(v1::Queued { key, job_id, position: u32::try_from(*position).unwrap_or(u32::MAX) })
+        }
+        Origin::Joined { phase, age } => {
+            Event::Joined(v1::Joined { key, job_id, phase: phase.clone(), age_s: age.as_secs_f64() })
+        }
+    }
+}
+
+/// What a job does from now on; ends after its outcome.
+fn follow(mut watcher: Watcher) -> impl Stream<Item = Event> + Send {
+    stream! {
+        let mut attempt = 0;
+        let mut phase = String::new();
+        loop {
+            let state = watcher.state();
+            if let (Some(executor_pid), true) = (state.executor_pid, state.attempt > attempt) {
+                attempt = state.attempt;
+                phase = "started".to_owned();
+                yield Event::Started(v1::Started { job_id: watcher.job_id().to_owned(), executor_pid, attempt });
+            }
+            if attempt > 0 && state.phase != phase {
+                phase.clone_from(&state.phase);
+                yield progress(&watcher, &state);
+            }
+            match state.outcome {
+                Some(Ok(handle)) => {
+                    let source = match watcher.origin() {
+                        Origin::Queued { .. } => v1::Source::Compiled,
+                        Origin::Joined { .. } => v1::Source::Joined,
+                    };
+                    yield ready(&handle, source);
+                    break;
+                }
+                Some(Err(failure)) => {
+                    yield failed(&watcher, failure);
+                    break;
+                }
+                None => watcher.changed().await,
+            }
+        }
+    }
+}
+
+fn progress(watcher: &Watcher, state: &JobState) -> Event {
+    Event::Progress(v1::Progress {
+        job_id: watcher.job_id().to_owned(),
+        phase: state.phase.clone(),
+        elapsed_s: state.started.map_or(0.0, |started| started.elapsed().as_secs_f64()),
+    })
+}
+
+fn ready(handle: &Handle, source: v1::Source) -> Event {
+    Event::Ready(v1::Ready { handle: Some(wire::handle_to_proto(handle)), source: source.into() })
+}
+
+fn failed(watcher: &Watcher, failure: JobFailure) -> Event {
+    Event::Failed(v1::Failed {
+        key: watcher.key().0.to_vec(),
+        reason: failure.reason,
+        message: failure.message,
+        retryable: failure.retryable,
+    })
+}

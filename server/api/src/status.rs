@@ -1,0 +1,121 @@
+//! The one mapping from errors to `tonic::Status`: code, a sentence, and `google.rpc.ErrorInfo`.
+//!
+//! | code | what a caller does |
+//! |---|---|
+//! | `INVALID_ARGUMENT`, `OUT_OF_RANGE` | mend the request |
+//! | `FAILED_PRECONDITION` | compile locally, or bring daemon and worker to the same versions |
+//! | `RESOURCE_EXHAUSTED` | make it smaller, or wait as `RetryInfo` says |
+//! | `UNAVAILABLE` | ask again |
+//! | `NOT_FOUND` | compile again |
+//! | `INTERNAL` | report it |
+
+use std::{collections::HashMap, time::Duration};
+
+use piecewised_graph::GraphError;
+use piecewised_plan::PlanError;
+use piecewised_scheduler::SubmitError;
+use piecewised_store::StoreError;
+use piecewised_wire::WireError;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+/// `google.rpc.ErrorInfo.domain` of every error of this service.
+pub const ERROR_DOMAIN: &str = "piecewised";
+
+/// An error with everything that a Status says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiError {
+    code: Code,
+    reason: &'static str,
+    message: String,
+    metadata: Vec<(&'static str, String)>,
+    retry_after: Option<Duration>,
+}
+
+impl ApiError {
+    /// An error of this code and reason.
+    pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { code, reason, message: message.into(), metadata: Vec::new(), retry_after: None }
+    }
+
+    /// With a machine-readable detail.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.metadata.push((name, value.into()));
+        self
+    }
+
+    fn retry_after(mut self, delay: Duration) -> Self {
+        self.retry_after = Some(delay);
+        self
+    }
+}
+
+impl From<ApiError> for Status {
+    fn from(error: ApiError) -> Self {
+        let metadata: HashMap<String, String> =
+            error.metadata.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let mut details = ErrorDetails::with_error_info(error.reason, ERROR_DOMAIN, metadata);
+        if let Some(delay) = error.retry_after {
+            details.set_retry_info(Some(delay));
+        }
+        Status::with_error_details(error.code, format!("{}: {}", error.reason, error.message), details)
+    }
+}
+
+impl From<GraphError> for ApiError {
+    fn from(error: GraphError) -> Self {
+        let code = match error.reason() {
+            "GRAPH_TOO_LARGE" => Code::ResourceExhausted,
+            _ => Code::InvalidArgument,
+        };
+        let api = Self::new(code, error.reason(), error.to_string());
+        match error.node() {
+            Some(node) => api.with("node", node),
+            None => api,
+        }
+    }
+}
+
+impl From<PlanError> for ApiError {
+    fn from(error: PlanError) -> Self {
+        Self::new(Code::InvalidArgument, error.reason(), error.to_string())
+    }
+}
+
+impl From<WireError> for ApiError {
+    fn from(error: WireError) -> Self {
+        let api = Self::new(Code::InvalidArgument, error.reason(), error.to_string());
+        match error.node() {
+            Some(node) => api.with("node", node),
+            None => api,
+        }
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> Self {
+        let message = error.to_string();
+        match error {
+            SubmitError::Draining => {
+                Self::new(Code::Unavailable, "DRAINING", message).retry_after(Duration::from_secs(2))
+            }
+            SubmitError::StillProbing => {
+                Self::new(Code::Unavailable, "NOT_READY", message).retry_after(Duration::from_secs(2))
+            }
+            SubmitError::QueueFull { .. } => {
+                Self::new(Code::ResourceExhausted, "QUEUE_FULL", message).retry_after(Duration::from_secs(5))
+            }
+            SubmitError::NoToolchain { .. } => Self::new(Code::FailedPrecondition, "NO_TOOLCHAIN", message),
+            SubmitError::Store(error) => error.into(),
+            _ => Self::new(Code::Internal, "INTERNAL", message),
+        }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        let message = format!("{error}; ask again, and if it stays, look at the daemon's log");
+        Self::new(Code::Unavailable, "STORE_FAILED", message).retry_after(Duration::from_secs(1))
+    }
+}

@@ -1,0 +1,48 @@
+"""Why a job failed, as the daemon hears it: a reason and a message with a bounded length."""
+
+from __future__ import annotations
+
+MAX_MESSAGE_BYTES = 16 * 1024
+
+
+class JobError(Exception):
+    """A job ends with `failed`; `reason` is one of the protocol's."""
+
+    reason = "COMPILE_ERROR"
+
+
+class CompileError(JobError):
+    """The graph does not compile, here and elsewhere."""
+
+
+class Unsupported(JobError):
+    """The request holds something that this executor does not do."""
+
+    reason = "UNSUPPORTED"
+
+
+class UnprovenRange(JobError):
+    """Code came out, but not proven on the whole range."""
+
+    reason = "UNPROVEN_RANGE"
+
+
+def shorten(message: str, limit: int = MAX_MESSAGE_BYTES) -> str:
+    """At most `limit` bytes of UTF-8: head and tail are kept, since compilers say what failed first and why last."""
+    data = message.encode("utf-8", "replace")
+    if len(data) <= limit:
+        return message
+    mark = f"\n... {len(data) - limit} bytes and more left out ...\n".encode()
+    half = (limit - len(mark)) // 2
+    return (data[:half] + mark + data[-half:]).decode("utf-8", "ignore")
+
+
+def describe(error: BaseException) -> str:
+    """Type and message of an error that a compiler raised, with the innermost cause."""
+    text = f"{type(error).__name__}: {error}"
+    cause = error.__cause__
+    while cause is not None and cause.__cause__ is not None:
+        cause = cause.__cause__
+    if cause is not None and str(cause) not in text:
+        text += f"\ncaused by {type(cause).__name__}: {cause}"
+    return text

@@ -1,0 +1,175 @@
+"""One `compile` message: split the range into what can be proven, pack, answer.
+
+A first compile covers the whole range. Where its guards prove it for a part only, the rest is compiled apart, as
+further entries of the same artifact: size 1, which Inductor likes to exclude, is the usual case.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import sympy
+
+from . import program
+from .errors import JobError, UnprovenRange, Unsupported, describe, shorten
+from .pack import Container
+from .protocol import Channel
+from .prove import Interval, prove, remainder
+from .rebuild import rebuild
+from .runtime import fingerprint
+from .runtime.outputs import returns_sequence
+from .symbols import Bounds, Symbols
+
+# How often one range is compiled before it is given up as unprovable.
+MAX_COMPILES = 8
+
+
+class Phases:
+    """Tells the daemon what goes on, and adds up where the time goes."""
+
+    def __init__(self, channel: Channel, job: Any) -> None:
+        self._channel = channel
+        self._job = job
+        self._seconds: dict[str, float] = {}
+        self._started = time.monotonic()
+        self._cpu = _cpu_seconds()
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self._channel.send("phase", {"job": self._job, "phase": name})
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - started
+
+    def timings(self) -> dict[str, Any]:
+        return {
+            "total_s": time.monotonic() - self._started,
+            "cpu_s": _cpu_seconds() - self._cpu,
+            "phases": [{"phase": name, "seconds": seconds} for name, seconds in self._seconds.items()],
+        }
+
+
+def run(channel: Channel, request: dict[str, Any]) -> None:
+    """Answers one `compile` message with `phase`s and then `done` or `failed`; never raises for the job's sake."""
+    job = request.get("job")
+    try:
+        fields, artifact = compile_job(request, Phases(channel, job))
+        channel.send("done", {"job": job, **fields}, artifact)
+    except JobError as error:
+        _fail(channel, job, error.reason, str(error))
+    except Exception as error:
+        _fail(channel, job, "COMPILE_ERROR", f"{describe(error)}\n{traceback.format_exc()}")
+    finally:
+        program.reset()
+
+
+def compile_job(request: dict[str, Any], phases: Phases) -> tuple[dict[str, Any], bytes]:
+    """The fields of `done`, and the artifact. Raises JobError."""
+    if request["format"] != "inductor":
+        raise Unsupported(f"the format {request['format']!r}; this executor makes 'inductor'")
+    if request["device"] not in fingerprint.devices(request["device"]["type"]):
+        raise Unsupported(f"there is no device {request['device']} here")
+    graph = request["graph"]
+    dispatched = _dispatched_name(graph, request.get("dispatch_argument"))
+    whole: Interval | None = tuple(request["range"]) if request.get("range") and dispatched else None
+
+    container = Container()
+    segments: list[dict[str, Any]] = []
+    pending: list[Interval | None] = [whole]
+    reasons: list[str] = []
+    while pending:
+        interval = pending.pop(0)
+        if len(container.entries) == MAX_COMPILES:
+            raise UnprovenRange(_not_covered(interval, reasons, f"after {MAX_COMPILES} compiles"))
+        name = f"e{len(container.entries)}"
+        try:
+            proven, guards, rebuilt = _compile_interval(request, name, container, dispatched, interval, phases)
+        except JobError as error:
+            if not reasons or isinstance(error, Unsupported):
+                raise
+            # The first compile said what it needs; that these sizes do not compile apart is the lesser news.
+            raise UnprovenRange(_not_covered(interval, reasons, f"compiling them apart failed: {error}")) from error
+        reasons += guards
+        segments += [{"range": list(part) if part else None, "entry": name} for part in proven]
+        pending += remainder(interval, proven) if interval else []
+
+    segments.sort(key=lambda segment: segment["range"] or [])
+    with phases.phase("pack"):
+        artifact = container.to_bytes(fingerprint.toolchain(), request["device"])
+    fields = {
+        "segments": segments,
+        "timings": phases.timings(),
+        "returns_tuple": returns_sequence(rebuilt.structure),
+        "n_arguments": rebuilt.n_arguments,
+    }
+    return fields, artifact
+
+
+def _compile_interval(
+    request: dict[str, Any],
+    name: str,
+    container: Container,
+    dispatched: str | None,
+    interval: Interval | None,
+    phases: Phases,
+) -> tuple[list[Interval | None], list[str], Any]:
+    """Compiles for `interval`, adds the entry, and gives the intervals proven for it and the guards that cut them."""
+    narrowed: dict[str, Bounds] = {}
+    fixed: dict[str, int] = {}
+    hints: dict[str, int] = {}
+    if dispatched and interval:
+        if interval[0] == interval[1]:
+            fixed[dispatched] = interval[0]
+        else:
+            narrowed[dispatched] = Bounds(*interval)
+            if request.get("hint") is not None:
+                hints[dispatched] = request["hint"]
+    graph = request["graph"]
+    with phases.phase("rebuild"):
+        symbols = Symbols(graph.get("symbols", []), narrowed, fixed, hints)
+        rebuilt = rebuild(graph, symbols)
+    with phases.phase("compile"):
+        compiled = program.compile_program(rebuilt, request.get("options", {}))
+    with phases.phase("prove"):
+        symbol = symbols.by_name[dispatched] if dispatched in narrowed else None
+        proof = prove(symbols, symbol if isinstance(symbol, sympy.Symbol) else None, interval)
+    container.add(name, rebuilt, compiled)
+    return (list(proof.intervals) or [interval]), proof.guards, rebuilt
+
+
+def _dispatched_name(graph: dict[str, Any], position: int | None) -> str | None:
+    """The symbol that the placeholder at `position` is."""
+    if position is None:
+        return None
+    placeholders = [node["op"]["placeholder"]["value"] for node in graph["nodes"] if "placeholder" in node["op"]]
+    value = placeholders[position] if position < len(placeholders) else {}
+    expr = value.get("sym_int", {})
+    if "symbol" not in expr:
+        raise Unsupported(f"the dispatch argument {position} is not an integer input that is one symbol")
+    return expr["symbol"]
+
+
+def _not_covered(interval: Interval | None, reasons: list[str], why: str) -> str:
+    sizes = f"sizes {interval[0]} to {interval[1]}" if interval else "the graph"
+    needed = "; ".join(dict.fromkeys(reasons)) or "none"
+    return f"{sizes} remain unproven {why}; guards of what was compiled: {needed}"
+
+
+def _fail(channel: Channel, job: Any, reason: str, message: str) -> None:
+    first_line = message.splitlines()[0] if message else ""
+    print(f"piecewised_executor: job {job} failed, {reason}: {first_line}", file=sys.stderr, flush=True)
+    channel.send("failed", {"job": job, "reason": reason, "message": shorten(message)})
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system

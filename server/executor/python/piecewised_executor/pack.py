@@ -1,0 +1,86 @@
+"""The artifact container of docs/artifact.md: a deterministic tar with a manifest in front."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from dataclasses import dataclass, field
+from typing import Any
+
+from .program import Program
+from .rebuild import Rebuilt
+from .runtime.kernels import INDEX
+
+CONTAINER_VERSION = 1
+
+
+@dataclass
+class Container:
+    """Collects members; equal content is kept once."""
+
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    members: dict[str, bytes] = field(default_factory=dict)
+    kernel_index: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, rebuilt: Rebuilt, program: Program) -> None:
+        """Adds a part that segments can name."""
+        for digest, content in program.kernels.items():
+            path = f"kernels/{_sha256(content)}.so"
+            self.members[f"cache/{path}"] = content
+            self.kernel_index[digest] = path
+        for path, content in program.cache_files.items():
+            self.members[f"cache/{path}"] = content
+        constants = []
+        for constant in rebuilt.constants:
+            path = f"constants/{_sha256(constant.data)}.bin"
+            self.members[path] = constant.data
+            constants.append(
+                {"path": path, "dtype": constant.dtype, "sizes": constant.sizes, "device": constant.device}
+            )
+        self.members[f"programs/{name}.bin"] = program.serialized
+        self.entries.append(
+            {
+                "name": name,
+                "program": f"programs/{name}.bin",
+                "n_arguments": rebuilt.n_arguments,
+                "arguments": rebuilt.kept,
+                "constants": constants,
+                "n_outputs": rebuilt.n_outputs,
+                "output": rebuilt.structure,
+            }
+        )
+
+    def to_bytes(self, toolchain: dict[str, str], device: dict[str, str]) -> bytes:
+        """The finished container."""
+        members = dict(self.members)
+        if self.kernel_index:
+            members[f"cache/{INDEX}"] = _json(dict(sorted(self.kernel_index.items())))
+        manifest = {
+            "container_version": CONTAINER_VERSION,
+            "format": "inductor",
+            "toolchain": toolchain,
+            "device": device,
+            "entries": self.entries,
+            "files": [
+                {"path": path, "size_bytes": len(content), "sha256": _sha256(content)}
+                for path, content in sorted(members.items())
+            ],
+        }
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for path, content in [("manifest.json", _json(manifest)), *sorted(members.items())]:
+                # TarInfo's defaults are what the container asks for: a regular file, 0644, times and owners zero.
+                member = tarfile.TarInfo(path)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        return buffer.getvalue()
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

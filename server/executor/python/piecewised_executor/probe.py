@@ -1,0 +1,57 @@
+"""What this interpreter can do: the `ready` message, or a sentence that says why it can't do anything."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+from .protocol import PROTOCOL
+
+MIN_PYTHON = (3, 10)
+# What standalone_compile(aot=True), the loader and the ShapeEnv's fields were written against.
+MIN_TORCH = (2, 11)
+
+
+class Unusable(Exception):
+    """This interpreter can't compile; the message says what is missing and what to do."""
+
+
+def ready() -> dict[str, Any]:
+    """The fields of `ready`. Imports torch: seconds, when cold. Raises Unusable."""
+    started = time.monotonic()
+    if sys.version_info < MIN_PYTHON:
+        raise Unusable(f"{sys.executable} is Python {sys.version.split()[0]}; name one of 3.10 or newer with --python")
+    try:
+        import torch
+    except ImportError as error:
+        raise Unusable(
+            f"{sys.executable} cannot import torch ({error}); install torch there, or name an interpreter that has "
+            "it with --python"
+        ) from error
+    version = tuple(int(part) for part in str(torch.__version__).split("+")[0].split(".")[:2])
+    if version < MIN_TORCH:
+        raise Unusable(
+            f"{sys.executable} has torch {torch.__version__}, and piecewised needs "
+            f"{MIN_TORCH[0]}.{MIN_TORCH[1]} or newer; install a newer torch there"
+        )
+    try:
+        import torch._inductor.compile_fx  # noqa: F401  (registers the ops that Inductor itself adds)
+    except ImportError as error:
+        raise Unusable(f"torch {torch.__version__} of {sys.executable} cannot import Inductor: {error}") from error
+
+    from . import allowlist, settings
+    from .runtime import fingerprint
+
+    return {
+        "protocol": PROTOCOL,
+        "pid": os.getpid(),
+        "toolchain": fingerprint.toolchain(),
+        "devices": fingerprint.devices(),
+        "functions": allowlist.function_names(),
+        "methods": allowlist.method_names(),
+        "attributes": allowlist.attribute_names(),
+        "options": settings.inductor_options(),
+        "import_s": time.monotonic() - started,
+    }

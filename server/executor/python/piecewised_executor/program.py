@@ -1,0 +1,125 @@
+"""One call of Inductor: from a rebuilt graph to bytes that load anywhere with the same toolchain and device.
+
+Inductor's caches know neither hint nor value range, so each compile has a cache folder of its own; and since its
+process keeps counters and modules, state is reset between jobs (:func:`reset`): the n-th job gives what it would have
+given as the first.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import pickle
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo
+import torch._functorch.aot_autograd
+import torch._inductor.metrics
+from torch._inductor.codecache import PyCodeCache
+from torch._inductor.output_code import CompiledFxGraph
+from torch._inductor.standalone_compile import standalone_compile
+from torch._inductor.utils import fresh_cache
+
+from . import settings
+from .errors import CompileError, describe
+from .rebuild import Rebuilt
+from .runtime import kernels
+
+# What the executor decides about every compile; see settings._RESERVED.
+_PATCHES: dict[str, Any] = {
+    "autotune_remote_cache": False,
+    "bundled_autotune_remote_cache": False,
+    "disable_progress": True,
+    "fx_graph_cache": True,
+    "fx_graph_remote_cache": False,
+}
+
+
+@dataclass(frozen=True)
+class Program:
+    """`serialized` is what AOTCompiledArtifact.deserialize takes; `cache_files` (relative path to content) and
+    `kernels` (request digest to content) are what it looks up meanwhile."""
+
+    serialized: bytes
+    cache_files: dict[str, bytes]
+    kernels: dict[str, bytes]
+
+
+def compile_program(rebuilt: Rebuilt, options: dict[str, Any]) -> Program:
+    """Compiles for the symbols' value ranges and hints as they are; guards are left in the ShapeEnv.
+
+    `options` is a CompileOptions. Raises Unsupported for an option that can't be set, CompileError for the rest.
+    """
+    patches = {
+        **settings.inductor_patches(options.get("inductor", {})),
+        **_PATCHES,
+        "compile_threads": settings.compile_threads(),
+    }
+    recorded: dict[str, str] = {}
+    # The tracing context hands the compile our ShapeEnv; "from_graph" would look for it in the outputs, and not find
+    # it where a graph returns integers only.
+    context = torch._guards.TracingContext(rebuilt.fake_mode)
+    with (
+        fresh_cache(),
+        settings.torch_settings(options.get("torch", {})),
+        torch.no_grad(),
+        torch._guards.tracing(context),
+        kernels.recording(recorded),
+    ):
+        try:
+            artifact = standalone_compile(
+                rebuilt.module,
+                rebuilt.inputs,
+                dynamic_shapes="from_tracing_context",
+                options={"config_patches": patches},
+                aot=True,
+            )
+            serialized, files = _normalised(artifact.serialize())
+        except Exception as error:
+            raise CompileError(describe(error)) from error
+        files.update(_autotuning_results(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])))
+        contents = {digest: Path(path).read_bytes() for digest, path in recorded.items()}
+    return Program(serialized, files, contents)
+
+
+def reset() -> None:
+    """Back to the state before the first compile, as far as code and memory depend on it."""
+    torch._dynamo.reset()
+    torch._inductor.metrics.reset()
+    # The number that Inductor writes into the code's header.
+    torch._functorch.aot_autograd.AOT_COUNTER = itertools.count()
+    PyCodeCache.cache_clear()
+    PyCodeCache.linemaps.clear()
+    for name in [name for name in sys.modules if name.startswith("torch._inductor.runtime.compile_tasks.")]:
+        del sys.modules[name]
+    gc.collect()
+
+
+def _normalised(serialized: bytes) -> tuple[bytes, dict[str, bytes]]:
+    """The program without what differs from one compile to the next, and the wrapper's source as a cache file.
+
+    Left out: how long the compile took, and the texts of graphs that only logging reads.
+    """
+    entry, triton_kernels, constant_args = pickle.loads(serialized)
+    entry.forward_time_taken_ns = entry.backward_time_taken_ns = 0
+    entry.aot_joint_graph_str = entry.aot_forward_graph_str = entry.aot_backward_graph_str = None
+    graph = entry.compiled_fw.result
+    files: dict[str, bytes] = {}
+    if isinstance(graph, CompiledFxGraph):
+        graph.runnable_graph_str = graph.inductor_post_grad_graph_str = ""
+        graph.inductor_provenance_mapping_str = graph.inductor_provenance_stack_traces_str = None
+        graph.cache_linemap = []
+        graph._time_taken_ns = 0
+        graph._fx_graph_cache_debug_lines = []
+        files[f"{graph.cache_key[1:3]}/{graph.cache_key}.py"] = graph.source_code.encode()
+    return pickle.dumps((entry, triton_kernels, constant_args)), files
+
+
+def _autotuning_results(cache: Path) -> dict[str, bytes]:
+    """What Triton's heuristics settled on, so that the worker's first call does not measure again."""
+    return {path.relative_to(cache).as_posix(): path.read_bytes() for path in cache.rglob("*.best_config")}

@@ -1,0 +1,163 @@
+"""Shape symbols: from the graph's declarations to a ShapeEnv of this process.
+
+A symbol's value range is what the compiler may rely on, so it is set to exactly what this compile is for: the range
+for the dispatched symbol, the declared one for the others. Neither 0 nor 1 is special here: a compile that needs them
+excluded leaves a guard, which `prove` reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch._dynamo.source import ConstantSource
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.utils._sympy import functions as sf
+from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.value_ranges import ValueRanges
+
+from .errors import Unsupported
+
+# A size to think of where nobody named one. Large, so that a wide range is tuned for its throughput end.
+DEFAULT_HINT = 8192
+
+# The wire's way to say "no lower bound".
+I64_MIN = -(2**63)
+
+_FUNCTIONS: dict[str, Any] = {
+    "add": sympy.Add,
+    "mul": sympy.Mul,
+    "pow": sympy.Pow,
+    "floor_div": sf.FloorDiv,
+    "clean_div": sf.CleanDiv,
+    "ceil_div": sf.CeilDiv,
+    "mod": sf.Mod,
+    "python_mod": sf.PythonMod,
+    "modular_indexing": sf.ModularIndexing,
+    "max": sf.Max,
+    "min": sf.Min,
+    "to_float": sf.ToFloat,
+    "trunc_to_int": sf.TruncToInt,
+    "floor_to_int": sf.FloorToInt,
+    "ceil_to_int": sf.CeilToInt,
+    "round_to_int": sf.RoundToInt,
+    "int_true_div": sf.IntTrueDiv,
+    "float_true_div": sf.FloatTrueDiv,
+    "pow_by_natural": sf.PowByNatural,
+    "float_pow": sf.FloatPow,
+    "abs": sympy.Abs,
+    "where": sf.Where,
+    "identity": sf.Identity,
+    "eq": sympy.Eq,
+    "ne": sympy.Ne,
+    "lt": sympy.Lt,
+    "le": sympy.Le,
+    "gt": sympy.Gt,
+    "ge": sympy.Ge,
+    "and": sympy.And,
+    "or": sympy.Or,
+    "not": sympy.Not,
+    "sqrt": sf.OpaqueUnaryFn_sqrt,
+}
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Inclusive; None is unbounded."""
+
+    low: int | None
+    high: int | None
+
+    def clamp(self, value: int) -> int:
+        if self.low is not None and value < self.low:
+            return self.low
+        if self.high is not None and value > self.high:
+            return self.high
+        return value
+
+
+class Symbols:
+    """The symbols of one compile, in a ShapeEnv of their own.
+
+    `narrowed` gives bounds to a symbol in place of the declared ones, `fixed` a number in place of a symbol, and
+    `hints` the size to think of; all by the symbol's name.
+    """
+
+    def __init__(
+        self,
+        declared: list[dict[str, Any]],
+        narrowed: dict[str, Bounds],
+        fixed: dict[str, int],
+        hints: dict[str, int],
+    ) -> None:
+        # Sizes may be equal by chance (duck) or 0 or 1: none of it is known of the sizes that come later.
+        self.shape_env = ShapeEnv(duck_shape=False, specialize_zero_one=False)
+        self.by_name: dict[str, sympy.Expr] = {}
+        self.bounds: dict[sympy.Symbol, Bounds] = {}
+        for symbol in declared:
+            name = symbol["name"]
+            if name in fixed:
+                self.by_name[name] = sympy.Integer(fixed[name])
+                continue
+            bounds = narrowed.get(name) or declared_bounds(symbol)
+            hint = bounds.clamp(hints.get(name, symbol.get("hint", DEFAULT_HINT)))
+            self.by_name[name] = self._create(name, bounds, hint)
+
+    def _create(self, name: str, bounds: Bounds, hint: int) -> sympy.Symbol:
+        created = self.shape_env.create_symbol(
+            hint,
+            source=ConstantSource(name),
+            dynamic_dim=DimDynamic.DYNAMIC,
+            positive=True if bounds.low is not None and bounds.low >= 1 else None,
+            do_not_specialize_zero_one=True,
+        )
+        self.shape_env.var_to_range[created] = ValueRanges(
+            -int_oo if bounds.low is None else sympy.Integer(bounds.low),
+            int_oo if bounds.high is None else sympy.Integer(bounds.high),
+        )
+        self.bounds[created] = bounds
+        return created
+
+    def expr(self, tree: dict[str, Any]) -> sympy.Basic:
+        """The sympy expression of a SymExpr."""
+        ((kind, value),) = tree.items()
+        if kind == "int":
+            return sympy.Integer(value)
+        if kind == "symbol":
+            if value not in self.by_name:
+                raise Unsupported(f"the expression names {value}, which the graph does not declare")
+            return self.by_name[value]
+        if kind == "real":
+            return sympy.Float(float(value))
+        if kind == "bool":
+            return sympy.true if value else sympy.false
+        function, operands = value
+        if function not in _FUNCTIONS:
+            raise Unsupported(f"expressions with {function} are not known to this executor")
+        return _FUNCTIONS[function](*(self.expr(operand) for operand in operands))
+
+    def integer(self, tree: dict[str, Any]) -> int | torch.SymInt:
+        """The number that a SymExpr is here: an int where every symbol in it is fixed."""
+        expr = self.expr(tree)
+        if isinstance(expr, sympy.Integer):
+            return int(expr)
+        return self.shape_env.create_symintnode(expr, hint=None)
+
+    def number(self, kind: str, tree: dict[str, Any]) -> Any:
+        """As `integer`, for "sym_int", "sym_float" and "sym_bool"."""
+        if kind == "sym_int":
+            return self.integer(tree)
+        expr = self.expr(tree)
+        if kind == "sym_float":
+            return float(expr) if expr.is_number else self.shape_env.create_symfloatnode(expr, hint=None)
+        if expr in (sympy.true, sympy.false):
+            return bool(expr)
+        return self.shape_env.create_symboolnode(expr)
+
+
+def declared_bounds(symbol: dict[str, Any]) -> Bounds:
+    """What the graph says about a symbol; no minimum is 0."""
+    low = symbol.get("min", 0)
+    return Bounds(None if low == I64_MIN else low, symbol.get("max"))

@@ -1,0 +1,53 @@
+//! What an executor needs to start.
+
+use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, time::Duration};
+
+/// How executors are started and what they may take. Cloned per executor.
+#[derive(Debug, Clone)]
+pub struct ExecutorConfig {
+    /// The interpreter.
+    pub python: PathBuf,
+    /// The folder that holds the executor's source, from [`crate::ExecutorSource::lay_down`].
+    pub source_dir: PathBuf,
+    /// Where each executor gets its private temporary folder.
+    pub temp_root: PathBuf,
+    /// From the start to `ready`: importing torch takes seconds, on cold network storage minutes.
+    pub ready_deadline: Duration,
+    /// For one compile, from the request to the last byte of the artifact.
+    pub job_deadline: Duration,
+    /// The largest artifact that is taken.
+    pub max_artifact_bytes: u64,
+    /// The environment that [`crate::environment`] chooses from: the daemon's.
+    pub environment: BTreeMap<OsString, OsString>,
+    /// Names beside the allow-list that are handed on; a `*` at the end stands for any ending.
+    pub extra_environment: Vec<String>,
+    /// Nice level, 0 to 19; 0 leaves it alone.
+    pub nice: u8,
+    /// Processes that Inductor compiles kernels with; none leaves it to Inductor.
+    pub n_compile_threads: Option<usize>,
+}
+
+impl ExecutorConfig {
+    /// A config with the defaults: two minutes to be ready, half an hour for a compile, artifacts up to 1 GiB, nice level 5, and an
+    /// empty environment.
+    pub fn new(python: impl Into<PathBuf>, source_dir: impl Into<PathBuf>, temp_root: impl Into<PathBuf>) -> Self {
+        Self {
+            python: python.into(),
+            source_dir: source_dir.into(),
+            temp_root: temp_root.into(),
+            ready_deadline: Duration::from_secs(120),
+            job_deadline: Duration::from_secs(1800),
+            max_artifact_bytes: 1 << 30,
+            environment: BTreeMap::new(),
+            extra_environment: Vec::new(),
+            nice: 5,
+            n_compile_threads: None,
+        }
+    }
+
+    /// The same with another interpreter.
+    #[must_use]
+    pub fn with_python(&self, python: impl Into<PathBuf>) -> Self {
+        Self { python: python.into(), ..self.clone() }
+    }
+}

@@ -1,0 +1,137 @@
+//! How starting an executor or compiling with it can fail.
+
+use std::{fmt, io, path::PathBuf, time::Duration};
+
+use serde::Deserialize;
+use thiserror::Error;
+
+/// Why a compile failed by itself, on an executor that is well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum FailureReason {
+    /// The compiler refused the graph.
+    CompileError,
+    /// Guards remain that could not be decided for the range.
+    UnprovenRange,
+    /// The executor cannot do what was asked.
+    Unsupported,
+}
+
+impl FailureReason {
+    /// The stable name, as in the protocol: "COMPILE_ERROR".
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::CompileError => "COMPILE_ERROR",
+            Self::UnprovenRange => "UNPROVEN_RANGE",
+            Self::Unsupported => "UNSUPPORTED",
+        }
+    }
+}
+
+impl fmt::Display for FailureReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What went wrong with an executor. `tail` is the last of what it printed, bounded, for people.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ExecutorError {
+    /// The process could not be started, or its private folder not be made.
+    #[error("cannot start {}: {source}", .python.display())]
+    Spawn {
+        /// The interpreter.
+        python: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It ended, or went on too long, before it was ready.
+    #[error("{} did not become ready: {problem}{}", .python.display(), Printed(.tail))]
+    NotReady {
+        /// The interpreter.
+        python: PathBuf,
+        /// "it ended with exit code 1", "it was not ready after 120 s".
+        problem: String,
+        /// The last lines it printed.
+        tail: String,
+    },
+    /// It says itself that it cannot work here.
+    #[error("{} cannot compile: {reason}", .python.display())]
+    Unusable {
+        /// The interpreter.
+        python: PathBuf,
+        /// Its own words.
+        reason: String,
+    },
+    /// It ended in the middle of a job, or before one.
+    #[error("the executor {status}{}", Printed(.tail))]
+    Crashed {
+        /// "was killed by SIGKILL (out of memory?)", "ended with exit code 1".
+        status: String,
+        /// The last lines it printed.
+        tail: String,
+    },
+    /// The job took longer than its deadline; the executor was killed.
+    #[error("the compile took longer than its deadline of {} s and was ended{}", .deadline.as_secs_f64(), Printed(.tail))]
+    TimedOut {
+        /// The deadline.
+        deadline: Duration,
+        /// The last lines it printed.
+        tail: String,
+    },
+    /// The compile's own failure: the same job fails again, on any executor of the same toolchain.
+    #[error("{reason}: {message}")]
+    Failed {
+        /// The kind.
+        reason: FailureReason,
+        /// The compiler's words, at most 16 KiB (the middle is left out of longer ones).
+        message: String,
+    },
+    /// The job cannot be put into a frame; nothing was sent.
+    #[error("the job cannot be sent to an executor: {problem}")]
+    BadJob {
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// It sent something that the protocol does not have; it was killed.
+    #[error("the executor broke the protocol: {problem}{}", Printed(.tail))]
+    Protocol {
+        /// What it sent.
+        problem: String,
+        /// The last lines it printed.
+        tail: String,
+    },
+    /// An earlier job was abandoned or ended badly, so this executor is gone.
+    #[error("this executor is no longer usable: an earlier job on it ended badly or was abandoned")]
+    Broken,
+}
+
+impl ExecutorError {
+    /// Whether the executor is well and can take the next job. Where not, it is already being killed.
+    pub fn executor_can_go_on(&self) -> bool {
+        matches!(self, Self::Failed { .. } | Self::BadJob { .. })
+    }
+
+    /// Whether the same job may end otherwise on another executor.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Spawn { .. }
+            | Self::NotReady { .. }
+            | Self::Crashed { .. }
+            | Self::TimedOut { .. }
+            | Self::Protocol { .. }
+            | Self::Broken => true,
+            Self::Unusable { .. } | Self::Failed { .. } | Self::BadJob { .. } => false,
+        }
+    }
+}
+
+/// The tail as the end of a sentence, left out where there is none.
+struct Printed<'a>(&'a str);
+
+impl fmt::Display for Printed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() { Ok(()) } else { write!(f, "; the last it printed:\n{}", self.0) }
+    }
+}

@@ -1,0 +1,46 @@
+//! What an executor is asked, and what it answers.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use piecewised_graph::{
+    Segment, Timings,
+    request::{ArtifactFormat, CompileOptions, DeviceKind},
+};
+use piecewised_plan::Range;
+
+/// One graph, for one range.
+#[derive(Debug, Clone)]
+pub struct CompileJob {
+    /// Names the job in logs and on the wire.
+    pub id: String,
+    /// The canonical graph as JSON text, sent as it is.
+    pub graph: Arc<str>,
+    /// The sizes to compile for; none where the graph has no symbolic input.
+    pub range: Option<Range>,
+    /// The position of the placeholder whose value is dispatched on.
+    pub dispatch_argument: Option<u32>,
+    /// The size that heuristics should think of.
+    pub hint: Option<i64>,
+    /// What the caller chose.
+    pub options: CompileOptions,
+    /// How the artifact is packed.
+    pub format: ArtifactFormat,
+    /// What the code runs on.
+    pub device: DeviceKind,
+}
+
+/// A finished compile.
+#[derive(Debug, Clone)]
+pub struct CompileOutcome {
+    /// The artifact's container, as docs/artifact.md has it.
+    pub artifact: Bytes,
+    /// Its parts and the sizes each was proven for: at least one, inside the job's range, none overlapping another.
+    pub segments: Vec<Segment>,
+    /// Where the time went.
+    pub timings: Timings,
+    /// Whether the compiled function returns a tuple.
+    pub returns_tuple: bool,
+    /// How many arguments it takes.
+    pub n_arguments: u32,
+}

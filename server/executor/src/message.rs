@@ -1,0 +1,229 @@
+//! The messages of docs/executor-protocol.md, and what is believed of them.
+//!
+//! An executor's answer is checked against the job before anything is built on it: a segment outside the job's range would be
+//! dispatched to without proof.
+
+use piecewised_graph::{
+    Segment, Timings,
+    request::{ArtifactFormat, CompileOptions, DeviceKind, Toolchain},
+};
+use piecewised_plan::Range;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::{CompileJob, FailureReason};
+
+/// The version that both sides speak.
+pub(crate) const PROTOCOL: u32 = 1;
+
+/// What an interpreter says of itself once it has imported torch.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Hello {
+    /// The interpreter and its torch.
+    pub toolchain: Toolchain,
+    /// What it can compile for.
+    pub devices: Vec<DeviceKind>,
+    /// The allow-list of `call_function`.
+    pub functions: Vec<String>,
+    /// The allow-list of `call_method`.
+    pub methods: Vec<String>,
+    /// The allow-list of `getattr`.
+    pub attributes: Vec<String>,
+    /// Inductor's options.
+    pub options: Vec<InductorOption>,
+    /// Seconds that importing torch took.
+    pub import_s: f64,
+}
+
+/// One option of `torch._inductor.config`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct InductorOption {
+    /// "max_autotune", "triton.cudagraphs".
+    pub name: String,
+    /// Whether it is the operator's (programs, paths, caches) and so refused in a request.
+    pub reserved: bool,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ToExecutor<'a> {
+    Hello {
+        protocol: u32,
+    },
+    Compile {
+        job: &'a str,
+        graph: &'a RawValue,
+        range: Option<Range>,
+        dispatch_argument: Option<u32>,
+        hint: Option<i64>,
+        options: &'a CompileOptions,
+        format: ArtifactFormat,
+        device: &'a DeviceKind,
+    },
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum FromExecutor {
+    Ready {
+        protocol: u32,
+        #[serde(flatten)]
+        hello: Box<Hello>,
+    },
+    Unusable {
+        reason: String,
+    },
+    Phase {
+        job: String,
+        phase: String,
+    },
+    Done {
+        job: String,
+        segments: Vec<Segment>,
+        timings: Timings,
+        returns_tuple: bool,
+        n_arguments: u32,
+    },
+    Failed {
+        job: String,
+        reason: FailureReason,
+        message: String,
+    },
+}
+
+impl FromExecutor {
+    /// Its name in the protocol.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Ready { .. } => "ready",
+            Self::Unusable { .. } => "unusable",
+            Self::Phase { .. } => "phase",
+            Self::Done { .. } => "done",
+            Self::Failed { .. } => "failed",
+        }
+    }
+}
+
+/// The JSON text of `hello`.
+pub(crate) fn hello() -> Result<Vec<u8>, serde_json::Error> {
+    serde_json::to_vec(&ToExecutor::Hello { protocol: PROTOCOL })
+}
+
+/// The JSON text of `compile`; fails where the graph is not JSON.
+pub(crate) fn compile(job: &CompileJob) -> Result<Vec<u8>, serde_json::Error> {
+    serde_json::to_vec(&ToExecutor::Compile {
+        job: &job.id,
+        graph: serde_json::from_str(&job.graph)?,
+        range: job.range,
+        dispatch_argument: job.dispatch_argument,
+        hint: job.hint,
+        options: &job.options,
+        format: job.format,
+        device: &job.device,
+    })
+}
+
+/// Whether `segments` can be the answer to a job for `range`: some, inside it, and none overlapping another.
+pub(crate) fn check_segments(segments: &[Segment], range: Option<Range>) -> Result<(), String> {
+    if segments.is_empty() {
+        return Err("`done` without a segment".into());
+    }
+    for (i, segment) in segments.iter().enumerate() {
+        match (segment.range, range) {
+            (None, None) if segments.len() == 1 => {}
+            (Some(part), Some(whole)) if whole.covers(part) => {
+                let others = segments[..i].iter().filter_map(|other| other.range);
+                if let Some(other) = others.into_iter().find(|other| other.overlaps(part)) {
+                    return Err(format!("`done` with overlapping segments {other} and {part}"));
+                }
+            }
+            (part, whole) => {
+                let text = |range: Option<Range>| range.map_or("no range".to_owned(), |range| range.to_string());
+                return Err(format!("`done` with a segment for {} in a job for {}", text(part), text(whole)));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `text` with its middle left out where it is longer than `limit` bytes: the beginning names the error, the end has the
+/// traceback's last frame.
+pub(crate) fn shorten(text: String, limit: usize) -> String {
+    if text.len() <= limit {
+        return text;
+    }
+    // Half for each end, less the room for the words between them; moved to where characters begin.
+    let half = (limit / 2).saturating_sub(32);
+    let head = (0..=half).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    let tail = (text.len() - half..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
+    format!("{}\n... ({} bytes left out) ...\n{}", &text[..head], tail - head, &text[tail..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segments(ranges: &[Option<(i64, i64)>]) -> Vec<Segment> {
+        let range = |range: &Option<(i64, i64)>| range.map(|(start, end)| Range::new(start, end).unwrap());
+        ranges.iter().map(|one| Segment { range: range(one), entry: "e".into() }).collect()
+    }
+
+    #[test]
+    fn segments_stay_inside_what_was_asked() {
+        let whole = Some(Range::new(1, 16).unwrap());
+        let check = |ranges: &[_], whole| check_segments(&segments(ranges), whole);
+        assert_eq!(check(&[Some((1, 16))], whole), Ok(()));
+        assert_eq!(check(&[Some((2, 16)), Some((1, 1))], whole), Ok(()));
+        assert_eq!(check(&[None], None), Ok(()));
+        for (ranges, whole, problem) in [
+            (vec![], whole, "without a segment"),
+            (vec![Some((1, 17))], whole, "[1, 17] in a job for [1, 16]"),
+            (vec![Some((1, 8)), Some((8, 16))], whole, "overlapping segments [1, 8] and [8, 16]"),
+            (vec![None], whole, "no range in a job for [1, 16]"),
+            (vec![Some((1, 1))], None, "in a job for no range"),
+            (vec![None, None], None, "in a job for no range"),
+        ] {
+            let found = check(&ranges, whole).unwrap_err();
+            assert!(found.contains(problem), "{found}");
+        }
+    }
+
+    #[test]
+    fn a_long_message_keeps_both_ends() {
+        let long = format!("first{}last", "é".repeat(20_000));
+        let short = shorten(long, 16 << 10);
+        assert!(short.len() <= 16 << 10, "{}", short.len());
+        assert!(short.starts_with("first") && short.ends_with("last") && short.contains("bytes left out"));
+        assert_eq!(shorten("as it is".into(), 16), "as it is");
+        assert!(shorten("é".repeat(100), 65).contains("bytes left out"));
+    }
+
+    #[test]
+    fn a_compile_carries_the_graph_as_it_is() {
+        let job = CompileJob {
+            id: "j1".into(),
+            graph: r#"{"nodes": [1.0e1]}"#.into(),
+            range: Some(Range::new(1, 16).unwrap()),
+            dispatch_argument: Some(2),
+            hint: None,
+            options: CompileOptions::default(),
+            format: ArtifactFormat::Inductor,
+            device: DeviceKind { r#type: "cpu".into(), name: "x86_64".into(), capability: "ab".into() },
+        };
+        let text = String::from_utf8(compile(&job).unwrap()).unwrap();
+        assert!(text.starts_with(
+            r#"{"compile":{"job":"j1","graph":{"nodes": [1.0e1]},"range":[1,16],"dispatch_argument":2,"hint":null,"options":{"#
+        ));
+        assert!(
+            text.ends_with(r#""format":"inductor","device":{"type":"cpu","name":"x86_64","capability":"ab"}}}"#),
+            "{text}"
+        );
+        assert!(compile(&CompileJob { graph: "{".into(), ..job }).is_err());
+    }
+
+    #[test]
+    fn a_deep_graph_can_be_carried() {
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        assert!(serde_json::from_str::<&RawValue>(&deep).is_ok());
+    }
+}

@@ -1,0 +1,83 @@
+//! What the executor's integration tests share: a real interpreter, the stub, and a look at what is left of a group.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use piecewised_executor::{CompileJob, Executor, ExecutorConfig};
+use piecewised_graph::request::{ArtifactFormat, CompileOptions, DeviceKind};
+use piecewised_plan::Range;
+use tempfile::TempDir;
+
+/// The interpreter with torch that the tests run on.
+pub(crate) fn python() -> PathBuf {
+    std::env::var_os("PIECEWISED_TEST_PYTHON").map(PathBuf::from).expect(
+        "PIECEWISED_TEST_PYTHON is not set: it must name a Python interpreter that can import torch; `make test` sets it",
+    )
+}
+
+/// A config that starts the stub, and the folder that its executors live in.
+pub(crate) fn stub(start: &str) -> (ExecutorConfig, TempDir) {
+    let root = tempfile::tempdir().unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/stub");
+    let mut config = ExecutorConfig::new(python(), source, root.path());
+    config.environment = BTreeMap::from_iter(std::env::vars_os());
+    config.environment.insert("STUB_START".into(), start.into());
+    config.extra_environment = vec!["STUB_START".into()];
+    (config, root)
+}
+
+/// A running stub.
+pub(crate) async fn started() -> (Executor, TempDir) {
+    let (config, root) = stub("ready");
+    (Executor::spawn(&config).await.unwrap(), root)
+}
+
+/// A job that tells the stub what to do.
+pub(crate) fn job(id: &str) -> CompileJob {
+    CompileJob {
+        id: id.into(),
+        graph: r#"{"nodes":[]}"#.into(),
+        range: Some(Range::new(1, 16).unwrap()),
+        dispatch_argument: Some(0),
+        hint: Some(8),
+        options: CompileOptions::default(),
+        format: ArtifactFormat::Inductor,
+        device: DeviceKind { r#type: "cpu".into(), name: "stub".into(), capability: String::new() },
+    }
+}
+
+/// Living members of the process group, by their numbers.
+pub(crate) fn members(group: u32) -> Vec<u32> {
+    fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+            // "pid (name) state ppid pgrp ...", and the name may hold anything.
+            let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+            (fields[0] != "Z" && fields[2].parse() == Ok(group)).then_some(pid)
+        })
+        .collect()
+}
+
+/// Waits until `so` holds; fails where it never does.
+pub(crate) async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !so() {
+        assert!(start.elapsed() < Duration::from_secs(20), "never: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Waits until nothing is left of an executor: neither a process of its group nor a file of its own.
+pub(crate) async fn nothing_left(group: u32, root: &TempDir) {
+    eventually("no process of the group is left", || members(group).is_empty()).await;
+    eventually("no folder is left", || fs::read_dir(root.path()).unwrap().next().is_none()).await;
+}

@@ -1,0 +1,78 @@
+//! Each component changes the key, and nothing else does.
+
+use piecewised_plan::Range;
+
+use crate::{
+    Digest, KeyParts,
+    model::Real,
+    options_for_key,
+    request::{ArtifactFormat, CompileOptions, DeviceKind, OptionValue},
+};
+
+fn device(capability: &str) -> DeviceKind {
+    DeviceKind { r#type: "cuda".into(), name: "NVIDIA H200".into(), capability: capability.into() }
+}
+
+#[test]
+fn every_component_changes_the_key_and_is_named_by_the_table() {
+    let graph = Digest::of(b"graph");
+    let other_digest = Digest::of(b"other");
+    let mut options = CompileOptions::default();
+    let devices = [device("9.0")];
+    let base = KeyParts {
+        graph: &graph,
+        range: Range::new(1, 16).ok(),
+        dispatch_argument: Some(0),
+        hint: Some(4),
+        options: &options.clone(),
+        frontend: None,
+        format: ArtifactFormat::Inductor,
+        toolchain: "aa",
+        devices: &devices,
+    };
+    // Pinned: a change of it makes every stored artifact unreachable, which needs a new KEY_VERSION.
+    expect_test::expect!["f7f12d490d73a27e358902d093722b4992ac63129d6a7ed4fdddb637c95a3ee6"].assert_eq(&base.key().to_string());
+
+    options.inductor.insert("max_autotune".into(), OptionValue::Bool(true));
+    let other_devices = [device("8.0")];
+    let changed = [
+        ("graph", KeyParts { graph: &other_digest, ..base.clone() }),
+        ("range", KeyParts { range: Range::new(1, 17).ok(), ..base.clone() }),
+        ("range", KeyParts { range: None, ..base.clone() }),
+        ("dispatch_argument", KeyParts { dispatch_argument: Some(1), ..base.clone() }),
+        ("hint", KeyParts { hint: Some(5), ..base.clone() }),
+        ("options", KeyParts { options: &options, ..base.clone() }),
+        ("frontend", KeyParts { frontend: Some(&other_digest), ..base.clone() }),
+        ("toolchain", KeyParts { toolchain: "ab", ..base.clone() }),
+        ("devices", KeyParts { devices: &other_devices, ..base.clone() }),
+    ];
+    for (name, parts) in changed {
+        assert_ne!(parts.key(), base.key(), "{name}");
+        let (theirs, ours) = (parts.components(), base.components());
+        let differing: Vec<_> = ours.keys().filter(|key| theirs[*key] != ours[*key]).collect();
+        assert_eq!(differing, [&name]);
+    }
+}
+
+#[test]
+fn the_order_of_options_does_not_count_and_their_types_do() {
+    let options = |pairs: &[(&str, OptionValue)]| CompileOptions {
+        inductor: pairs.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
+        ..CompileOptions::default()
+    };
+    let a = ("a", OptionValue::Int(1));
+    let b = ("b", OptionValue::Str("x".into()));
+    let text = |options: &CompileOptions| serde_json::to_string(options).unwrap();
+    assert_eq!(text(&options(&[a.clone(), b.clone()])), text(&options(&[b, a.clone()])));
+    for other in [OptionValue::Bool(true), OptionValue::Float(Real(1.0)), OptionValue::Str("1".into()), OptionValue::None] {
+        assert_ne!(text(&options(&[a.clone()])), text(&options(&[("a", other)])));
+    }
+}
+
+#[test]
+fn the_number_of_threads_counts_for_cpu_code_only() {
+    let mut options = CompileOptions::default();
+    options.torch.num_threads = 7;
+    assert_eq!(options_for_key(&options, &["cuda".into()]).torch.num_threads, 0);
+    assert_eq!(options_for_key(&options, &["cpu".into(), "cuda".into()]).torch.num_threads, 7);
+}

@@ -1,0 +1,146 @@
+//! A job, its state as its callers see it, and what a caller holds.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use piecewised_graph::{
+    Digest, Handle,
+    request::{ArtifactFormat, CompileOptions, DeviceKind, Toolchain},
+};
+use piecewised_plan::Range;
+use tokio::sync::watch;
+
+use crate::JobFailure;
+
+/// What is to be compiled.
+#[derive(Debug, Clone)]
+pub struct JobSpec {
+    /// The key of the result.
+    pub key: Digest,
+    /// The canonical graph's digest.
+    pub graph_digest: Digest,
+    /// The canonical graph.
+    pub graph: Arc<str>,
+    /// `None`: the graph has no symbolic input.
+    pub range: Option<Range>,
+    /// The placeholder that is dispatched on.
+    pub dispatch_argument: Option<u32>,
+    /// The size that heuristics think of.
+    pub hint: Option<i64>,
+    /// As they went into the key.
+    pub options: CompileOptions,
+    /// How the artifact is packed.
+    pub format: ArtifactFormat,
+    /// Which toolchain the key is for.
+    pub toolchain: Toolchain,
+    /// Which device the key is for.
+    pub device: DeviceKind,
+}
+
+/// Where a job is.
+#[derive(Debug, Clone)]
+pub struct JobState {
+    /// Which try is running; 0: none has started.
+    pub attempt: u32,
+    /// The executor's process.
+    pub executor_pid: Option<u32>,
+    /// "queued" or a phase of the executor.
+    pub phase: String,
+    /// When the first try started.
+    pub started: Option<Instant>,
+    /// Set at the end.
+    pub outcome: Option<Result<Handle, JobFailure>>,
+}
+
+/// One compile of one key.
+#[derive(Debug)]
+pub(crate) struct Job {
+    /// Names the job in logs and events.
+    pub(crate) id: String,
+    pub(crate) spec: JobSpec,
+    pub(crate) queued: Instant,
+    pub(crate) state: watch::Sender<JobState>,
+}
+
+impl Job {
+    pub(crate) fn new(id: String, spec: JobSpec) -> Self {
+        let state = JobState { attempt: 0, executor_pid: None, phase: "queued".into(), started: None, outcome: None };
+        Self { id, spec, queued: Instant::now(), state: watch::Sender::new(state) }
+    }
+
+    pub(crate) fn has_watchers(&self) -> bool {
+        self.state.receiver_count() > 0
+    }
+}
+
+/// What a caller gets for each job of its request.
+#[derive(Debug)]
+pub enum Ticket {
+    /// It was in the store.
+    Stored(Box<Handle>),
+    /// It is queued or running.
+    Running(Watcher),
+}
+
+/// How a caller came to a job.
+#[derive(Debug, Clone)]
+pub enum Origin {
+    /// The job was made for it.
+    Queued {
+        /// Jobs before it.
+        position: usize,
+    },
+    /// The job was there.
+    Joined {
+        /// Where it was.
+        phase: String,
+        /// Since it was queued.
+        age: Duration,
+    },
+}
+
+/// A caller's view of a job. Dropping it is leaving.
+#[derive(Debug)]
+pub struct Watcher {
+    job: Arc<Job>,
+    state: watch::Receiver<JobState>,
+    origin: Origin,
+}
+
+impl Watcher {
+    pub(crate) fn new(job: &Arc<Job>, origin: Origin) -> Self {
+        Self { job: Arc::clone(job), state: job.state.subscribe(), origin }
+    }
+
+    pub(crate) fn job(&self) -> &Arc<Job> {
+        &self.job
+    }
+
+    /// The key that is being compiled.
+    pub fn key(&self) -> Digest {
+        self.job.spec.key
+    }
+
+    /// Names the job in logs and events.
+    pub fn job_id(&self) -> &str {
+        &self.job.id
+    }
+
+    /// How the caller came to it.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// The state as it is now. Steps that followed each other faster than the caller looked are skipped.
+    pub fn state(&mut self) -> JobState {
+        self.state.borrow_and_update().clone()
+    }
+
+    /// Waits for another state than the one last looked at.
+    pub async fn changed(&mut self) {
+        // The job, which holds the sender, lives as long as we do: this can't fail.
+        let _ = self.state.changed().await;
+    }
+}

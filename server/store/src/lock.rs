@@ -1,0 +1,57 @@
+//! One process per store: an advisory lock on a file that says who holds it.
+//!
+//! The kernel drops the lock with its holder, however that ends; the text in the file is for people only.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    time::SystemTime,
+};
+
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
+
+use crate::{
+    StoreError,
+    layout::{Layout, utc_stamp},
+};
+
+/// Held for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// # Errors
+    /// [`StoreError::Locked`] where another open of the same folder holds it.
+    pub(crate) fn take(layout: &Layout) -> Result<Self, StoreError> {
+        let path = layout.lock_file();
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(StoreError::io("open", &path))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                let mut text = String::new();
+                let owner = match file.by_ref().take(200).read_to_string(&mut text) {
+                    Ok(n) if n > 0 => text.trim().to_owned(),
+                    _ => "another process".to_owned(),
+                };
+                return Err(StoreError::Locked { path: layout.root().to_owned(), owner });
+            }
+            Err(error) => return Err(StoreError::io("lock", &path)(error.into())),
+        }
+        let text = format!("process {} (since {})\n", std::process::id(), utc_stamp(SystemTime::now()));
+        file.set_len(0).and_then(|()| file.write_all(text.as_bytes())).map_err(StoreError::io("write", &path))?;
+        Ok(Self { _file: file })
+    }
+}

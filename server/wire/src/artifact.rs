@@ -1,0 +1,160 @@
+//! Handles, toolchains, devices.
+
+use piecewised_graph::{
+    Digest, Handle, PhaseTiming, Segment, Timings,
+    request::{ArtifactFormat, DeviceKind, Toolchain},
+};
+use piecewised_plan::Range;
+use piecewised_proto::v1;
+
+use crate::{WireError, range_from_proto, range_to_proto};
+
+/// The format of its number on the wire.
+///
+/// # Errors
+/// `UNSUPPORTED_FORMAT` where this version does not know it.
+pub fn format_from_proto(format: i32) -> Result<ArtifactFormat, WireError> {
+    match v1::ArtifactFormat::try_from(format) {
+        Ok(v1::ArtifactFormat::Inductor) => Ok(ArtifactFormat::Inductor),
+        _ => Err(WireError::new(
+            "UNSUPPORTED_FORMAT",
+            format!("artifact format {format} is not one that this version makes; GetCapabilities lists them"),
+        )),
+    }
+}
+
+/// The wire's name of a format.
+pub fn format_to_proto(format: ArtifactFormat) -> v1::ArtifactFormat {
+    match format {
+        ArtifactFormat::Inductor => v1::ArtifactFormat::Inductor,
+    }
+}
+
+/// The toolchain of a message.
+pub fn toolchain_from_proto(toolchain: v1::Toolchain) -> Toolchain {
+    Toolchain {
+        fingerprint: toolchain.fingerprint,
+        python_version: toolchain.python_version,
+        torch_version: toolchain.torch_version,
+        torch_git_version: toolchain.torch_git_version,
+        triton_version: toolchain.triton_version,
+        cuda_version: toolchain.cuda_version,
+        executable: toolchain.executable,
+    }
+}
+
+/// The message of a toolchain.
+pub fn toolchain_to_proto(toolchain: &Toolchain) -> v1::Toolchain {
+    let Toolchain {
+        fingerprint,
+        python_version,
+        torch_version,
+        torch_git_version,
+        triton_version,
+        cuda_version,
+        executable,
+    } = toolchain.clone();
+    v1::Toolchain {
+        fingerprint,
+        python_version,
+        torch_version,
+        torch_git_version,
+        triton_version,
+        cuda_version,
+        executable,
+    }
+}
+
+/// The device of a message.
+pub fn device_from_proto(device: v1::DeviceKind) -> DeviceKind {
+    DeviceKind { r#type: device.r#type, name: device.name, capability: device.capability }
+}
+
+/// The message of a device.
+pub fn device_to_proto(device: &DeviceKind) -> v1::DeviceKind {
+    let DeviceKind { r#type, name, capability } = device.clone();
+    v1::DeviceKind { r#type, name, capability }
+}
+
+/// The message of a handle.
+pub fn handle_to_proto(handle: &Handle) -> v1::Handle {
+    v1::Handle {
+        key: handle.key.0.to_vec(),
+        range: handle.range.map(range_to_proto),
+        digest: handle.digest.0.to_vec(),
+        size_bytes: handle.size_bytes,
+        format: format_to_proto(handle.format).into(),
+        toolchain: Some(toolchain_to_proto(&handle.toolchain)),
+        device: Some(device_to_proto(&handle.device)),
+        segments: handle
+            .segments
+            .iter()
+            .map(|segment| v1::Segment { range: segment.range.map(range_to_proto), entry: segment.entry.clone() })
+            .collect(),
+        dispatch_argument: handle.dispatch_argument,
+        timings: Some(v1::Timings {
+            total_s: handle.timings.total_s,
+            cpu_s: handle.timings.cpu_s,
+            phases: handle
+                .timings
+                .phases
+                .iter()
+                .map(|timing| v1::PhaseTiming { phase: timing.phase.clone(), seconds: timing.seconds })
+                .collect(),
+        }),
+        created_unix_ms: handle.created_unix_ms,
+        graph_digest: handle.graph_digest.0.to_vec(),
+        hint: handle.hint,
+        returns_tuple: handle.returns_tuple,
+        n_arguments: handle.n_arguments,
+    }
+}
+
+/// The handle of a message.
+///
+/// # Errors
+/// `BAD_HANDLE` where a part is absent or not what it should be.
+pub fn handle_from_proto(handle: v1::Handle) -> Result<Handle, WireError> {
+    let timings = handle.timings.unwrap_or_default();
+    Ok(Handle {
+        key: digest(&handle.key, "key")?,
+        graph_digest: digest(&handle.graph_digest, "graph_digest")?,
+        range: range(handle.range)?,
+        digest: digest(&handle.digest, "digest")?,
+        size_bytes: handle.size_bytes,
+        format: format_from_proto(handle.format)?,
+        toolchain: toolchain_from_proto(handle.toolchain.ok_or_else(|| bad("toolchain is absent"))?),
+        device: device_from_proto(handle.device.ok_or_else(|| bad("device is absent"))?),
+        segments: handle
+            .segments
+            .into_iter()
+            .map(|segment| Ok(Segment { range: range(segment.range)?, entry: segment.entry }))
+            .collect::<Result<_, WireError>>()?,
+        dispatch_argument: handle.dispatch_argument,
+        hint: handle.hint,
+        returns_tuple: handle.returns_tuple,
+        n_arguments: handle.n_arguments,
+        timings: Timings {
+            total_s: timings.total_s,
+            cpu_s: timings.cpu_s,
+            phases: timings
+                .phases
+                .into_iter()
+                .map(|timing| PhaseTiming { phase: timing.phase, seconds: timing.seconds })
+                .collect(),
+        },
+        created_unix_ms: handle.created_unix_ms,
+    })
+}
+
+fn bad(what: impl std::fmt::Display) -> WireError {
+    WireError::new("BAD_HANDLE", format!("the handle is not usable: {what}"))
+}
+
+fn digest(bytes: &[u8], what: &str) -> Result<Digest, WireError> {
+    Digest::from_slice(bytes).map_err(|error| bad(format_args!("{what}: {error}")))
+}
+
+fn range(range: Option<v1::Range>) -> Result<Option<Range>, WireError> {
+    range.map(range_from_proto).transpose().map_err(bad)
+}
