@@ -1,1 +1,55 @@
-fn main() {}
+//! The `piecewised` command: parse, configure, run, exit code.
+//!
+//! Everything that is decided here is how a process of its own behaves: where configuration comes from, where the log goes, which
+//! signal means what, which exit code means what. What the daemon does is in the `server` crates.
+
+mod cli;
+mod config;
+mod exit;
+mod layers;
+mod listen;
+mod logging;
+mod serve;
+mod signals;
+mod surroundings;
+mod toolchain;
+
+use std::{io::Write, process::ExitCode};
+
+use clap::Parser;
+
+use crate::{
+    cli::{Cli, Command},
+    config::Config,
+    exit::Exit,
+    surroundings::Surroundings,
+};
+
+fn main() -> ExitCode {
+    let Command::Serve(arguments) = Cli::parse().command;
+    let config = match Config::load(&arguments, &Surroundings::of_this_process()) {
+        Ok(config) => config,
+        Err(error) => return complain(&error.into()),
+    };
+    if let Err(error) = logging::start(&config) {
+        return complain(&error.into());
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("piecewised").build() {
+        Ok(runtime) => runtime,
+        Err(error) => return complain(&anyhow::Error::new(error).context("cannot start the runtime")),
+    };
+    let result = runtime.block_on(serve::run(config));
+    // What still blocks, a store or a process that does not end, must not keep the daemon: it was given its time.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(&error),
+    }
+}
+
+/// Says on stderr what is wrong; it may come before there is a log.
+fn complain(error: &anyhow::Error) -> ExitCode {
+    // There is nobody left to tell where stderr is closed.
+    let _ = writeln!(std::io::stderr(), "piecewised: {error:#}");
+    Exit::of(error).into()
+}

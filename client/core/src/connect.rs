@@ -13,7 +13,7 @@ use crate::{ClientError, Endpoint, error::append_causes};
 /// How often a connection with a call on it is pinged. A compile may be silent for minutes, a daemon may not.
 const PING_EVERY: Duration = Duration::from_secs(10);
 /// How long a ping may take before the connection counts as broken: a node whose cores all compile answers slowly.
-const PING_TIMEOUT: Duration = Duration::from_secs(60);
+const PING_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A channel that is connected, and connects again by itself when the connection broke.
 pub(crate) async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Channel, ClientError> {
@@ -33,8 +33,9 @@ pub(crate) async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Ch
     match tokio::time::timeout(timeout, connecting).await {
         Ok(Ok(channel)) => Ok(channel),
         Ok(Err(error)) => {
+            // tonic's own words, "transport error", say nothing.
             let mut problem = String::new();
-            append_causes(&mut problem, Some(&error));
+            append_causes(&mut problem, std::error::Error::source(&error));
             Err(unreachable(problem.trim_start_matches(": ").to_owned()))
         }
         Err(_) => Err(unreachable(format!("no connection within {timeout:?}"))),

@@ -17,6 +17,9 @@ mod job;
 mod toolchain;
 mod worker;
 
+#[cfg(test)]
+mod tests;
+
 use std::{sync::Arc, time::Duration};
 
 use piecewised_executor::ExecutorConfig;

@@ -143,7 +143,8 @@ mod tests {
             stamp,
             json: json.map(|json| json.as_bytes().to_vec()),
         };
-        let frames = [frame(b"a", 1, Some("1")), frame(b"b", 2, Some("2")), frame(b"a", 3, None), frame(b"b", 4, Some("4"))];
+        let frames =
+            [frame(b"a", 1, Some("1")), frame(b"b", 2, Some("2")), frame(b"a", 3, None), frame(b"b", 4, Some("4"))];
         let bytes: Vec<u8> = frames.iter().flat_map(|frame| encode_frame(&artifact, frame)).collect();
         let tail = decode_tail(&artifact, &bytes);
         assert!(tail.is_clean);

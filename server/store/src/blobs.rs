@@ -122,14 +122,15 @@ impl Blobs {
         let append = || {
             let file = OpenOptions::new().read(true).write(true).custom_flags(NO_FOLLOW).open(&path)?;
             let len = file.metadata()?.len();
-            if len < frames_at || len > frames_at + MAX_TAIL_BYTES {
+            let is_long = len > frames_at + MAX_TAIL_BYTES && frame.json.is_some();
+            if len < frames_at || is_long {
                 return Ok(false);
             }
             let tail = read_tail(&file, digest, frames_at, len)?;
             if !tail.is_clean {
                 return Ok(false);
             }
-            if tail.handles.get(&frame.key).map(|found| &found.json) == Some(&frame.json) {
+            if tail.handles.get(&frame.key).and_then(|found| found.json.as_ref()) == frame.json.as_ref() {
                 return Ok(true);
             }
             file.write_all_at(&blob::encode_frame(digest, frame), len)?;
@@ -137,7 +138,10 @@ impl Blobs {
             Ok(true)
         };
         self.forget(digest);
-        append().map_err(|error| self.write_error(&path, 0, error))
+        match append() {
+            Err(error) if is_damage(&error) => Ok(false),
+            result => result.map_err(|error| self.write_error(&path, 0, error)),
+        }
     }
 
     /// What the file says of itself: its artifact's size and its handles. `None`: no file, or not one of ours.
@@ -149,7 +153,9 @@ impl Blobs {
             let mut header = [0; HEADER_LEN];
             file.read_exact_at(&mut header, 0)?;
             match blob::decode_header(&header) {
-                Some((found, size_bytes)) if found == *digest && size_bytes <= len.saturating_sub(HEADER_LEN as u64) => {
+                Some((found, size_bytes))
+                    if found == *digest && size_bytes <= len.saturating_sub(HEADER_LEN as u64) =>
+                {
                     Ok(Some((size_bytes, read_tail(&file, digest, HEADER_LEN as u64 + size_bytes, len)?)))
                 }
                 _ => Ok(None),

@@ -12,7 +12,8 @@ pub const MAX_INDEX_VALUE_BYTES: usize = 4096;
 pub struct StoreConfig {
     /// The store's folder; created if absent.
     pub path: PathBuf,
-    /// Artifacts up to this size lie in the index itself, larger ones in files; at most [`MAX_INDEX_VALUE_BYTES`].
+    /// Artifacts up to this size lie in the index itself, larger ones in files; 0: all in files; at most
+    /// [`MAX_INDEX_VALUE_BYTES`].
     pub inline_threshold_bytes: usize,
     /// The most blocking operations at a time. Writes get at most half of them, so that reads never wait for the disk's
     /// syncs alone.

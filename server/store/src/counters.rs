@@ -29,7 +29,9 @@ impl Counters {
 
     /// Goes on from where an earlier process stopped.
     pub(crate) fn start_from(&self, totals: [u64; 4]) {
-        for (counter, total) in [&self.n_hits, &self.n_misses, &self.n_puts, &self.n_damaged_dropped].into_iter().zip(totals) {
+        for (counter, total) in
+            [&self.n_hits, &self.n_misses, &self.n_puts, &self.n_damaged_dropped].into_iter().zip(totals)
+        {
             counter.fetch_add(total, Relaxed);
         }
     }

@@ -171,7 +171,8 @@ impl Engine {
 
         let config = &self.shared.config;
         let is_short = json.len() <= MAX_INDEX_VALUE_BYTES;
-        let is_small = artifact.len() <= config.inline_threshold_bytes.min(MAX_INDEX_VALUE_BYTES);
+        let threshold = config.inline_threshold_bytes.min(MAX_INDEX_VALUE_BYTES);
+        let is_small = threshold > 0 && artifact.len() <= threshold;
         let place = if is_short && is_small { Place::Index } else { Place::File };
         let record = Record { digest, size_bytes, place, json: is_short.then_some(&json[..]) }.encode(&key);
 
@@ -303,8 +304,8 @@ impl Engine {
             (Place::Index, _) if !is_used => self.index.remove_artifact(&digest.0),
             (Place::File, _) if !is_used => self.shared.blobs.unlink(&digest),
             (Place::File, Some(artifact)) if !artifact.keys.contains(&(*key, Place::File)) => {
-                // So that a rebuild does not bring the handle back. A file that cannot take it is damaged at its end,
-                // and will be found so.
+                // So that a rebuild does not bring the handle back. Nothing more can be done in a file that is damaged
+                // at its end; the next put of this artifact writes it anew.
                 let frame = Frame { key: *key, stamp: self.shared.stamp(), json: None };
                 self.shared.blobs.append(&digest, artifact.size_bytes, &frame).map(drop)
             }

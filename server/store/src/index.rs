@@ -12,7 +12,11 @@ use std::{
 
 use piecewised_graph::Digest;
 
-use crate::{StoreConfig, StoreError, layout::sync_dir, record::{Place, Record}};
+use crate::{
+    StoreConfig, StoreError,
+    layout::sync_dir,
+    record::{Place, Record},
+};
 
 const HANDLES: &str = "handles.1";
 const ARTIFACTS: &str = "artifacts.1";
@@ -53,7 +57,8 @@ impl Index {
             .mode(sled::Mode::LowSpace)
             .use_compression(false)
             .open()?;
-        let (handles, artifacts, counters) = (db.open_tree(HANDLES)?, db.open_tree(ARTIFACTS)?, db.open_tree(COUNTERS)?);
+        let (handles, artifacts, counters) =
+            (db.open_tree(HANDLES)?, db.open_tree(ARTIFACTS)?, db.open_tree(COUNTERS)?);
         let log = File::open(path.join(LOG_NAME)).map_err(StoreError::io("open", path.join(LOG_NAME)))?;
         let index = Self { db, handles, artifacts, counters, log, n_flushes: AtomicU64::new(0) };
         index.flush()?;
@@ -101,7 +106,7 @@ impl Index {
     }
 
     pub(crate) fn put_artifact(&self, digest: &Digest, artifact: &[u8]) -> Result<(), StoreError> {
-        self.artifacts.insert(&digest.0, artifact)?;
+        self.artifacts.insert(digest.0, artifact)?;
         Ok(())
     }
 

@@ -157,8 +157,7 @@ impl Layout {
 
     /// Moves the index's snapshots into a dated folder; `None` where there are none.
     pub(crate) fn set_aside_snapshots(&self) -> Result<Option<PathBuf>, StoreError> {
-        let snapshots: Vec<_> =
-            names_in(&self.index())?.into_iter().filter(|name| name.starts_with("snap.")).collect();
+        let snapshots: Vec<_> = names_in(&self.index())?.into_iter().filter(|name| name.starts_with("snap.")).collect();
         if snapshots.is_empty() {
             return Ok(None);
         }

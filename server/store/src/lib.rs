@@ -7,9 +7,21 @@
 //! Left out: what may be stored and for how long (the callers' business), compression, remote tiers.
 //! `docs/store.md` has the layout on disk, the order of a write and the reasons.
 
+mod blob;
+mod blobs;
+mod catalogue;
+mod commit;
 mod config;
+mod counters;
+mod engine;
 mod error;
+mod gate;
+mod index;
+mod ladder;
+mod layout;
+mod lock;
 mod reader;
+mod record;
 mod report;
 mod store;
 

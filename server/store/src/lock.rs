@@ -4,7 +4,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{Read as _, Write as _},
+    io::{Read, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     time::SystemTime,
 };
@@ -42,7 +42,7 @@ impl Lock {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
                 let mut text = String::new();
-                let owner = match file.by_ref().take(200).read_to_string(&mut text) {
+                let owner = match Read::take(&mut file, 200).read_to_string(&mut text) {
                     Ok(n) if n > 0 => text.trim().to_owned(),
                     _ => "another process".to_owned(),
                 };

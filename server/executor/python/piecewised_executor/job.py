@@ -103,7 +103,8 @@ def compile_job(request: dict[str, Any], phases: Phases) -> tuple[dict[str, Any]
 
     segments.sort(key=lambda segment: segment["range"] or [])
     with phases.phase("pack"):
-        artifact = container.to_bytes(fingerprint.toolchain(), request["device"])
+        # Where this interpreter lies is no part of what it made.
+        artifact = container.to_bytes({**fingerprint.toolchain(), "executable": ""}, request["device"])
     fields = {
         "segments": segments,
         "timings": phases.timings(),

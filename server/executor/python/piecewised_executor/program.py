@@ -7,11 +7,14 @@ given as the first.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import os
 import pickle
+import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from typing import Any
 import torch
 import torch._dynamo
 import torch._functorch.aot_autograd
+import torch._inductor.cpp_builder as cpp_builder
 import torch._inductor.metrics
 from torch._inductor.codecache import PyCodeCache
 from torch._inductor.output_code import CompiledFxGraph
@@ -70,6 +74,7 @@ def compile_program(rebuilt: Rebuilt, options: dict[str, Any]) -> Program:
         torch.no_grad(),
         torch._guards.tracing(context),
         kernels.recording(recorded),
+        _path_free_kernels(os.environ["TORCHINDUCTOR_CACHE_DIR"]),
     ):
         try:
             artifact = standalone_compile(
@@ -98,6 +103,27 @@ def reset() -> None:
     for name in [name for name in sys.modules if name.startswith("torch._inductor.runtime.compile_tasks.")]:
         del sys.modules[name]
     gc.collect()
+
+
+@contextlib.contextmanager
+def _path_free_kernels(cache: str) -> Iterator[None]:
+    """While inside, compiled C++ does not hold the path of the cache folder (in `__FILE__`, which checks print), so
+    that the same kernel is the same bytes wherever it was built.
+
+    The flag is added to the command as it is run and not through Inductor's options, since their digest is part of
+    file names, and with them of the library's symbols.
+    """
+    original = cpp_builder.run_compile_cmd
+    flag = f" -ffile-prefix-map={shlex.quote(cache)}/="
+
+    def run_compile_cmd(cmd_line: str, cwd: str) -> None:
+        original(cmd_line + flag, cwd=cwd)
+
+    cpp_builder.run_compile_cmd = run_compile_cmd
+    try:
+        yield
+    finally:
+        cpp_builder.run_compile_cmd = original
 
 
 def _normalised(serialized: bytes) -> tuple[bytes, dict[str, bytes]]:

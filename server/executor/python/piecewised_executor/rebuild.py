@@ -85,8 +85,9 @@ class _Builder:
         kept: list[int] = []
         for position, node in enumerate(placeholders):
             value = self.input(node["op"]["placeholder"]["value"], node["name"])
-            # What is not a tensor or an integer is known now: its uses get the value, and the argument is not passed.
-            if isinstance(value, (torch.Tensor, int, torch.SymInt)) and not isinstance(value, bool):
+            # Anything else is known now: its uses get the value, and the argument is not passed. (AOTAutograd would
+            # make a new symbol of a plain integer.)
+            if isinstance(value, (torch.Tensor, torch.SymInt)):
                 scope.nodes[node["name"]] = scope.graph.placeholder(f"arg{position}")
                 inputs.append(value)
                 kept.append(position)

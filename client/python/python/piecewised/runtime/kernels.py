@@ -18,6 +18,7 @@ import json
 import os
 import sys
 import threading
+import types
 from collections.abc import Iterator, Sequence
 from typing import Any, Callable
 
@@ -44,20 +45,39 @@ def request_digest(cls: type, argtypes: Sequence[str], source: str, **options: A
 @contextlib.contextmanager
 def recording(record: dict[str, str]) -> Iterator[None]:
     """While inside, each kernel that Inductor compiles in this process is put into `record`: request digest to the
-    path of its shared library. Kernels are complete when the compile is."""
+    path of its shared library. Kernels are complete when the compile is.
+
+    The libraries are built but not loaded: this process does not run them, could never unload them, and Python would
+    answer a later request for the same kernel with the first library, whose file is gone by then.
+    """
 
     def load(original: Loader, cls: type, argtypes: Sequence[str], source: str, **options: Any) -> Loader:
         get_kernel = original(cls, argtypes, source, **options)
 
         def result() -> Any:
             kernel = get_kernel()
-            record[request_digest(cls, argtypes, source, **options)] = kernel.__self__.__file__
+            record[request_digest(cls, argtypes, source, **options)] = kernel.path
             return kernel
 
         return result
 
-    with _replaced(load):
+    def load_library(cls: type, path: str, key: str) -> types.ModuleType:
+        module = types.ModuleType(key)
+        setattr(module, cls.entry_function, _Unloaded(path))
+        return module
+
+    with _replaced("load_pybinding_async", _request_hook(load)), _replaced("_load_library_inner", load_library):
         yield
+
+
+class _Unloaded:
+    """Stands for a kernel that was built in `path`."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __call__(self, *args: Any) -> None:
+        raise RuntimeError(f"the kernel in {self.path} is to be packed, not to be called")
 
 
 @contextlib.contextmanager
@@ -81,23 +101,30 @@ def answering(folder: str) -> Iterator[None]:
         kernel = _load(os.path.join(folder, name), name, cls.entry_function)
         return lambda: kernel
 
-    with _replaced(load):
+    with _replaced("load_pybinding_async", _request_hook(load)):
         yield
+
+
+def _request_hook(load: Callable[..., Loader]) -> Callable[..., Loader]:
+    """`load` as the method that every request ends in, from `load_pybinding` (one thread) and from a pool alike; it
+    gets the original as its first argument."""
+    original = CppPythonBindingsCodeCache.__dict__["load_pybinding_async"].__func__
+
+    def load_pybinding_async(cls: type, argtypes: Sequence[str], main_code: str, **options: Any) -> Loader:
+        return load(original, cls, argtypes, main_code, **options)
+
+    return load_pybinding_async
 
 
 @contextlib.contextmanager
-def _replaced(load: Callable[..., Loader]) -> Iterator[None]:
-    """Both ways in, `load_pybinding` (one thread) and `load_pybinding_async` (a pool), end in this method."""
-    original = CppPythonBindingsCodeCache.__dict__["load_pybinding_async"]
-
-    def load_pybinding_async(cls: type, argtypes: Sequence[str], main_code: str, **options: Any) -> Loader:
-        return load(original.__func__, cls, argtypes, main_code, **options)
-
-    CppPythonBindingsCodeCache.load_pybinding_async = classmethod(load_pybinding_async)
+def _replaced(name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """A class method of Inductor's cache of kernels, replaced while inside."""
+    original = CppPythonBindingsCodeCache.__dict__[name]
+    setattr(CppPythonBindingsCodeCache, name, classmethod(function))
     try:
         yield
     finally:
-        CppPythonBindingsCodeCache.load_pybinding_async = original
+        setattr(CppPythonBindingsCodeCache, name, original)
 
 
 def _load(path: str, name: str, entry: str) -> Callable[..., Any]:

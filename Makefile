@@ -1,0 +1,84 @@
+# Everything a person needs: `make demo`, `make test`. Both set up what they use by themselves, in this folder:
+# cargo builds into target/, Python packages go into .venv/. Nothing outside is touched but the download caches of cargo and uv.
+
+PYTHON ?= python3
+VENV := .venv
+VENV_PYTHON := $(CURDIR)/$(VENV)/bin/python
+UV := $(VENV)/bin/uv
+UV_VERSION := 0.13.9
+REQUIREMENTS := tests/requirements.txt
+DAEMON := target/debug/piecewised
+
+# The interpreter that tests compile with, and the daemon they start.
+export PIECEWISED_TEST_PYTHON := $(VENV_PYTHON)
+export PIECEWISED_TEST_DAEMON := $(CURDIR)/$(DAEMON)
+
+.PHONY: help
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Made anew when the pinned versions or the interpreter's choice change.
+$(VENV)/.ready: $(REQUIREMENTS) Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "piecewised needs Python 3.10 or newer; name one: make PYTHON=python3.12"; exit 1; }
+	@[ -x $(UV) ] || $(PYTHON) -m venv $(VENV) \
+	  || { echo "python3 -m venv failed; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@$(UV) --version 2>/dev/null | grep -q ' $(UV_VERSION)' || $(VENV_PYTHON) -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
+	$(UV) pip install -q --python $(VENV_PYTHON) -r $(REQUIREMENTS)
+	@touch $@
+
+.PHONY: venv
+venv: $(VENV)/.ready ## the Python environment with pinned versions
+
+.PHONY: build
+build: ## the daemon, target/debug/piecewised
+	cargo build --locked --bin piecewised
+
+# Installs the package as pip would, but bound to this folder's Python sources. Cargo knows what is up to date.
+.PHONY: client
+client: $(VENV)/.ready ## the Python package, into .venv
+	cd client/python && VIRTUAL_ENV=$(CURDIR)/$(VENV) $(CURDIR)/$(VENV)/bin/maturin develop --locked --quiet --skip-install-check 2>/dev/null \
+	  || VIRTUAL_ENV=$(CURDIR)/$(VENV) $(CURDIR)/$(VENV)/bin/maturin develop --locked --quiet
+
+.PHONY: demo
+demo: build client ## the main job on a real model, three workers at once, then again from the store
+	$(VENV_PYTHON) tests/demo/demo.py --daemon $(DAEMON)
+
+.PHONY: test
+test: lint test-rust test-python ## all that CI checks
+
+.PHONY: lint
+lint: $(VENV)/.ready ## formatting, clippy, ruff, buf
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	cd proto && $(CURDIR)/$(VENV)/bin/buf lint
+
+.PHONY: test-rust
+test-rust: $(VENV)/.ready build ## cargo test
+	cargo test --locked --workspace
+
+.PHONY: test-python
+test-python: build client ## pytest: executor, client, end to end
+	$(VENV)/bin/pytest -q tests/python
+
+.PHONY: bench
+bench: client ## the numbers of docs/benchmarks.md, on this machine
+	cargo build --locked --release --bin piecewised
+	$(VENV_PYTHON) tests/bench/bench.py --daemon target/release/piecewised
+
+.PHONY: requirements
+requirements: $(VENV)/.ready ## resolve tests/requirements.in again
+	cd tests && $(CURDIR)/$(UV) pip compile -q --upgrade --universal --python-version 3.10 --no-emit-index-url \
+	  --no-emit-find-links --no-annotate --custom-compile-command "make requirements" requirements.in -o requirements.txt
+
+.PHONY: format
+format: $(VENV)/.ready ## format Rust and Python
+	cargo fmt --all
+	$(VENV)/bin/ruff check --fix -q .
+	$(VENV)/bin/ruff format -q .
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf target $(VENV) .demo

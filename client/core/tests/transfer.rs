@@ -1,0 +1,316 @@
+//! The client against a daemon that misbehaves in every way that a network and a crash can produce. The server is a real one
+//! on a real socket; what it answers is scripted.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use common::{good, handle};
+use piecewised_client::{Cache, Client, ClientError, ClientOptions, CompileRequest, Endpoint, EventKind};
+use piecewised_graph::{Digest, Handle, model::Graph, request::ArtifactFormat};
+use piecewised_plan::{Plan, Range};
+use piecewised_proto::v1::{
+    self,
+    compile_service_server::{CompileService, CompileServiceServer},
+};
+use tempfile::TempDir;
+use tokio::net::UnixListener;
+use tokio_stream::{Stream, StreamExt, wrappers::UnixListenerStream};
+use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+type Answer<T> = Result<Vec<Result<T, Status>>, Status>;
+type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// What the server answers, call by call. A stream that ran out of its script without an error stays open where `hangs`.
+#[derive(Default)]
+struct Script {
+    fetches: VecDeque<Answer<v1::FetchArtifactResponse>>,
+    compiles: VecDeque<Answer<v1::CompileEvent>>,
+    hangs: bool,
+    offsets: Vec<u64>,
+}
+
+#[derive(Clone, Default)]
+struct Server(Arc<Mutex<Script>>);
+
+impl Server {
+    fn stream<T: Send + 'static>(&self, answer: Answer<T>) -> Result<Response<Streamed<T>>, Status> {
+        let items = tokio_stream::iter(answer?);
+        let hangs = self.0.lock().unwrap().hangs;
+        Ok(Response::new(if hangs { Box::pin(items.chain(tokio_stream::pending())) } else { Box::pin(items) }))
+    }
+}
+
+#[tonic::async_trait]
+impl CompileService for Server {
+    async fn get_capabilities(
+        &self,
+        _: Request<v1::GetCapabilitiesRequest>,
+    ) -> Result<Response<v1::GetCapabilitiesResponse>, Status> {
+        Ok(Response::new(v1::GetCapabilitiesResponse {
+            version: "9".into(),
+            formats: vec![1, 99],
+            ..Default::default()
+        }))
+    }
+
+    type CompileStream = Streamed<v1::CompileEvent>;
+
+    async fn compile(&self, _: Request<v1::CompileRequest>) -> Result<Response<Self::CompileStream>, Status> {
+        let answer = self.0.lock().unwrap().compiles.pop_front().unwrap();
+        self.stream(answer)
+    }
+
+    type FetchArtifactStream = Streamed<v1::FetchArtifactResponse>;
+
+    async fn fetch_artifact(
+        &self,
+        request: Request<v1::FetchArtifactRequest>,
+    ) -> Result<Response<Self::FetchArtifactStream>, Status> {
+        let answer = {
+            let mut script = self.0.lock().unwrap();
+            script.offsets.push(request.get_ref().offset);
+            script.fetches.pop_front().unwrap()
+        };
+        self.stream(answer)
+    }
+}
+
+struct World {
+    client: Client,
+    server: Server,
+    cache: Cache,
+    _folder: TempDir,
+}
+
+async fn world(change: impl FnOnce(&mut ClientOptions)) -> World {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("s.sock");
+    let server = Server::default();
+    let listener = UnixListenerStream::new(UnixListener::bind(&socket).unwrap());
+    tokio::spawn(
+        tonic::transport::Server::builder()
+            .add_service(CompileServiceServer::new(server.clone()))
+            .serve_with_incoming(listener),
+    );
+    let mut options = ClientOptions::default();
+    options.fetch.backoff = Duration::from_millis(1);
+    change(&mut options);
+    let client = Client::connect(Endpoint::Unix(socket), options).await.unwrap();
+    let cache = Cache::open(&folder.path().join("cache")).unwrap();
+    World { client, server, cache, _folder: folder }
+}
+
+fn handle_of(bytes: &[u8]) -> Handle {
+    Handle { digest: Digest::of(bytes), size_bytes: bytes.len() as u64, ..handle(Some((1, 4)), &[Some((1, 4))]) }
+}
+
+fn chunk(bytes: &[u8], from: usize, to: usize) -> Result<v1::FetchArtifactResponse, Status> {
+    let data = bytes[from..to].to_vec().into();
+    Ok(v1::FetchArtifactResponse { offset: from as u64, data, total_bytes: bytes.len() as u64 })
+}
+
+fn broken() -> Result<v1::FetchArtifactResponse, Status> {
+    Err(Status::unavailable("transport error"))
+}
+
+fn refused(code: Code, reason: &str) -> Status {
+    Status::with_error_details(code, "no", ErrorDetails::with_error_info(reason, "piecewised", []))
+}
+
+#[tokio::test]
+async fn a_transfer_goes_on_where_it_broke() {
+    let world = world(|options| options.fetch.max_retries = 2).await;
+    let bytes = good();
+    let n = bytes.len();
+    // Five breaks with progress in between: only those in a row without progress count.
+    world.server.0.lock().unwrap().fetches = [
+        Err(Status::unavailable("transport error")),
+        Ok(vec![chunk(&bytes, 0, 100), broken()]),
+        Ok(vec![broken()]),
+        Ok(vec![chunk(&bytes, 100, 101), chunk(&bytes, 101, 2000)]),
+        Ok(vec![broken()]),
+        Ok(vec![chunk(&bytes, 2000, n)]),
+    ]
+    .into();
+    let fetched = world.client.fetch(&handle_of(&bytes), &world.cache).await.unwrap();
+    assert!(!fetched.was_local);
+    assert_eq!(world.cache.find(&Digest::of(&bytes)), Some(fetched.folder.clone()));
+    assert_eq!(world.server.0.lock().unwrap().offsets, [0, 0, 100, 100, 2000, 2000]);
+
+    let again = world.client.fetch(&handle_of(&bytes), &world.cache).await.unwrap();
+    assert!(again.was_local, "the second time nothing is asked of the daemon");
+    assert_eq!(again.folder, fetched.folder);
+}
+
+#[tokio::test]
+async fn a_transfer_that_makes_no_progress_ends() {
+    let world = world(|options| options.fetch.max_retries = 3).await;
+    world.server.0.lock().unwrap().fetches = (0..4).map(|_| Ok(vec![broken()])).collect();
+    let error = world.client.fetch(&handle_of(&good()), &world.cache).await.unwrap_err();
+    assert_eq!(error.reason(), "CONNECTION_BROKEN");
+    assert_eq!(world.server.0.lock().unwrap().offsets, [0; 4]);
+}
+
+#[tokio::test]
+async fn a_transfer_that_stands_still_ends() {
+    let world = world(|options| {
+        options.fetch.max_retries = 1;
+        options.fetch.stall_timeout = Duration::from_millis(20);
+    })
+    .await;
+    {
+        let mut script = world.server.0.lock().unwrap();
+        script.hangs = true;
+        script.fetches = (0..2).map(|_| Ok(vec![])).collect();
+    }
+    let error = world.client.fetch(&handle_of(&good()), &world.cache).await.unwrap_err();
+    assert!(error.to_string().contains("nothing came"), "{error}");
+}
+
+#[tokio::test]
+async fn damaged_bytes_never_reach_the_cache() {
+    let world = world(|_| {}).await;
+    let bytes = good();
+    let mut flipped = bytes.clone();
+    flipped[700] ^= 1;
+    world.server.0.lock().unwrap().fetches = [Ok(vec![chunk(&flipped, 0, bytes.len())])].into();
+    let error = world.client.fetch(&handle_of(&bytes), &world.cache).await.unwrap_err();
+    assert!(matches!(error, ClientError::DigestMismatch { .. }), "{error}");
+    assert_eq!(world.cache.find(&Digest::of(&bytes)), None);
+}
+
+#[tokio::test]
+async fn an_artifact_that_is_gone_or_too_large_is_not_asked_for_again() {
+    let world = world(|options| options.fetch.max_artifact_bytes = 1 << 20).await;
+    world.server.0.lock().unwrap().fetches = [Err(refused(Code::NotFound, "NO_SUCH_ARTIFACT"))].into();
+    let error = world.client.fetch(&handle_of(&good()), &world.cache).await.unwrap_err();
+    assert_eq!(error.reason(), "NO_SUCH_ARTIFACT");
+    let huge = Handle { size_bytes: 1 << 50, ..handle_of(&good()) };
+    let error = world.client.fetch(&huge, &world.cache).await.unwrap_err();
+    assert_eq!(error.reason(), "ARTIFACT_TOO_LARGE");
+    assert_eq!(world.server.0.lock().unwrap().offsets.len(), 1);
+}
+
+fn request() -> CompileRequest {
+    CompileRequest {
+        graph: Graph::default(),
+        plan: Plan::new(&[Range::new(1, 16).unwrap()], &[4]).unwrap(),
+        options: Default::default(),
+        format: ArtifactFormat::Inductor,
+        hints: Vec::new(),
+        toolchain: None,
+        device: None,
+    }
+}
+
+fn event(index: u32, range: Option<(i64, i64)>, event: v1::compile_event::Event) -> Result<v1::CompileEvent, Status> {
+    Ok(v1::CompileEvent { index, range: range.map(|(start, end)| v1::Range { start, end }), event: Some(event) })
+}
+
+fn queued() -> v1::compile_event::Event {
+    v1::compile_event::Event::Queued(v1::Queued { key: vec![1; 32], job_id: "j".into(), position: 0 })
+}
+
+fn completed() -> v1::compile_event::Event {
+    v1::compile_event::Event::Completed(v1::Completed { n_ready: 2, ..Default::default() })
+}
+
+/// The events of one compile, and how it ended.
+async fn events(world: &World) -> (Vec<EventKind>, Option<ClientError>) {
+    let mut stream = world.client.compile(request()).await.unwrap();
+    let mut kinds = Vec::new();
+    while let Some(event) = stream.next().await {
+        match event {
+            Ok(event) => kinds.push(event.kind),
+            Err(error) => {
+                assert!(stream.next().await.is_none(), "an error is the end");
+                return (kinds, Some(error));
+            }
+        }
+    }
+    (kinds, None)
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_not_ready_yet_is_waited_for() {
+    let world = world(|_| {}).await;
+    world.server.0.lock().unwrap().compiles = [
+        Err(refused(Code::Unavailable, "NOT_READY")),
+        Ok(vec![event(0, Some((1, 16)), queued()), event(0, None, completed())]),
+    ]
+    .into();
+    let (kinds, error) = events(&world).await;
+    assert!(error.is_none());
+    assert!(matches!(kinds[..], [EventKind::Queued { .. }, EventKind::Completed(_)]));
+}
+
+#[tokio::test]
+async fn what_waiting_does_not_help_is_answered_at_once() {
+    let world = world(|_| {}).await;
+    for (code, reason) in [(Code::InvalidArgument, "UNKNOWN_OPTION"), (Code::Unavailable, "DRAINING")] {
+        world.server.0.lock().unwrap().compiles = [Err(refused(code, reason))].into();
+        assert_eq!(world.client.compile(request()).await.unwrap_err().reason(), reason);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_complete_is_an_error() {
+    let world = world(|_| {}).await;
+    let first = || event(1, Some((4, 4)), queued());
+    let scripts: [(Vec<Result<v1::CompileEvent, Status>>, &str); 5] = [
+        (vec![first()], "CONNECTION_BROKEN"),
+        (vec![first(), Err(Status::unknown("h2 protocol error"))], "CONNECTION_BROKEN"),
+        (vec![first(), Err(refused(Code::Internal, "INTERNAL"))], "INTERNAL"),
+        (vec![first(), event(2, Some((5, 5)), queued())], "BAD_RESPONSE"),
+        (vec![first(), event(1, Some((5, 5)), queued())], "BAD_RESPONSE"),
+    ];
+    for (script, reason) in scripts {
+        world.server.0.lock().unwrap().compiles = [Ok(script)].into();
+        let (kinds, error) = events(&world).await;
+        assert_eq!(kinds.len(), 1);
+        assert_eq!(error.unwrap().reason(), reason);
+    }
+}
+
+#[tokio::test]
+async fn a_budget_ends_the_wait() {
+    let world = world(|options| options.compile_budget = Some(Duration::from_millis(30))).await;
+    {
+        let mut script = world.server.0.lock().unwrap();
+        script.hangs = true;
+        script.compiles = [Ok(vec![event(0, Some((1, 16)), queued())])].into();
+    }
+    let (kinds, error) = events(&world).await;
+    assert_eq!(kinds.len(), 1);
+    let error = error.unwrap();
+    assert_eq!(error.reason(), "BUDGET_SPENT");
+    assert!(error.falls_back());
+}
+
+#[tokio::test]
+async fn a_newer_daemons_formats_are_passed_over() {
+    let world = world(|_| {}).await;
+    let capabilities = world.client.capabilities().await.unwrap();
+    assert_eq!(capabilities.version, "9");
+    assert_eq!(capabilities.formats, [ArtifactFormat::Inductor]);
+}
+
+#[tokio::test]
+async fn where_nobody_listens_the_daemon_is_unreachable() {
+    let folder = tempfile::tempdir().unwrap();
+    for endpoint in [Endpoint::Unix(folder.path().join("none.sock")), Endpoint::Http("127.0.0.1:1".into())] {
+        let named = endpoint.to_string();
+        let error = Client::connect(endpoint, ClientOptions::default()).await.unwrap_err();
+        assert_eq!(error.reason(), "UNREACHABLE");
+        assert!(error.to_string().contains(&named), "{error}");
+        assert!(error.falls_back());
+    }
+}

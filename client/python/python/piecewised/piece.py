@@ -1,0 +1,191 @@
+"""One piece, compiled by the daemon.
+
+All its ranges are submitted at once, each is fetched and loaded as it arrives, and a call goes to the one for its size.
+
+A call costs one dict lookup more than what it calls: sizes that were seen are remembered, and only a new one asks the
+dispatch table.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import _core, stats
+from .errors import ArtifactError, CompileFailed, PiecewisedError
+from .progress import Progress
+
+# The bounds of a plan don't count for a piece without a symbolic input, so they are always these: one key.
+_ANY_SIZE = (1, 2**63 - 1)
+# Sizes beyond this many are looked up each time; a server sees some thousands at most.
+_MAX_REMEMBERED = 1 << 16
+
+Runnable = Callable[..., Any]
+
+
+class _Remembered(dict[int, Runnable]):
+    """From a size to what runs it. Asks the dispatch table for a size that it doesn't have."""
+
+    __slots__ = ("_lookup", "_runnables")
+
+    def __init__(self, lookup: Callable[[int], int], runnables: Sequence[Runnable]) -> None:
+        super().__init__()
+        self._lookup = lookup
+        self._runnables = runnables
+
+    def __missing__(self, size: int) -> Runnable:
+        # int(): a SymInt or a numpy integer is a size too, but no key of its own.
+        run = self._runnables[self._lookup(int(size))]
+        if len(self) < _MAX_REMEMBERED:
+            self[int(size)] = run
+        return run
+
+
+class Piece:
+    """The compiled ranges of one piece. Calling it calls the one for the size in ``args[argument]``."""
+
+    def __init__(self, handles: Sequence[str], runnables: dict[tuple[int, str], Runnable]) -> None:
+        """A piece of what is loaded already.
+
+        ``handles``: one for each entry of the plan, as JSON. ``runnables``: by position of the handle and entry of its
+        artifact; all that the handles' dispatcher names.
+        """
+        dispatcher = _core.Dispatcher(handles)
+        self.handles = [json.loads(handle) for handle in handles]
+        #: The position of the argument that decides; None: a piece without a symbolic input.
+        self.argument = dispatcher.argument
+        missing = [target for target in dispatcher.targets if target not in runnables]
+        if missing:
+            raise ArtifactError(f"the artifacts lack {missing}", reason="BAD_CONTAINER")
+        targets = [runnables[target] for target in dispatcher.targets]
+        #: The fastest way to call it; what ``__call__`` does, without the attribute lookups.
+        self.run = targets[0] if self.argument is None else _dispatching(self.argument, dispatcher.lookup, targets)
+
+    def __call__(self, *args: Any) -> Any:
+        """Calls what was compiled for the size that ``args`` have."""
+        return self.run(*args)
+
+    def __repr__(self) -> str:
+        ranges = [handle["range"] for handle in self.handles]
+        return f"piecewised.Piece({'any size' if self.argument is None else ranges})"
+
+    @classmethod
+    def compile(
+        cls,
+        client: _core.Client,
+        graph: dict[str, Any],
+        *,
+        ranges: Sequence[tuple[int, int]],
+        sizes: Sequence[int] = (),
+        options: dict[str, Any],
+        toolchain: dict[str, str] | None = None,
+        device: dict[str, str] | None = None,
+        progress: bool | None = False,
+        is_static: bool = False,
+    ) -> Piece:
+        """Has a graph compiled and loads the result.
+
+        ``graph``, ``options``, ``toolchain``, ``device``: in the project's JSON form. ``is_static``: the graph has no
+        symbolic input, so that there is one entry whatever the plan. Raises PiecewisedError; nothing is half-compiled
+        then.
+        """
+        if is_static:
+            ranges, sizes = [_ANY_SIZE], []
+        events = client.compile(
+            json.dumps(graph),
+            list(ranges),
+            list(sizes),
+            json.dumps(options),
+            json.dumps(toolchain) if toolchain is not None else None,
+            json.dumps(device) if device is not None else None,
+        )
+        handles: dict[int, str] = {}
+        runnables: dict[tuple[int, str], Runnable] = {}
+        records: list[dict[str, Any]] = []
+        with Progress(None if is_static else events.entries, progress) as display:
+            for text in events:
+                event = json.loads(text)
+                display.update(event)
+                if event["event"] == "failed":
+                    raise _failed(event)
+                if event["event"] == "ready":
+                    index = event["index"]
+                    handles[index] = json.dumps(event["handle"])
+                    loaded, record = _load(client, event)
+                    runnables.update({(index, entry): run for entry, run in loaded.items()})
+                    records.append(record)
+                    display.loaded(index, _words(record))
+        missing = [entry for index, entry in enumerate(events.entries) if index not in handles]
+        if missing:
+            raise ArtifactError(f"the daemon finished without an answer for {missing}", reason="BAD_RESPONSE")
+        # Records carry the plan's order from here on: positions in the dispatcher are positions in the plan.
+        piece = cls([handles[index] for index in range(len(events.entries))], runnables)
+        for record in records:
+            stats.record_range(**record)
+        stats.record_piece()
+        return piece
+
+
+def _dispatching(argument: int, lookup: Callable[[int], int], targets: Sequence[Runnable]) -> Runnable:
+    runs = _Remembered(lookup, targets)
+
+    def run(*args: Any) -> Any:
+        return runs[args[argument]](*args)
+
+    return run
+
+
+def _load(client: _core.Client, event: dict[str, Any]) -> tuple[dict[str, Runnable], dict[str, Any]]:
+    """Fetches an artifact and loads every part of it that its handle names."""
+    # Late: the loader brings in torch, and the tests of everything else don't need it.
+    from .runtime.load import load_entry
+
+    handle = event["handle"]
+    fetched = client.fetch(json.dumps(handle))
+    started = time.perf_counter()
+    loaded: dict[str, Runnable] = {}
+    for entry in {segment["entry"] for segment in handle["segments"]}:
+        try:
+            loaded[entry] = load_entry(fetched.folder, entry)
+        except PiecewisedError:
+            raise
+        except Exception as error:
+            raise ArtifactError(
+                f"artifact {handle['digest'][:12]} can't be loaded: {type(error).__name__}: {error}",
+                reason="LOAD_FAILED",
+                metadata={"digest": handle["digest"], "entry": entry},
+            ) from error
+    record = {
+        "key": handle["key"],
+        "range": handle["range"],
+        "source": event["source"],
+        "compile_s": handle["timings"]["total_s"],
+        "size_bytes": fetched.size_bytes,
+        "fetch_s": fetched.seconds,
+        "was_local": fetched.was_local,
+        "load_s": time.perf_counter() - started,
+    }
+    return loaded, record
+
+
+def _words(record: dict[str, Any]) -> str:
+    source = {"store": "from the store", "compiled": "compiled", "joined": "compiled for another process"}
+    how = source[record["source"]]
+    where = (
+        "was here"
+        if record["was_local"]
+        else f"fetched {record['size_bytes'] / 1e6:.1f} MB in {record['fetch_s']:.2f} s"
+    )
+    return f"{how} ({record['compile_s']:.1f} s), {where}, loaded in {record['load_s']:.2f} s"
+
+
+def _failed(event: dict[str, Any]) -> CompileFailed:
+    where = "the piece" if event["range"] is None else f"range {event['range']}"
+    first_line = event["message"].strip().partition("\n")[0]
+    return CompileFailed(
+        f"the daemon could not compile {where}: {first_line} ({event['reason']})",
+        reason=event["reason"],
+        metadata={"message": event["message"], "key": event.get("key") or ""},
+    )

@@ -1,0 +1,68 @@
+"""What this process got from the daemon, and what it did by itself."""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+from typing import Any
+
+_lock = threading.Lock()
+
+
+def _empty() -> dict[str, Any]:
+    return {
+        # Pieces that run what the daemon compiled, and those compiled here.
+        "n_pieces": 0,
+        "n_local": 0,
+        # How often each reason led to a local compile.
+        "local_reasons": {},
+        # One record for each compiled range: see record_range().
+        "ranges": [],
+    }
+
+
+_stats = _empty()
+_pid = os.getpid()
+
+
+def _mine() -> dict[str, Any]:
+    """The counters of this process: a forked child starts from nothing."""
+    global _stats, _pid
+    if _pid != os.getpid():
+        _stats, _pid = _empty(), os.getpid()
+    return _stats
+
+
+def stats() -> dict[str, Any]:
+    """A copy of the counters of this process.
+
+    ``n_pieces`` and ``n_local``: pieces compiled by the daemon and here; ``local_reasons``: how often each reason led
+    to the latter; ``ranges``: for each range that the daemon compiled a dict with ``key``, ``range`` ([start, end], or
+    None for a piece without a symbolic input), ``source`` ("store", "compiled", "joined"), ``compile_s`` (of the
+    compile, whenever it was), ``size_bytes``, ``fetch_s``, ``was_local`` (nothing was transferred) and ``load_s``.
+    """
+    with _lock:
+        return copy.deepcopy(_mine())
+
+
+def record_range(**record: Any) -> None:
+    """Counts one range that can be called."""
+    with _lock:
+        _mine()["ranges"].append(record)
+
+
+def record_piece() -> None:
+    """Counts one piece that runs what the daemon compiled."""
+    with _lock:
+        _mine()["n_pieces"] += 1
+
+
+def record_local(reason: str) -> bool:
+    """Counts one piece that was compiled here. Whether it is the first for this reason."""
+    with _lock:
+        mine = _mine()
+        mine["n_local"] += 1
+        reasons = mine["local_reasons"]
+        reasons[reason] = reasons.get(reason, 0) + 1
+        return reasons[reason] == 1

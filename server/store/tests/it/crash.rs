@@ -1,0 +1,124 @@
+//! kill -9 at random moments: nothing acknowledged is lost, nothing half done is seen.
+//!
+//! A child puts, replaces and removes, and writes down what it begins and what was acknowledged; the parent kills it,
+//! opens the store, and compares. `PIECEWISED_STORE_KILL_ROUNDS` sets how often (10 by default).
+
+use std::{
+    collections::HashMap,
+    fs::{self, File, OpenOptions},
+    io::Write as _,
+    path::Path,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use piecewised_graph::Handle;
+use piecewised_store::{OpenOutcome, Store};
+use tempfile::tempdir;
+use tokio::task::JoinSet;
+
+use crate::support::{Dice, artifact, artifact_files, child_path, handle, key, open, read, start_child, wait_for};
+
+const N_WRITERS: u64 = 6;
+const KEYS_PER_WRITER: u64 = 8;
+
+/// Version 0 is absence. Neighbouring keys share artifacts now and then.
+fn stored(n: u64, version: u64) -> Option<(Handle, Bytes)> {
+    let artifact = artifact((n / 2) * 1_000_003 + version / 2);
+    let handle = Handle { created_unix_ms: version, ..handle(key(n), &artifact) };
+    (version > 0).then_some((handle, artifact))
+}
+
+/// In another process: works on the store until it is killed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn child_writes_until_it_is_killed() {
+    let Some(path) = child_path() else { return };
+    let (store, _) = open(&path.join("store")).await;
+    let seed = fs::read_to_string(path.join("seed")).unwrap().parse().unwrap();
+    let journal = OpenOptions::new().append(true).open(path.join("journal")).unwrap();
+    let mut writers = JoinSet::new();
+    for writer in 0..N_WRITERS {
+        writers.spawn(write(store.clone(), journal.try_clone().unwrap(), seed, writer));
+    }
+    while let Some(result) = writers.join_next().await {
+        result.unwrap();
+    }
+}
+
+async fn write(store: Store, mut journal: File, seed: u64, writer: u64) {
+    let mut dice = Dice::new(seed * N_WRITERS + writer);
+    for step in 1.. {
+        let n = writer * KEYS_PER_WRITER + dice.below(KEYS_PER_WRITER);
+        let version = if dice.below(5) == 0 { 0 } else { seed * 1_000_000 + step };
+        journal.write_all(format!("begin {n} {version}\n").as_bytes()).unwrap();
+        match stored(n, version) {
+            Some((handle, artifact)) => store.put(handle, artifact).await.unwrap(),
+            None => drop(store.remove(&key(n)).await.unwrap()),
+        }
+        journal.write_all(format!("done {n} {version}\n").as_bytes()).unwrap();
+    }
+}
+
+/// What each key may be: the last version acknowledged, or the one begun since.
+fn allowed(journal: &str) -> HashMap<u64, Vec<u64>> {
+    let mut allowed: HashMap<u64, Vec<u64>> = HashMap::new();
+    // A line without its end was being written when the kill came; so was nothing else of that writer.
+    for line in journal.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
+        let words: Vec<_> = line.split(' ').collect();
+        let (n, version) = (words[1].parse().unwrap(), words[2].parse().unwrap());
+        let versions = allowed.entry(n).or_insert_with(|| vec![0]);
+        if words[0] == "done" {
+            versions.clear();
+        }
+        versions.push(version);
+    }
+    allowed
+}
+
+async fn check(path: &Path, journal: &str) -> HashMap<u64, u64> {
+    let (store, report) = open(&path.join("store")).await;
+    assert_eq!(report.outcome, OpenOutcome::Existing, "{report:?}");
+    assert_eq!(report.n_dropped, 0, "{report:?}");
+    let mut found = HashMap::new();
+    let mut files = Vec::new();
+    for (n, versions) in allowed(journal) {
+        let handle = store.get(&key(n)).await.unwrap();
+        let version = handle.as_ref().map_or(0, |handle| handle.created_unix_ms);
+        assert!(versions.contains(&version), "key {n} is at {version}, not any of {versions:?}");
+        let expect = stored(n, version);
+        assert_eq!(handle, expect.as_ref().map(|(handle, _)| handle.clone()));
+        if let Some((handle, artifact)) = expect {
+            assert!(read(&store, &handle.digest).await.is_some_and(|bytes| bytes == artifact), "key {n}");
+            if artifact.len() > 4096 {
+                files.push(handle.digest.to_string());
+            }
+        }
+        found.insert(n, version);
+    }
+    files.sort();
+    files.dedup();
+    assert_eq!(artifact_files(&path.join("store")), files, "no file is left over");
+    assert_eq!(store.stats().n_damaged_dropped, 0);
+    store.close().await.unwrap();
+    found
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_by_kill_9() {
+    let n_rounds = std::env::var("PIECEWISED_STORE_KILL_ROUNDS").map_or(10, |text| text.parse().unwrap());
+    let dir = tempdir().unwrap();
+    let journal = dir.path().join("journal");
+    let mut dice = Dice::new(std::process::id().into());
+    let mut start = String::new();
+    for round in 1..=n_rounds {
+        fs::write(&journal, &start).unwrap();
+        fs::write(dir.path().join("seed"), format!("{round}")).unwrap();
+        let mut child = start_child("crash::child_writes_until_it_is_killed", dir.path());
+        wait_for("the child's first word", || fs::metadata(&journal).unwrap().len() > start.len() as u64);
+        std::thread::sleep(Duration::from_millis(dice.below(400)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let found = check(dir.path(), &fs::read_to_string(&journal).unwrap()).await;
+        start = found.iter().map(|(n, version)| format!("done {n} {version}\n")).collect();
+    }
+}

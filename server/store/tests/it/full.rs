@@ -1,0 +1,140 @@
+//! A disk without room: only the write that does not fit fails.
+
+use std::{fs, io::Write as _, path::Path, process::Command, time::Duration};
+
+use piecewised_graph::Handle;
+use piecewised_store::{Store, StoreConfig, StoreError};
+use tempfile::{TempDir, tempdir};
+
+use crate::support::{assert_stored, bytes, handle, key, skipped};
+
+/// A small file system of its own.
+struct Disk {
+    dir: TempDir,
+}
+
+impl Disk {
+    fn mount(megabytes: u32) -> Option<Self> {
+        let dir = tempdir().unwrap();
+        let mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={megabytes}m"), "tmpfs"])
+            .arg(dir.path())
+            .output();
+        match mount {
+            Ok(output) if output.status.success() => Some(Self { dir }),
+            Ok(output) => {
+                skipped("a full disk", &format!("no mount: {}", String::from_utf8_lossy(&output.stderr).trim()));
+                None
+            }
+            Err(error) => {
+                skipped("a full disk", &format!("no mount: {error}"));
+                None
+            }
+        }
+    }
+
+    fn store(&self) -> std::path::PathBuf {
+        self.dir.path().join("store")
+    }
+
+    /// Takes all the room that is left.
+    fn fill(&self) {
+        let mut file = fs::File::create(self.dir.path().join("filler")).unwrap();
+        while file.write_all(&[1; 4096]).is_ok() {}
+    }
+
+    fn free(&self) {
+        fs::remove_file(self.dir.path().join("filler")).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.dir.path()).status();
+    }
+}
+
+fn config(path: &Path, reserve_bytes: u64) -> StoreConfig {
+    StoreConfig { reserve_bytes, ..StoreConfig::new(path) }
+}
+
+/// Puts artifacts of `len` bytes until one fails; returns those that were acknowledged, and the error.
+async fn put_until_full(store: &Store, first: u64, len: usize) -> (Vec<Handle>, StoreError) {
+    let mut handles = Vec::new();
+    for n in first.. {
+        let artifact = bytes(n, len);
+        let handle = handle(key(n), &artifact);
+        match store.put(handle.clone(), artifact).await {
+            Ok(()) => handles.push(handle),
+            Err(error) => return (handles, error),
+        }
+    }
+    unreachable!("the disk does not end")
+}
+
+async fn assert_all(store: &Store, handles: &[Handle], first: u64, len: usize) {
+    for (handle, n) in handles.iter().zip(first..) {
+        assert_stored(store, handle, &bytes(n, len)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_puts_and_nothing_else() {
+    let Some(disk) = Disk::mount(24) else { return };
+    let (store, _) = Store::open(config(&disk.store(), 4 << 20)).await.unwrap();
+    let (handles, error) = put_until_full(&store, 0, 500_000).await;
+    assert!(matches!(error, StoreError::Full { .. }), "{error}");
+    assert!(handles.len() > 20);
+    assert_all(&store, &handles, 0, 500_000).await;
+
+    disk.fill();
+    let artifact = bytes(1000, 10);
+    let error = store.put(handle(key(1000), &artifact), artifact.clone()).await.unwrap_err();
+    assert!(matches!(error, StoreError::Full { .. }), "{error}");
+    assert_all(&store, &handles, 0, 500_000).await;
+    disk.free();
+
+    assert!(store.remove(&handles[0].key).await.unwrap());
+    assert!(store.remove(&handles[1].key).await.unwrap());
+    store.put(handle(key(1000), &artifact), artifact.clone()).await.unwrap();
+    assert_all(&store, &handles[2..], 2, 500_000).await;
+    store.close().await.unwrap();
+    let (store, report) = Store::open(config(&disk.store(), 4 << 20)).await.unwrap();
+    assert_eq!((report.n_handles, report.n_dropped), (handles.len() - 1, 0));
+    assert_all(&store, &handles[2..], 2, 500_000).await;
+    assert_stored(&store, &handle(key(1000), &artifact), &artifact).await;
+}
+
+/// With nothing kept back, the index itself runs out of room.
+#[tokio::test]
+async fn an_index_without_room_comes_back_when_there_is_some() {
+    let Some(disk) = Disk::mount(12) else { return };
+    let (store, _) = Store::open(config(&disk.store(), 0)).await.unwrap();
+    let (in_files, error) = put_until_full(&store, 0, 200_000).await;
+    assert!(matches!(error, StoreError::Full { .. }), "{error}");
+    let (in_index, _error) = put_until_full(&store, 1000, 3000).await;
+    disk.fill();
+    let (more, _error) = put_until_full(&store, 2000, 3000).await;
+    disk.free();
+
+    // The index is reopened at most once a second.
+    let artifact = bytes(3000, 3000);
+    let again = handle(key(3000), &artifact);
+    store.remove(&in_files[0].key).await.ok();
+    for _ in 0..100 {
+        store.remove(&in_files[1].key).await.ok();
+        if store.put(again.clone(), artifact.clone()).await.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_stored(&store, &again, &artifact).await;
+    assert_all(&store, &in_files[2..], 2, 200_000).await;
+    assert_all(&store, &in_index, 1000, 3000).await;
+    assert_all(&store, &more, 2000, 3000).await;
+    store.close().await.unwrap();
+    let (store, _) = Store::open(config(&disk.store(), 0)).await.unwrap();
+    assert_all(&store, &in_files[2..], 2, 200_000).await;
+    assert_all(&store, &in_index, 1000, 3000).await;
+    assert_stored(&store, &again, &artifact).await;
+}

@@ -1,0 +1,11 @@
+//! The store from outside: what it promises, on real files, with real kills, damage and full disks.
+#![allow(clippy::unwrap_used, reason = "tests, their helpers included")]
+
+mod basics;
+mod concurrent;
+mod crash;
+mod damage;
+mod full;
+mod model;
+mod opening;
+mod support;

@@ -1,0 +1,186 @@
+//! The command line. Each flag is a key of the configuration with `-` for `_`; what is not given is left to the other layers.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+
+use crate::{config::LogFormat, exit};
+
+/// A compile service for piecewise-compiled PyTorch inference.
+#[derive(Debug, Parser)]
+#[command(name = "piecewised", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the daemon until it is told to end.
+    ///
+    /// Works without any flag or file. Each flag is also a key of the TOML file (`--n-executors` is `n_executors`) and an
+    /// environment variable (`PIECEWISED_N_EXECUTORS`): file < environment < flag. A key that does not exist is an error.
+    #[command(after_help = exit::HELP)]
+    Serve(Box<ServeArguments>),
+}
+
+/// The flags of `serve`. Everything but `config` goes into the configuration as it is.
+#[derive(Debug, Clone, Default, Args, Serialize)]
+pub(crate) struct ServeArguments {
+    /// The configuration file [default: $XDG_CONFIG_HOME/piecewised/piecewised.toml, else /etc/piecewised/piecewised.toml,
+    /// where there is one; PIECEWISED_CONFIG names another].
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub(crate) config: Option<PathBuf>,
+
+    /// The Unix socket to listen on, mode 0600 [default: $XDG_RUNTIME_DIR/piecewised/piecewised.sock, else
+    /// /run/piecewised/piecewised.sock, else /tmp/piecewised-UID/piecewised.sock].
+    #[arg(long, value_name = "PATH", help_heading = "Listening")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    socket: Option<PathBuf>,
+
+    /// Also listen on TCP, on a loopback address: 127.0.0.1:7410.
+    #[arg(long, value_name = "ADDRESS:PORT", help_heading = "Listening")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listen_tcp: Option<SocketAddr>,
+
+    /// Where artifacts are kept [default: piecewised in $XDG_CACHE_HOME, ~/.cache or /var/cache].
+    #[arg(long, value_name = "FOLDER", help_heading = "Folders")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store_dir: Option<PathBuf>,
+
+    /// Where executors get their temporary folders [default: $TMPDIR, else /tmp].
+    #[arg(long, value_name = "FOLDER", help_heading = "Folders")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    temp_dir: Option<PathBuf>,
+
+    /// The Python interpreter that compiles; it must be able to import torch [default: the first python3 on PATH that can].
+    #[arg(long, value_name = "PATH", help_heading = "Executors")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    python: Option<PathBuf>,
+
+    /// Compiles side by side [default: half the cores].
+    #[arg(long, value_name = "N", help_heading = "Executors")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    n_executors: Option<usize>,
+
+    /// Processes that each executor compiles kernels with [default: the cores shared out among the executors].
+    #[arg(long, value_name = "N", help_heading = "Executors")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    n_compile_threads: Option<usize>,
+
+    /// Nice level of executors, 0 to 19 [default: 5].
+    #[arg(long, value_name = "LEVEL", help_heading = "Executors")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    executor_nice: Option<u8>,
+
+    /// An environment variable that executors get beside the usual ones; `*` at the end for any ending; may be repeated.
+    #[arg(long, value_name = "NAME", help_heading = "Executors")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    executor_environment: Vec<String>,
+
+    /// How long an executor may take to import torch [default: 120].
+    #[arg(long, value_name = "SECONDS", help_heading = "Executors")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    executor_ready_deadline_s: Option<u64>,
+
+    /// How long an executor without work is kept [default: 600].
+    #[arg(long, value_name = "SECONDS", help_heading = "Executors")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    executor_idle_timeout_s: Option<u64>,
+
+    /// How long one compile may take [default: 1800].
+    #[arg(long, value_name = "SECONDS", help_heading = "Jobs")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job_deadline_s: Option<u64>,
+
+    /// How often a job is tried when executors die under it [default: 3].
+    #[arg(long, value_name = "N", help_heading = "Jobs")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_attempts: Option<u32>,
+
+    /// Jobs that may wait; one more is refused [default: 1024].
+    #[arg(long, value_name = "N", help_heading = "Jobs")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_queued_jobs: Option<usize>,
+
+    /// How long running compiles may go on when the daemon is told to end [default: 25].
+    #[arg(long, value_name = "SECONDS", help_heading = "Jobs")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drain_deadline_s: Option<u64>,
+
+    /// The largest request [default: 64 MiB].
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_message_bytes: Option<usize>,
+
+    /// Nodes of one graph, nested graphs included [default: 50000].
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_nodes: Option<usize>,
+
+    /// Depth of nested arguments, expressions and graphs, each [default: 32].
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_nesting: Option<usize>,
+
+    /// Shape symbols of one graph [default: 256].
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_symbols: Option<usize>,
+
+    /// Constants of one graph, all together [default: 4 MiB].
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_constant_bytes: Option<usize>,
+
+    /// Ranges and sizes of one request [default: 256].
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_ranges: Option<usize>,
+
+    /// The largest artifact that an executor may hand over [default: 1 GiB].
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_artifact_bytes: Option<u64>,
+
+    /// What is logged: a level, or directives such as `info,executor=warn` [default: info].
+    #[arg(long, value_name = "DIRECTIVES", help_heading = "Log")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log: Option<String>,
+
+    /// How it is written, to stderr. auto: for people, in colour on a terminal, without times under systemd, which adds its
+    /// own [default: auto].
+    #[arg(long, value_name = "FORMAT", help_heading = "Log")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_format: Option<LogFormat>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::config::KEYS;
+
+    #[test]
+    fn every_key_is_a_flag_and_every_flag_a_key() {
+        Cli::command().debug_assert();
+        let command = Cli::command();
+        let serve = command.find_subcommand("serve").unwrap();
+        let mut flags: Vec<_> =
+            serve.get_arguments().map(|flag| flag.get_id().to_string()).filter(|id| id != "config" && id != "help").collect();
+        flags.sort();
+        let mut keys = KEYS.to_vec();
+        keys.sort_unstable();
+        assert_eq!(flags, keys);
+    }
+
+    #[test]
+    fn exit_codes_are_in_the_help() {
+        let mut command = Cli::command();
+        let help = command.find_subcommand_mut("serve").unwrap().render_long_help().to_string();
+        assert!(help.contains("Exit codes:") && help.contains("PIECEWISED_N_EXECUTORS"), "{help}");
+    }
+}

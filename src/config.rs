@@ -1,0 +1,310 @@
+//! The daemon's configuration: every key, its default, and what values will do.
+//!
+//! Left out: where values come from ([`crate::layers`]).
+
+use std::{fs, net::SocketAddr, path::PathBuf};
+
+use clap::ValueEnum;
+use piecewised_graph::Limits;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cli::ServeArguments,
+    layers::{ConfigError, Layers},
+    surroundings::Surroundings,
+};
+
+/// Every key, as in the file.
+pub(crate) const KEYS: &[&str] = &[
+    "socket",
+    "listen_tcp",
+    "store_dir",
+    "temp_dir",
+    "python",
+    "n_executors",
+    "n_compile_threads",
+    "executor_nice",
+    "executor_environment",
+    "executor_ready_deadline_s",
+    "executor_idle_timeout_s",
+    "job_deadline_s",
+    "max_attempts",
+    "max_queued_jobs",
+    "drain_deadline_s",
+    "max_message_bytes",
+    "max_nodes",
+    "max_nesting",
+    "max_symbols",
+    "max_constant_bytes",
+    "max_ranges",
+    "max_artifact_bytes",
+    "log",
+    "log_format",
+];
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LogFormat {
+    /// For people; without times where systemd adds its own.
+    Auto,
+    /// For people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The configuration; [`crate::cli::ServeArguments`] says what each key means.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Config {
+    pub(crate) socket: PathBuf,
+    pub(crate) listen_tcp: Option<SocketAddr>,
+    pub(crate) store_dir: PathBuf,
+    pub(crate) temp_dir: PathBuf,
+    pub(crate) python: Option<PathBuf>,
+    pub(crate) n_executors: usize,
+    /// Filled in by [`Config::load`].
+    pub(crate) n_compile_threads: Option<usize>,
+    pub(crate) executor_nice: u8,
+    pub(crate) executor_environment: Vec<String>,
+    pub(crate) executor_ready_deadline_s: u64,
+    pub(crate) executor_idle_timeout_s: u64,
+    pub(crate) job_deadline_s: u64,
+    pub(crate) max_attempts: u32,
+    pub(crate) max_queued_jobs: usize,
+    pub(crate) drain_deadline_s: u64,
+    pub(crate) max_message_bytes: usize,
+    pub(crate) max_nodes: usize,
+    pub(crate) max_nesting: usize,
+    pub(crate) max_symbols: usize,
+    pub(crate) max_constant_bytes: usize,
+    pub(crate) max_ranges: usize,
+    pub(crate) max_artifact_bytes: u64,
+    pub(crate) log: String,
+    pub(crate) log_format: LogFormat,
+
+    /// What the process found itself in; not a key.
+    #[serde(skip)]
+    pub(crate) surroundings: Surroundings,
+}
+
+impl Config {
+    /// The defaults in these surroundings.
+    fn defaults(surroundings: &Surroundings) -> Self {
+        let limits = Limits::default();
+        Self {
+            socket: surroundings.default_socket(),
+            listen_tcp: None,
+            store_dir: surroundings.default_store_dir(),
+            temp_dir: surroundings.default_temp_dir(),
+            python: None,
+            n_executors: (surroundings.n_cores / 2).max(1),
+            n_compile_threads: None,
+            executor_nice: 5,
+            executor_environment: Vec::new(),
+            executor_ready_deadline_s: 120,
+            executor_idle_timeout_s: 600,
+            job_deadline_s: 1800,
+            max_attempts: 3,
+            max_queued_jobs: 1024,
+            // Kubernetes kills after 30 s; the store has to be closed within that too.
+            drain_deadline_s: 25,
+            max_message_bytes: 64 << 20,
+            max_nodes: limits.max_nodes,
+            max_nesting: limits.max_nesting,
+            max_symbols: limits.max_symbols,
+            max_constant_bytes: limits.max_constant_bytes,
+            max_ranges: 256,
+            max_artifact_bytes: 1 << 30,
+            log: "info".into(),
+            log_format: LogFormat::Auto,
+            surroundings: Surroundings::default(),
+        }
+    }
+
+    /// Reads every layer and checks the result.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the key, where its value comes from, and what is wrong with it.
+    pub(crate) fn load(arguments: &ServeArguments, surroundings: &Surroundings) -> Result<Self, ConfigError> {
+        let mut layers = Layers::from_defaults(&Self::defaults(surroundings))?;
+        if let Some((path, text)) = file(arguments, surroundings)? {
+            layers = layers.with_file(&path, &text)?;
+        }
+        let layers = layers.with_environment(surroundings)?.with_flags(arguments)?;
+        let mut config: Self = layers.extract()?;
+        config.check().map_err(|(key, problem)| layers.wrong(key, &problem))?;
+        let n_threads = (surroundings.n_cores / config.n_executors).max(1);
+        config.n_compile_threads.get_or_insert(n_threads);
+        config.surroundings = surroundings.clone();
+        Ok(config)
+    }
+
+    /// The bounds on graphs.
+    pub(crate) fn graph_limits(&self) -> Limits {
+        Limits {
+            max_nodes: self.max_nodes,
+            max_nesting: self.max_nesting,
+            max_symbols: self.max_symbols,
+            max_constant_bytes: self.max_constant_bytes,
+            ..Limits::default()
+        }
+    }
+
+    /// The first key whose value will not do, and why.
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let within = |key, value: u64, least: u64, most: u64| {
+            if (least..=most).contains(&value) {
+                Ok(())
+            } else {
+                Err((key, format!("{value} will not do: it must be from {least} to {most}")))
+            }
+        };
+        const YEAR_S: u64 = 366 * 24 * 3600;
+        const GIB: u64 = 1 << 30;
+        within("n_executors", self.n_executors as u64, 1, 256)?;
+        within("n_compile_threads", self.n_compile_threads.unwrap_or(1) as u64, 1, 1024)?;
+        within("executor_nice", self.executor_nice.into(), 0, 19)?;
+        within("executor_ready_deadline_s", self.executor_ready_deadline_s, 1, YEAR_S)?;
+        within("executor_idle_timeout_s", self.executor_idle_timeout_s, 1, YEAR_S)?;
+        within("job_deadline_s", self.job_deadline_s, 1, YEAR_S)?;
+        within("max_attempts", self.max_attempts.into(), 1, 100)?;
+        within("max_queued_jobs", self.max_queued_jobs as u64, 1, 1_000_000)?;
+        within("drain_deadline_s", self.drain_deadline_s, 0, YEAR_S)?;
+        within("max_message_bytes", self.max_message_bytes as u64, 1 << 10, 2 * GIB - 1)?;
+        within("max_nodes", self.max_nodes as u64, 1, 10_000_000)?;
+        // Deeper ones are refused by protobuf's decoder, and would cost stack.
+        within("max_nesting", self.max_nesting as u64, 1, 64)?;
+        within("max_symbols", self.max_symbols as u64, 1, 1_000_000)?;
+        within("max_constant_bytes", self.max_constant_bytes as u64, 0, 2 * GIB - 1)?;
+        within("max_ranges", self.max_ranges as u64, 1, 100_000)?;
+        within("max_artifact_bytes", self.max_artifact_bytes, 1 << 20, 64 * GIB)?;
+        for (key, path) in [("socket", &self.socket), ("store_dir", &self.store_dir), ("temp_dir", &self.temp_dir)] {
+            if path.as_os_str().is_empty() {
+                return Err((key, "a path is needed".into()));
+            }
+        }
+        match self.listen_tcp {
+            Some(address) if !address.ip().is_loopback() => Err((
+                "listen_tcp",
+                format!(
+                    "{address} can be reached from other machines, and there is no authentication yet; \
+                     listen on a loopback address such as 127.0.0.1:{}",
+                    address.port()
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The configuration file: the one that is named, which must be there, or else the first default one that is.
+fn file(arguments: &ServeArguments, surroundings: &Surroundings) -> Result<Option<(PathBuf, String)>, ConfigError> {
+    let named = arguments.config.clone().or_else(|| surroundings.variable("PIECEWISED_CONFIG").map(PathBuf::from));
+    let is_named = named.is_some();
+    let candidates = named.map_or_else(|| surroundings.config_files(), |path| vec![path]);
+    for path in candidates {
+        match fs::read_to_string(&path) {
+            Ok(text) => return Ok(Some((path, text))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !is_named => {}
+            Err(error) => return Err(ConfigError::new(format!("cannot read {}: {error}", path.display()))),
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    /// Loads from flags, variables and a file's text.
+    fn load(flags: &[&str], variables: &[(&str, &str)], file: Option<&str>) -> Result<Config, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("p.toml");
+        let path = path.to_str().unwrap();
+        let mut line = vec!["piecewised", "serve"];
+        line.extend(flags);
+        if let Some(text) = file {
+            fs::write(path, text).unwrap();
+            line.extend(["--config", path]);
+        }
+        let Command::Serve(arguments) = Cli::try_parse_from(line).map_err(|error| error.to_string())?.command;
+        let surroundings = Surroundings {
+            variables: variables.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            uid: 7,
+            n_cores: 8,
+            ..Surroundings::default()
+        };
+        Config::load(&arguments, &surroundings).map_err(|error| error.to_string().replace(path, "FILE"))
+    }
+
+    #[test]
+    fn nothing_is_needed() {
+        let config = load(&[], &[], None).unwrap();
+        assert_eq!(config.socket, Path::new("/tmp/piecewised-7/piecewised.sock"));
+        assert_eq!((config.n_executors, config.n_compile_threads), (4, Some(2)));
+        assert_eq!((config.log.as_str(), config.log_format), ("info", LogFormat::Auto));
+        assert_eq!(config.listen_tcp, None);
+    }
+
+    #[test]
+    fn keys_are_the_fields() {
+        let config = Config::defaults(&Surroundings::default());
+        let fields = figment::value::Value::serialize(&config).unwrap().into_dict().unwrap();
+        let mut keys = KEYS.to_vec();
+        keys.sort_unstable();
+        assert_eq!(fields.keys().map(String::as_str).collect::<Vec<_>>(), keys);
+    }
+
+    #[test]
+    fn flags_beat_the_environment_and_that_beats_the_file() {
+        let file = "n_executors = 1\njob_deadline_s = 10\nlog = \"warn\"\nexecutor_environment = [\"A\"]";
+        let variables = [
+            ("PIECEWISED_JOB_DEADLINE_S", "20"),
+            ("PIECEWISED_LOG", "error"),
+            ("PIECEWISED_EXECUTOR_ENVIRONMENT", "B, C_*"),
+            ("PIECEWISED_PYTHON", "3.12"), // Text, though it looks like a number.
+            ("PIECEWISED_MAX_NODES", ""),
+        ];
+        let config = load(&["--log", "debug"], &variables, Some(file)).unwrap();
+        assert_eq!((config.n_executors, config.job_deadline_s, config.log.as_str()), (1, 20, "debug"));
+        assert_eq!(config.executor_environment, ["B", "C_*"]);
+        assert_eq!(config.python.as_deref(), Some(Path::new("3.12")));
+        assert_eq!(config.max_nodes, Limits::default().max_nodes);
+        assert_eq!(config.n_compile_threads, Some(8));
+    }
+
+    #[test]
+    fn variables_of_others_do_not_count() {
+        let names = ["ENDPOINT", "CACHE_DIR", "TEST_PYTHON", "SERVICE_HOST", "PORT", "PORT_7410_TCP_ADDR"];
+        let names: Vec<_> = names.iter().map(|name| format!("PIECEWISED_{name}")).collect();
+        let variables: Vec<_> = names.iter().map(|name| (name.as_str(), "tcp://10.0.0.1:7410")).collect();
+        load(&[], &variables, None).unwrap();
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_place() {
+        let check = |flags: &[&str], variables: &[(&str, &str)], file: Option<&str>, expected: &str| {
+            let found = load(flags, variables, file).unwrap_err();
+            assert!(found.starts_with(expected), "expected {expected:?}\nfound    {found:?}");
+        };
+        check(&[], &[], Some("sokcet = 1"), "sokcet in FILE: there is no such key; did you mean socket?");
+        check(&[], &[], Some("[tls]\nkey = 1"), "tls in FILE: there is no such key; `piecewised serve --help`");
+        check(&[], &[], Some("log = "), "FILE is not TOML: ");
+        check(&[], &[("PIECEWISED_N_EXECUTOR", "1")], None, "PIECEWISED_N_EXECUTOR: there is no such key; did you mean PIECEWISED_N_EXECUTORS?");
+        check(&[], &[], Some("n_executors = \"two\""), "n_executors in FILE: invalid type: found string \"two\", expected usize");
+        check(&[], &[("PIECEWISED_MAX_NODES", "-1")], None, "PIECEWISED_MAX_NODES: invalid");
+        check(&["--n-executors", "0"], &[], None, "--n-executors: 0 will not do: it must be from 1 to 256");
+        check(&[], &[], Some("log_format = \"xml\""), "log_format in FILE: unknown variant: found `xml`, expected ");
+        check(&["--config", "/no/such"], &[], None, "cannot read /no/such: No such file");
+        check(&[], &[("PIECEWISED_CONFIG", "/no/such")], None, "cannot read /no/such: ");
+        check(&["--listen-tcp", "0.0.0.0:7410"], &[], None, "--listen-tcp: 0.0.0.0:7410 can be reached from other machines");
+        load(&["--listen-tcp", "127.0.0.1:7410"], &[], None).unwrap();
+        load(&["--listen-tcp", "[::1]:0"], &[], None).unwrap();
+    }
+}

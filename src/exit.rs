@@ -1,0 +1,74 @@
+//! Exit codes, and which error means which. `piecewised serve --help` documents them ([`HELP`]).
+
+use std::process::ExitCode;
+
+use piecewised_executor::NoToolchain;
+use piecewised_store::StoreError;
+
+use crate::{layers::ConfigError, listen::ListenError};
+
+/// For `--help`.
+pub(crate) const HELP: &str = "\
+Exit codes:
+  0  ended by SIGINT or SIGTERM after draining
+  1  failed while running, or a second signal cut draining short
+  2  the command line or the configuration is wrong
+  3  the interpreter that --python names cannot import torch, or not compile
+  4  another daemon has the socket, the address or the store
+
+Without --python the daemon starts also where no interpreter on PATH can import torch: it serves what is in its store and
+answers that it is not ready to compile. The first SIGINT or SIGTERM drains: no new requests, running compiles are
+finished within --drain-deadline-s. The second ends at once.";
+
+/// How the process ends badly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Failure = 1,
+    Usage = 2,
+    NoToolchain = 3,
+    InUse = 4,
+}
+
+impl Exit {
+    /// The code for `error`, by the first of its causes that has one of its own.
+    pub(crate) fn of(error: &anyhow::Error) -> Self {
+        error
+            .chain()
+            .find_map(|cause| {
+                if cause.is::<ConfigError>() {
+                    return Some(Self::Usage);
+                }
+                if cause.is::<NoToolchain>() {
+                    return Some(Self::NoToolchain);
+                }
+                if let Some(error) = cause.downcast_ref::<ListenError>() {
+                    return Some(error.exit());
+                }
+                matches!(cause.downcast_ref(), Some(StoreError::Locked { .. })).then_some(Self::InUse)
+            })
+            .unwrap_or(Self::Failure)
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_keep_their_codes_under_context() {
+        let no_toolchain = NoToolchain { explicit: Some("/python".into()), rejected: Vec::new() };
+        assert_eq!(Exit::of(&anyhow::Error::new(no_toolchain).context("starting")), Exit::NoToolchain);
+        let locked = StoreError::Locked { path: "/store".into(), owner: "process 7".into() };
+        assert_eq!(Exit::of(&locked.into()), Exit::InUse);
+        assert_eq!(Exit::of(&ListenError::InUse { address: "unix:///x".into(), by: String::new() }.into()), Exit::InUse);
+        assert_eq!(Exit::of(&StoreError::Closed.into()), Exit::Failure);
+        assert_eq!(Exit::of(&ConfigError::new("no").into()), Exit::Usage);
+        assert_eq!(Exit::of(&anyhow::anyhow!("else")), Exit::Failure);
+    }
+}

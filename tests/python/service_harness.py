@@ -1,0 +1,244 @@
+"""A real daemon in a folder of its own, and a gRPC client of it that nobody here wrote.
+
+The client is grpcio with messages made at run time from what the daemon's own reflection service says, so that a proto which
+reflection does not serve, or serves wrongly, fails here.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+from google.protobuf import descriptor_pool, json_format, message_factory
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+DAEMON = pathlib.Path(os.environ.get("PIECEWISED_TEST_DAEMON", "target/debug/piecewised")).resolve()
+SERVICE = "piecewised.v1.CompileService"
+
+
+class Daemon:
+    """`piecewised serve` on a private socket and store."""
+
+    def __init__(self, folder: pathlib.Path, *flags: str) -> None:
+        self.folder = folder
+        self.socket = folder / "piecewised.sock"
+        self.endpoint = f"unix://{self.socket}"
+        self.flags = flags
+        self.log = folder / "daemon.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Daemon:
+        """Starts it and waits until it listens."""
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [DAEMON, "serve", "--socket", self.socket, "--store-dir", self.folder / "store", "--python", sys.executable, *self.flags],
+                stderr=log,
+                stdout=log,
+            )
+        deadline = time.monotonic() + 60
+        while True:
+            assert self.process.poll() is None, f"the daemon ended with {self.process.returncode}:\n{self.log_text()}"
+            assert time.monotonic() < deadline, f"the daemon does not listen:\n{self.log_text()}"
+            try:
+                with Client(self.endpoint) as client:
+                    client.channel_ready()
+                    return self
+            except grpc.FutureTimeoutError:
+                time.sleep(0.05)
+
+    def kill(self) -> None:
+        """kill -9, as a crash or the kernel would."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self) -> int:
+        """SIGTERM; the exit status."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(120)
+
+    def log_text(self) -> str:
+        """All it has logged."""
+        return self.log.read_text(errors="replace")
+
+    def executors(self) -> list[int]:
+        """Process ids of its executors."""
+        assert self.process is not None
+        return [
+            pid for pid in children(self.process.pid) if "piecewised_executor" in command_line(pid)
+        ]
+
+    def __enter__(self) -> Daemon:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.terminate()
+
+
+def children(parent: int) -> list[int]:
+    """Direct children of a process."""
+    found = []
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # pid (comm) state ppid ...; the name may hold anything, so look behind its last parenthesis.
+            ppid = int(stat.read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError):
+            continue
+        if ppid == parent:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def command_line(pid: int) -> str:
+    """The command line of a process; empty if it is gone."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie doesn't."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+class Client:
+    """Calls by name, with messages as dicts (protobuf's JSON form) or raw bytes."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.channel = grpc.insecure_channel(
+            endpoint.removeprefix("http://"),
+            options=[("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)],
+        )
+        database = ProtoReflectionDescriptorDatabase(self.channel)
+        self._pool = descriptor_pool.DescriptorPool(database)
+
+    def channel_ready(self) -> None:
+        """Waits until the connection stands."""
+        grpc.channel_ready_future(self.channel).result(timeout=5)
+
+    def message(self, name: str, **fields: Any) -> Any:
+        """A message of piecewised.v1 from protobuf's JSON form."""
+        kind = message_factory.GetMessageClass(self._pool.FindMessageTypeByName(f"piecewised.v1.{name}"))
+        return json_format.ParseDict(fields, kind())
+
+    def _parse(self, name: str) -> Any:
+        return message_factory.GetMessageClass(self._pool.FindMessageTypeByName(f"piecewised.v1.{name}")).FromString
+
+    def capabilities(self) -> Any:
+        """GetCapabilities."""
+        call = self.channel.unary_unary(
+            f"/{SERVICE}/GetCapabilities", lambda message: message.SerializeToString(), self._parse("GetCapabilitiesResponse")
+        )
+        return call(self.message("GetCapabilitiesRequest"), timeout=30)
+
+    def compile(self, request: Any, timeout: float = 300) -> Iterator[Any]:
+        """Compile: the events, as they come. `request`: a CompileRequest, its fields as a dict, or bytes."""
+        if isinstance(request, dict):
+            request = self.message("CompileRequest", **request)
+        call = self.channel.unary_stream(
+            f"/{SERVICE}/Compile",
+            lambda message: message if isinstance(message, bytes) else message.SerializeToString(),
+            self._parse("CompileEvent"),
+        )
+        return call(request, timeout=timeout)
+
+    def fetch(self, digest: bytes, offset: int = 0, timeout: float = 60) -> Iterator[Any]:
+        """FetchArtifact: the chunks."""
+        call = self.channel.unary_stream(
+            f"/{SERVICE}/FetchArtifact", lambda message: message.SerializeToString(), self._parse("FetchArtifactResponse")
+        )
+        request = self.message("FetchArtifactRequest")
+        request.digest, request.offset = digest, offset
+        return call(request, timeout=timeout)
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self.channel.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def int_arg(value: int) -> dict[str, Any]:
+    """An integer argument."""
+    return {"intValue": str(value)}
+
+
+def node(name: str) -> dict[str, Any]:
+    """A node reference argument."""
+    return {"node": name}
+
+
+def symbol(name: str = "s0") -> dict[str, Any]:
+    """A symbolic size."""
+    return {"symbol": name}
+
+
+def integer(value: int) -> dict[str, Any]:
+    """A concrete size."""
+    return {"integer": str(value)}
+
+
+def tensor_input(name: str, sizes: list[dict[str, Any]], strides: list[dict[str, Any]]) -> dict[str, Any]:
+    """A float32 CPU tensor as a placeholder."""
+    tensor = {"dtype": "float32", "device": {"type": "cpu"}, "layout": "strided", "sizes": sizes, "strides": strides}
+    return {"name": name, "placeholder": {"value": {"tensor": tensor}}}
+
+
+def small_graph(constant: int = 1) -> dict[str, Any]:
+    """`(x + constant).relu()` over `x: f32[s0, 8]`, with `s0` as an input of its own."""
+    return {
+        "symbols": [{"name": "s0", "hint": "64"}],
+        "nodes": [
+            {"name": "size", "placeholder": {"value": {"symInt": symbol()}}},
+            tensor_input("x", [symbol(), integer(8)], [integer(8), integer(1)]),
+            {"name": "y", "callFunction": {"target": "_operator.add", "args": [node("x"), int_arg(constant)]}},
+            {"name": "z", "callFunction": {"target": "torch.nn.functional.relu", "args": [node("y")]}},
+            {"name": "out", "output": {"value": {"tuple": {"items": [node("z")]}}}},
+        ],
+    }
+
+
+def small_request(constant: int = 1, sizes: tuple[int, ...] = (), endpoints: tuple[int, ...] = (16,)) -> dict[str, Any]:
+    """A request for `small_graph`."""
+    return {
+        "graph": small_graph(constant),
+        "plan": {
+            "compileRangeEndpoints": {"endpoints": [str(end) for end in endpoints]},
+            "compileSizes": [str(size) for size in sizes],
+        },
+        "options": {"torch": {"numThreads": 1}},
+    }
+
+
+def results(events: Iterator[Any]) -> tuple[list[Any], list[Any], Any]:
+    """Reads a stream to its end: ready events, failed events, the summary."""
+    ready, failed, summary = [], [], None
+    for event in events:
+        assert summary is None, "there is nothing after completed"
+        kind = event.WhichOneof("event")
+        if kind == "ready":
+            ready.append(event.ready)
+        elif kind == "failed":
+            failed.append(event.failed)
+        elif kind == "completed":
+            summary = event.completed
+    assert summary is not None, "a stream ends with completed"
+    assert (len(ready), len(failed)) == (summary.n_ready, summary.n_failed)
+    return ready, failed, summary
