@@ -169,8 +169,11 @@ mod tests {
         Cli::command().debug_assert();
         let command = Cli::command();
         let serve = command.find_subcommand("serve").unwrap();
-        let mut flags: Vec<_> =
-            serve.get_arguments().map(|flag| flag.get_id().to_string()).filter(|id| id != "config" && id != "help").collect();
+        let mut flags: Vec<_> = serve
+            .get_arguments()
+            .map(|flag| flag.get_id().to_string())
+            .filter(|id| id != "config" && id != "help")
+            .collect();
         flags.sort();
         let mut keys = KEYS.to_vec();
         keys.sort_unstable();

@@ -296,14 +296,29 @@ mod tests {
         check(&[], &[], Some("sokcet = 1"), "sokcet in FILE: there is no such key; did you mean socket?");
         check(&[], &[], Some("[tls]\nkey = 1"), "tls in FILE: there is no such key; `piecewised serve --help`");
         check(&[], &[], Some("log = "), "FILE is not TOML: ");
-        check(&[], &[("PIECEWISED_N_EXECUTOR", "1")], None, "PIECEWISED_N_EXECUTOR: there is no such key; did you mean PIECEWISED_N_EXECUTORS?");
-        check(&[], &[], Some("n_executors = \"two\""), "n_executors in FILE: invalid type: found string \"two\", expected usize");
+        check(
+            &[],
+            &[("PIECEWISED_N_EXECUTOR", "1")],
+            None,
+            "PIECEWISED_N_EXECUTOR: there is no such key; did you mean PIECEWISED_N_EXECUTORS?",
+        );
+        check(
+            &[],
+            &[],
+            Some("n_executors = \"two\""),
+            "n_executors in FILE: invalid type: found string \"two\", expected usize",
+        );
         check(&[], &[("PIECEWISED_MAX_NODES", "-1")], None, "PIECEWISED_MAX_NODES: invalid");
         check(&["--n-executors", "0"], &[], None, "--n-executors: 0 will not do: it must be from 1 to 256");
         check(&[], &[], Some("log_format = \"xml\""), "log_format in FILE: unknown variant: found `xml`, expected ");
         check(&["--config", "/no/such"], &[], None, "cannot read /no/such: No such file");
         check(&[], &[("PIECEWISED_CONFIG", "/no/such")], None, "cannot read /no/such: ");
-        check(&["--listen-tcp", "0.0.0.0:7410"], &[], None, "--listen-tcp: 0.0.0.0:7410 can be reached from other machines");
+        check(
+            &["--listen-tcp", "0.0.0.0:7410"],
+            &[],
+            None,
+            "--listen-tcp: 0.0.0.0:7410 can be reached from other machines",
+        );
         load(&["--listen-tcp", "127.0.0.1:7410"], &[], None).unwrap();
         load(&["--listen-tcp", "[::1]:0"], &[], None).unwrap();
     }

@@ -66,7 +66,10 @@ mod tests {
         assert_eq!(Exit::of(&anyhow::Error::new(no_toolchain).context("starting")), Exit::NoToolchain);
         let locked = StoreError::Locked { path: "/store".into(), owner: "process 7".into() };
         assert_eq!(Exit::of(&locked.into()), Exit::InUse);
-        assert_eq!(Exit::of(&ListenError::InUse { address: "unix:///x".into(), by: String::new() }.into()), Exit::InUse);
+        assert_eq!(
+            Exit::of(&ListenError::InUse { address: "unix:///x".into(), by: String::new() }.into()),
+            Exit::InUse
+        );
         assert_eq!(Exit::of(&StoreError::Closed.into()), Exit::Failure);
         assert_eq!(Exit::of(&ConfigError::new("no").into()), Exit::Usage);
         assert_eq!(Exit::of(&anyhow::anyhow!("else")), Exit::Failure);

@@ -81,16 +81,18 @@ impl Layers {
         let mut values = Dict::new();
         for (name, value) in &surroundings.variables {
             let Some(rest) = name.to_str().and_then(|name| name.strip_prefix("PIECEWISED_")) else { continue };
-            let is_other = |other: &&str| match other.strip_suffix('*') {
+            let is_other = |other: &str| match other.strip_suffix('*') {
                 Some(start) => rest.starts_with(start),
-                None => rest == *other,
+                None => rest == other,
             };
             if OTHER_NAMES.iter().any(|other| is_other(other)) {
                 continue;
             }
             let key = rest.to_lowercase();
             if !KEYS.contains(&key.as_str()) {
-                return Err(unknown(&format!("PIECEWISED_{rest}"), &key, |key| format!("PIECEWISED_{}", key.to_uppercase())));
+                return Err(unknown(&format!("PIECEWISED_{rest}"), &key, |key| {
+                    format!("PIECEWISED_{}", key.to_uppercase())
+                }));
             }
             if !value.is_empty() {
                 values.insert(key.clone(), environment_value(&key, value)?);

@@ -16,7 +16,10 @@ use crate::{
 /// [`ConfigError`] where the directives of `log` are not understood.
 pub(crate) fn start(config: &Config) -> Result<(), ConfigError> {
     let filter = EnvFilter::builder().parse(&config.log).map_err(|error| {
-        ConfigError::new(format!("log: {:?} is not understood ({error}); write a level, or info,executor=warn", config.log))
+        ConfigError::new(format!(
+            "log: {:?} is not understood ({error}); write a level, or info,executor=warn",
+            config.log
+        ))
     })?;
     let surroundings = &config.surroundings;
     let has_colour = surroundings.stderr_is_terminal && surroundings.variable("NO_COLOR").is_none();
@@ -28,5 +31,8 @@ pub(crate) fn start(config: &Config) -> Result<(), ConfigError> {
         LogFormat::Auto | LogFormat::Human if has_times => layer.boxed(),
         LogFormat::Auto | LogFormat::Human => layer.without_time().boxed(),
     };
-    tracing_subscriber::registry().with(layer.with_filter(filter)).try_init().map_err(|error| ConfigError::new(error.to_string()))
+    tracing_subscriber::registry()
+        .with(layer.with_filter(filter))
+        .try_init()
+        .map_err(|error| ConfigError::new(error.to_string()))
 }

@@ -96,7 +96,10 @@ mod tests {
     #[test]
     fn the_socket_is_in_the_first_private_place() {
         let socket = |surroundings: Surroundings| surroundings.default_socket();
-        assert_eq!(socket(with(&[("XDG_RUNTIME_DIR", "/run/user/7")])), Path::new("/run/user/7/piecewised/piecewised.sock"));
+        assert_eq!(
+            socket(with(&[("XDG_RUNTIME_DIR", "/run/user/7")])),
+            Path::new("/run/user/7/piecewised/piecewised.sock")
+        );
         assert_eq!(socket(with(&[("XDG_RUNTIME_DIR", "relative")])), Path::new("/tmp/piecewised-1000/piecewised.sock"));
         let root = Surroundings { run_is_writable: true, ..with(&[]) };
         assert_eq!(socket(root), Path::new("/run/piecewised/piecewised.sock"));

@@ -2,8 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use piecewised_executor::{Executor, ExecutorConfig, ExecutorSource, Found, NoToolchain, RuntimeFolder, find_python};
-use piecewised_scheduler::{ToolchainInfo, ToolchainStatus};
+use piecewised_executor::{ExecutorConfig, ExecutorSource, Found, NoToolchain, RuntimeFolder, find_python};
+use piecewised_scheduler::{Scheduler, ToolchainInfo, ToolchainStatus};
 use tokio::sync::watch;
 
 use crate::config::Config;
@@ -27,7 +27,7 @@ pub(crate) fn executor_config(config: &Config, folder: &RuntimeFolder) -> std::i
     })
 }
 
-/// Looks for an interpreter, tells `status` how it went, and hands over the executor that proved it.
+/// Looks for an interpreter, tells `status` how it went, and gives the executor that proved it to the scheduler.
 ///
 /// # Errors
 /// [`NoToolchain`] where one was named and will not do: the operator is wrong about the machine and must hear it. Where none was
@@ -35,15 +35,17 @@ pub(crate) fn executor_config(config: &Config, folder: &RuntimeFolder) -> std::i
 pub(crate) async fn find(
     config: &Config,
     executors: &ExecutorConfig,
+    scheduler: &Scheduler,
     status: &watch::Sender<ToolchainStatus>,
-) -> Result<Option<Executor>, NoToolchain> {
+) -> Result<(), NoToolchain> {
     match find_python(config.python.as_deref(), executors).await {
         Ok(Found { python, executor, rejected }) => {
             for one in rejected {
                 tracing::info!(python = %one.python.display(), "passed over: {}", one.why);
             }
             let hello = executor.hello().clone();
-            let devices: Vec<_> = hello.devices.iter().map(|device| format!("{} ({})", device.r#type, device.name)).collect();
+            let devices: Vec<_> =
+                hello.devices.iter().map(|device| format!("{} ({})", device.r#type, device.name)).collect();
             tracing::info!(
                 python = %python.display(),
                 python_version = hello.toolchain.python_version,
@@ -55,9 +57,10 @@ pub(crate) async fn find(
                 "found a toolchain for {}",
                 devices.join(", ")
             );
-            let info = ToolchainInfo::new(hello, Arc::new(executors.with_python(python)));
-            status.send_replace(ToolchainStatus::Ready(Arc::new(info)));
-            Ok(Some(executor))
+            let executors = executors.with_python(python);
+            scheduler.adopt(executor);
+            status.send_replace(ToolchainStatus::Ready(Arc::new(ToolchainInfo::new(hello, Arc::new(executors)))));
+            Ok(())
         }
         Err(none) => {
             status.send_replace(ToolchainStatus::Unusable { reason: none.to_string() });
@@ -65,7 +68,7 @@ pub(crate) async fn find(
                 return Err(none);
             }
             tracing::error!("not ready to compile; serving what is in the store. {none}");
-            Ok(None)
+            Ok(())
         }
     }
 }

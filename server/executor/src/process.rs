@@ -22,6 +22,8 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
+use crate::runtime::remove_persistently;
+
 /// The executor's end of its three pipes.
 pub(crate) struct Pipes {
     pub(crate) stdin: ChildStdin,
@@ -169,7 +171,10 @@ fn reap(mut child: Child, group: &Group, folder: TempDir, tell: &watch::Sender<S
     };
     tell.send_replace(Stage::Ended(status));
     adopt_and_reap(group.leader);
-    remove(folder);
+    let path = folder.keep();
+    if let Err(error) = remove_persistently(&path) {
+        tracing::warn!(folder = %path.display(), %error, "cannot remove an executor's temporary folder");
+    }
     tell.send_replace(Stage::Gone(status));
 }
 
@@ -180,22 +185,6 @@ fn adopt_and_reap(group: Pid) {
             Ok(Some(_)) => {}
             Ok(None) => thread::sleep(Duration::from_millis(20)),
             Err(_) => return,
-        }
-    }
-}
-
-/// Removes the folder, also against a killed process that is still finishing a write.
-fn remove(folder: TempDir) {
-    let path = folder.keep();
-    for attempt in 0.. {
-        match fs::remove_dir_all(&path) {
-            Ok(()) => return,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
-            Err(error) if attempt == 50 => {
-                tracing::warn!(folder = %path.display(), %error, "cannot remove an executor's temporary folder");
-                return;
-            }
-            Err(_) => thread::sleep(Duration::from_millis(20)),
         }
     }
 }

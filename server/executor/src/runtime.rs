@@ -10,9 +10,9 @@ use std::{
     io,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
-
-use tempfile::TempDir;
 
 const PREFIX: &str = "piecewised-run-";
 const LOCK: &str = "lock";
@@ -20,8 +20,8 @@ const LOCK: &str = "lock";
 /// A private folder that ends with its owner.
 #[derive(Debug)]
 pub struct RuntimeFolder {
-    // Before the lock: fields drop in order, and a folder that is not locked is anybody's to remove.
-    folder: TempDir,
+    path: PathBuf,
+    /// Given up after the folder is removed: one that is not locked is anybody's to remove.
     _lock: File,
 }
 
@@ -44,7 +44,7 @@ impl RuntimeFolder {
                 Ok(lock)
             });
             if let Ok(lock) = made {
-                return Ok(Self { folder, _lock: lock });
+                return Ok(Self { path: folder.keep(), _lock: lock });
             }
         }
         Err(io::Error::other(format!("cannot make a private folder in {}", base.display())))
@@ -52,7 +52,7 @@ impl RuntimeFolder {
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        self.folder.path()
+        &self.path
     }
 
     /// A folder in it, made where it is missing.
@@ -64,6 +64,26 @@ impl RuntimeFolder {
         fs::create_dir_all(&path)?;
         Ok(path)
     }
+}
+
+impl Drop for RuntimeFolder {
+    fn drop(&mut self) {
+        if let Err(error) = remove_persistently(&self.path) {
+            tracing::warn!(folder = %self.path.display(), %error, "cannot remove the private folder; the next daemon will");
+        }
+    }
+}
+
+/// Removes a folder, also against a killed process that is still finishing a write there. Blocks for up to a second.
+pub(crate) fn remove_persistently(path: &Path) -> io::Result<()> {
+    for _ in 0..50 {
+        match fs::remove_dir_all(path) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(_) => thread::sleep(Duration::from_millis(20)),
+        }
+    }
+    fs::remove_dir_all(path)
 }
 
 /// Removes the folders of daemons that are gone. What cannot be looked at or removed is left alone.

@@ -20,9 +20,12 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use piecewised_executor::ExecutorConfig;
+use piecewised_executor::{Executor, ExecutorConfig};
 use piecewised_graph::{Digest, Handle};
 use piecewised_store::Store;
 use tokio::sync::watch;
@@ -63,6 +66,8 @@ pub(crate) struct Shared {
     /// Running jobs end now.
     pub(crate) stop: CancellationToken,
     tasks: TaskTracker,
+    /// An executor that is ready and belongs to no worker yet.
+    spare: Mutex<Option<Executor>>,
     toolchain: watch::Receiver<ToolchainStatus>,
 }
 
@@ -76,12 +81,18 @@ impl Scheduler {
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            spare: Mutex::new(None),
             toolchain,
         });
         for number in 0..shared.config.n_executors {
             shared.tasks.spawn(worker::run(Arc::clone(&shared), number));
         }
         Self { shared }
+    }
+
+    /// Takes over an executor that is ready already (the one that proved the toolchain), for the first job.
+    pub fn adopt(&self, executor: Executor) {
+        self.shared.spare().replace(executor);
     }
 
     /// The toolchain as it is known now.
@@ -176,10 +187,23 @@ impl Scheduler {
             self.shared.stop.cancel();
             self.shared.tasks.wait().await;
         }
+        // No worker is left to take it.
+        let spare = self.shared.take_spare();
+        if let Some(spare) = spare {
+            spare.shutdown().await;
+        }
     }
 }
 
 impl Shared {
+    fn spare(&self) -> MutexGuard<'_, Option<Executor>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn take_spare(&self) -> Option<Executor> {
+        self.spare().take()
+    }
+
     /// The executor configuration of the toolchain, once it is known.
     pub(crate) async fn executor_config(&self) -> Result<Arc<ExecutorConfig>, String> {
         let mut status = self.toolchain.clone();

@@ -75,7 +75,7 @@ async fn compile(shared: &Shared, job: &Arc<Job>, slot: &mut Option<Executor>) -
     loop {
         attempt += 1;
         // Taken out of its slot while it runs: only an executor that ended its job well goes back.
-        let mut executor = match slot.take() {
+        let mut executor = match slot.take().or_else(|| shared.take_spare()) {
             Some(executor) => executor,
             None => match Executor::spawn(&config).instrument(span.clone()).await {
                 Ok(executor) => executor,

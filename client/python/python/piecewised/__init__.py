@@ -28,7 +28,7 @@ from .errors import (
     Unreachable,
     UnsupportedPiece,
 )
-from .stats import stats
+from .counters import stats
 
 if TYPE_CHECKING:
     from ._core import VERSION as __version__

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import stats
+from . import counters
 from .errors import OptionError, PiecewisedError, PiecewisedWarning
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def compile_locally(
 ) -> Callable[..., Any]:
     """Compiles ``gm`` by Inductor in this process, and says why."""
     reason = why.reason or type(why).__name__
-    if stats.record_local(reason):
+    if counters.record_local(reason):
         advice = _ADVICE.get(reason)
         warnings.warn(
             f"piecewised: {_sentence(why)}. The model runs all the same: this process compiles it by itself, as every "

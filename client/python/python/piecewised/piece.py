@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import _core, stats
+from . import _core, counters
 from .errors import ArtifactError, CompileFailed, PiecewisedError
 from .progress import Progress
 
@@ -123,8 +123,8 @@ class Piece:
         # Records carry the plan's order from here on: positions in the dispatcher are positions in the plan.
         piece = cls([handles[index] for index in range(len(events.entries))], runnables)
         for record in records:
-            stats.record_range(**record)
-        stats.record_piece()
+            counters.record_range(**record)
+        counters.record_piece()
         return piece
 
 

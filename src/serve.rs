@@ -1,0 +1,208 @@
+//! `piecewised serve`: puts the parts together, runs them, and takes them apart in the right order.
+//!
+//! Up: private folder, sockets, store, scheduler, services; the toolchain is looked for meanwhile, since importing torch takes
+//! seconds and hits need none. Down: no new calls; running jobs get their time; executors end; the store is closed; the private
+//! folder and the socket file go.
+
+use std::{io::Write, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use piecewised_api::{ApiConfig, Listener};
+use piecewised_executor::{ExecutorConfig, NoToolchain, RuntimeFolder};
+use piecewised_scheduler::{Scheduler, SchedulerConfig, ToolchainStatus};
+use piecewised_store::{Store, StoreConfig};
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use crate::{
+    config::{Config, LogFormat},
+    listen,
+    signals::Shutdown,
+    toolchain,
+};
+
+/// How long calls that do not end by themselves (a reader that stalls) are waited for once no job runs any more.
+const LAST_CALLS: Duration = Duration::from_secs(3);
+
+/// Runs the daemon until it is told to end.
+///
+/// # Errors
+/// Whatever ends it otherwise; [`crate::exit::Exit::of`] knows which exit code that means.
+pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "starting");
+    let shutdown = Shutdown::on_signals().context("cannot watch for signals")?;
+    let config = Arc::new(config);
+
+    let (folder, executors) = private_folder(Arc::clone(&config)).await?;
+    let (unix, _socket_file) = listen::unix(&config.socket)?;
+    let mut listeners = vec![Listener::Unix(unix, config.socket.clone())];
+    if let Some(address) = config.listen_tcp {
+        listeners.push(Listener::Tcp(listen::tcp(address).await?));
+    }
+    let store = open_store(&config).await?;
+
+    let (status, toolchain) = watch::channel(ToolchainStatus::Probing);
+    let scheduler = Scheduler::start(scheduler_config(&config), store.clone(), toolchain);
+    let probe = AbortOnDropHandle::new(tokio::spawn(probe(Arc::clone(&config), executors, scheduler.clone(), status)));
+
+    announce(&config, &listeners);
+    let result = serve(listeners, scheduler, store.clone(), &config, probe, &shutdown).await;
+    if let Err(error) = store.close().await {
+        tracing::warn!("the store did not close well: {error}");
+    }
+    // Here, not when the runtime ends: its executors are gone now.
+    drop(folder);
+    if result.is_ok() {
+        tracing::info!("ended");
+    }
+    result
+}
+
+/// Serves until a signal, or until the operator's interpreter turns out not to work, and drains.
+async fn serve(
+    listeners: Vec<Listener>,
+    scheduler: Scheduler,
+    store: Store,
+    config: &Config,
+    probe: AbortOnDropHandle<Result<(), NoToolchain>>,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let serving =
+        piecewised_api::serve(listeners, scheduler.clone(), store, api_config(config), stop.clone().cancelled_owned());
+    tokio::pin!(serving);
+    let mut is_serving = true;
+    let cause = tokio::select! {
+        () = shutdown.drain.cancelled() => Ok(()),
+        none = no_toolchain(probe) => Err(none.into()),
+        ended = &mut serving => {
+            is_serving = false;
+            Err(ended.map_or_else(anyhow::Error::new, |()| anyhow::anyhow!("the listeners ended by themselves")))
+        }
+    };
+    stop.cancel();
+
+    // Jobs end while their callers still listen. A daemon that must end because something is wrong gives them no time.
+    let grace = if cause.is_ok() { Duration::from_secs(config.drain_deadline_s) } else { Duration::ZERO };
+    let jobs_ended = CancellationToken::new();
+    let jobs = async {
+        scheduler.shutdown(grace).await;
+        jobs_ended.cancel();
+    };
+    let calls = async {
+        let limit = async {
+            jobs_ended.cancelled().await;
+            tokio::time::sleep(LAST_CALLS).await;
+        };
+        tokio::select! {
+            _ = &mut serving, if is_serving => {}
+            () = limit, if is_serving => tracing::warn!("calls were still open at the end; cutting them"),
+            else => {}
+        }
+    };
+    let at_once = tokio::select! {
+        ((), ()) = async { tokio::join!(jobs, calls) } => Ok(()),
+        () = shutdown.now.cancelled() => {
+            scheduler.shutdown(Duration::ZERO).await;
+            Err(anyhow::anyhow!("a second signal cut draining short"))
+        }
+    };
+    cause.and(at_once)
+}
+
+/// Looks for the toolchain, and keeps what is known of it readable from then on.
+async fn probe(
+    config: Arc<Config>,
+    executors: ExecutorConfig,
+    scheduler: Scheduler,
+    status: watch::Sender<ToolchainStatus>,
+) -> Result<(), NoToolchain> {
+    toolchain::find(&config, &executors, &scheduler, &status).await?;
+    status.closed().await;
+    Ok(())
+}
+
+/// Resolves when the probe says that the daemon cannot go on; never where it can.
+async fn no_toolchain(probe: AbortOnDropHandle<Result<(), NoToolchain>>) -> NoToolchain {
+    match probe.await {
+        Ok(Err(none)) => none,
+        Ok(Ok(())) => std::future::pending().await,
+        Err(error) => {
+            tracing::error!("looking for a toolchain ended without a result: {error}");
+            std::future::pending().await
+        }
+    }
+}
+
+async fn private_folder(config: Arc<Config>) -> anyhow::Result<(RuntimeFolder, ExecutorConfig)> {
+    let made = tokio::task::spawn_blocking(move || {
+        let folder = RuntimeFolder::create(&config.temp_dir)
+            .with_context(|| format!("cannot make a private folder in {}", config.temp_dir.display()))?;
+        let executors = toolchain::executor_config(&config, &folder)
+            .with_context(|| format!("cannot write to {}", folder.path().display()))?;
+        Ok((folder, executors))
+    });
+    made.await?
+}
+
+async fn open_store(config: &Config) -> anyhow::Result<Store> {
+    let (store, report) = Store::open(StoreConfig::new(&config.store_dir)).await?;
+    tracing::info!(
+        store = %config.store_dir.display(),
+        outcome = ?report.outcome,
+        n_handles = report.n_handles,
+        artifact_bytes = report.artifact_bytes,
+        elapsed_ms = report.elapsed.as_secs_f64() * 1e3,
+        "opened the store"
+    );
+    if let Some(path) = &report.set_aside {
+        tracing::warn!(set_aside = %path.display(), failures = ?report.failures, "a damaged store was set aside");
+    }
+    if report.n_dropped + report.n_taken_over > 0 {
+        let (n_dropped, n_taken_over) = (report.n_dropped, report.n_taken_over);
+        tracing::warn!(n_dropped, n_taken_over, "records and artifact files of the store did not match");
+    }
+    Ok(store)
+}
+
+fn scheduler_config(config: &Config) -> SchedulerConfig {
+    SchedulerConfig {
+        n_executors: config.n_executors,
+        max_queued_jobs: config.max_queued_jobs,
+        max_attempts: config.max_attempts,
+        idle_timeout: Duration::from_secs(config.executor_idle_timeout_s),
+    }
+}
+
+fn api_config(config: &Config) -> ApiConfig {
+    ApiConfig {
+        graph_limits: config.graph_limits(),
+        max_message_bytes: config.max_message_bytes,
+        max_ranges: config.max_ranges,
+        max_queued_jobs: config.max_queued_jobs,
+        n_executors: config.n_executors,
+        toolchain_timeout: Duration::from_secs(config.executor_ready_deadline_s),
+    }
+}
+
+/// Says where the daemon listens: a line each on stdout for people and scripts (with port 0 the port is only known now), an
+/// event in a JSON log, whose readers may not take plain lines.
+fn announce(config: &Config, listeners: &[Listener]) {
+    for listener in listeners {
+        let address = match listener {
+            Listener::Unix(_, path) => {
+                format!("unix://{}", std::path::absolute(path).as_deref().unwrap_or(path).display())
+            }
+            Listener::Tcp(listener) => match listener.local_addr() {
+                Ok(address) => format!("http://{address}"),
+                Err(_) => continue,
+            },
+        };
+        if config.log_format == LogFormat::Json {
+            tracing::info!(address, "listening on {address}");
+        } else {
+            // Where stdout is closed nobody wants to know.
+            let _ = writeln!(std::io::stdout(), "listening on {address}");
+        }
+    }
+}
