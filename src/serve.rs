@@ -95,7 +95,11 @@ async fn serve(
             tokio::time::sleep(LAST_CALLS).await;
         };
         tokio::select! {
-            _ = &mut serving, if is_serving => {}
+            ended = &mut serving, if is_serving => {
+                if let Err(error) = ended {
+                    tracing::warn!("a listener did not end well: {error}");
+                }
+            }
             () = limit, if is_serving => tracing::warn!("calls were still open at the end; cutting them"),
             else => {}
         }

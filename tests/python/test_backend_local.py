@@ -44,20 +44,25 @@ def test_an_unreachable_daemon_costs_a_warning_and_not_the_model(worker: Callabl
 
 
 def test_a_policy_makes_it_an_error(worker: Callable[..., Any]) -> None:
-    script = PREAMBLE + """
+    script = (
+        PREAMBLE
+        + """
 try:
     run(5, on_error="raise")
 except torch._dynamo.exc.BackendCompilerFailed as error:
     inner = error.inner_exception
     answer(name=type(inner).__name__, reason=inner.reason)
 """
+    )
     result = worker(script, PIECEWISED_ENDPOINT="unix:/nonexistent/s.sock").result()
     assert (result["name"], result["reason"]) == ("Unreachable", "UNREACHABLE")
     assert result["warnings"] == []
 
 
 def test_what_the_user_wrote_wrongly_is_raised_without_a_daemon_too(worker: Callable[..., Any]) -> None:
-    script = PREAMBLE + """
+    script = (
+        PREAMBLE
+        + """
 found = []
 for options in ({"compile_sizes": [0]}, {"compile_sizes": "8"}, {"max_autotoon": True}, {"endpoint": "x://y"}):
     torch._dynamo.reset()
@@ -67,18 +72,22 @@ for options in ({"compile_sizes": [0]}, {"compile_sizes": "8"}, {"max_autotoon":
         found.append((type(error.inner_exception).__name__, str(error.inner_exception)))
 answer(found=found)
 """
+    )
     found = worker(script, PIECEWISED_ENDPOINT="unix:/nonexistent/s.sock").result()["found"]
     assert [name for name, _ in found] == ["PlanError", "PlanError", "OptionError", "EndpointError"]
     assert "max_autotoon" in found[2][1]
 
 
 def test_a_call_that_records_gradients_is_compiled_here(worker: Callable[..., Any]) -> None:
-    script = PREAMBLE + """
+    script = (
+        PREAMBLE
+        + """
 w = torch.randn(8, 8, requires_grad=True)
 compiled = torch.compile(model, backend="piecewised", options={"compile_ranges": [[2, 64]]})
 compiled(torch.randn(4, 8), w).sum().backward()
 answer(has_gradient=w.grad is not None)
 """
+    )
     # Before anything is asked of a daemon: there is none here, and the reason is the gradient all the same.
     result = worker(script, PIECEWISED_ENDPOINT="unix:/nonexistent/s.sock").result()
     assert result["has_gradient"]
@@ -99,10 +108,13 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules} & {"tor
 
 
 def test_the_backend_is_found_by_its_name_and_starts_no_cuda(worker: Callable[..., Any]) -> None:
-    script = PREAMBLE + """
+    script = (
+        PREAMBLE
+        + """
 run(5)
 answer(listed="piecewised" in torch._dynamo.list_backends(), cuda=torch.cuda.is_initialized())
 """
+    )
     result = worker(script, PIECEWISED_ENDPOINT="unix:/nonexistent/s.sock").result()
     assert result["listed"]
     assert not result["cuda"]

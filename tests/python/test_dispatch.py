@@ -63,9 +63,7 @@ def test_the_plan_is_ranges_then_sizes() -> None:
         ([], [0], "BAD_SIZE"),
     ],
 )
-def test_a_plan_that_breaks_a_rule_is_an_error(
-    ranges: list[tuple[int, int]], sizes: list[int], reason: str
-) -> None:
+def test_a_plan_that_breaks_a_rule_is_an_error(ranges: list[tuple[int, int]], sizes: list[int], reason: str) -> None:
     with pytest.raises(piecewised.PlanError) as raised:
         piecewised.plan_entries(ranges, sizes)
     assert raised.value.reason == reason

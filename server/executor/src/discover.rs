@@ -119,7 +119,9 @@ impl fmt::Display for NoToolchain {
             None => write!(f, "none of the Python interpreters on PATH can be used to compile")?,
         }
         for Rejected { python, why } in &self.rejected {
-            write!(f, "\n  {}: {why}", python.display())?;
+            let python = python.display().to_string();
+            // Its own words may name it already.
+            if why.starts_with(&python) { write!(f, "\n  {why}")? } else { write!(f, "\n  {python}: {why}")? }
         }
         match &self.explicit {
             Some(_) => write!(
@@ -170,10 +172,12 @@ mod tests {
 
     #[test]
     fn the_message_says_what_was_tried_and_what_to_do() {
-        let rejected = vec![Rejected { python: "/usr/bin/python3".into(), why: "it cannot import torch".into() }];
+        let mut rejected = vec![Rejected { python: "/usr/bin/python3".into(), why: "it cannot import torch".into() }];
         let text = NoToolchain { explicit: None, rejected: rejected.clone() }.to_string();
         assert!(text.contains("\n  /usr/bin/python3: it cannot import torch\n") && text.contains("--python"), "{text}");
+        rejected[0].why = "/usr/bin/python3 cannot import torch".into();
         let text = NoToolchain { explicit: Some("/usr/bin/python3".into()), rejected }.to_string();
+        assert_eq!(text.matches("/usr/bin/python3").count(), 2, "{text}");
         assert!(text.starts_with("/usr/bin/python3 cannot be used to compile\n"), "{text}");
         assert!(
             NoToolchain { explicit: None, rejected: vec![] }.to_string().starts_with("there is no python3 on PATH")

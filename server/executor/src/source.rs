@@ -104,9 +104,22 @@ mod tests {
     }
 
     #[test]
-    fn it_holds_source_only() {
-        for path in ExecutorSource.paths() {
-            assert!(path.extension().is_some_and(|kind| kind == "py"), "{}", path.display());
+    fn it_holds_source_only_and_all_of_it() {
+        let mut expected = Vec::new();
+        in_the_tree(&Path::new(env!("CARGO_MANIFEST_DIR")).join("python"), Path::new(""), &mut expected);
+        expected.sort();
+        assert_eq!(ExecutorSource.paths(), expected, "touch server/executor/build.rs and build again");
+        assert!(expected.iter().all(|path| path.extension().is_some_and(|kind| kind == "py")), "{expected:?}");
+        assert!(expected.iter().any(|path| path.starts_with("piecewised_executor/runtime")), "{expected:?}");
+    }
+
+    fn in_the_tree(root: &Path, folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(root.join(folder)).unwrap() {
+            let path = folder.join(entry.unwrap().file_name());
+            if path.ends_with("__pycache__") {
+                continue;
+            }
+            if root.join(&path).is_dir() { in_the_tree(root, &path, found) } else { found.push(path) }
         }
     }
 }

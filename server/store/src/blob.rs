@@ -39,11 +39,11 @@ pub(crate) struct Frame {
 }
 
 /// The frames of a file.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Tail {
     /// Each key's last frame, removals left out.
     pub(crate) handles: BTreeMap<Digest, Frame>,
-    /// Whether the frames reach the file's end; otherwise the last append was cut off, or the frames are damaged.
+    /// Whether nothing but whole frames was found: otherwise an append was cut off, or a frame is damaged.
     pub(crate) is_clean: bool,
 }
 
@@ -79,9 +79,15 @@ pub(crate) fn encode_frame(artifact: &Digest, frame: &Frame) -> Vec<u8> {
     bytes
 }
 
+/// Reads all frames that are whole, also those behind bytes that are none.
 pub(crate) fn decode_tail(artifact: &Digest, mut bytes: &[u8]) -> Tail {
-    let mut tail = Tail::default();
-    while let Some((frame, rest)) = decode_frame(artifact, bytes) {
+    let mut tail = Tail { handles: BTreeMap::new(), is_clean: true };
+    while !bytes.is_empty() {
+        let Some((frame, rest)) = decode_frame(artifact, bytes) else {
+            tail.is_clean = false;
+            bytes = &bytes[1..];
+            continue;
+        };
         if frame.json.is_some() {
             tail.handles.insert(frame.key, frame);
         } else {
@@ -89,11 +95,13 @@ pub(crate) fn decode_tail(artifact: &Digest, mut bytes: &[u8]) -> Tail {
         }
         bytes = rest;
     }
-    tail.is_clean = bytes.is_empty();
     tail
 }
 
 fn decode_frame<'a>(artifact: &Digest, bytes: &'a [u8]) -> Option<(Frame, &'a [u8])> {
+    if !matches!(bytes.get(..4)?, [KIND_HANDLE | KIND_REMOVED, 0, 0, 0]) {
+        return None;
+    }
     let n_json = u32::from_le_bytes(bytes.get(4..8)?.try_into().ok()?) as usize;
     if n_json > MAX_HANDLE_BYTES {
         return None;
@@ -104,11 +112,7 @@ fn decode_frame<'a>(artifact: &Digest, bytes: &'a [u8]) -> Option<(Frame, &'a [u
         return None;
     }
     let json = &body[FRAME_HEAD_LEN..];
-    let json = match body[0] {
-        KIND_HANDLE => Some(json.to_vec()),
-        KIND_REMOVED => None,
-        _ => return None,
-    };
+    let json = (body[0] == KIND_HANDLE).then(|| json.to_vec());
     Some((Frame { key: Digest::from_slice(&body[16..48]).ok()?, stamp: u64_at(body, 8)?, json }, rest))
 }
 
@@ -157,5 +161,12 @@ mod tests {
             assert_eq!(tail.handles.into_values().collect::<Vec<_>>(), [frames[0].clone()]);
         }
         assert!(decode_tail(&Digest::of(b"another"), &bytes).handles.is_empty());
+
+        let mut torn = bytes[..first + 70].to_vec();
+        torn.extend(&bytes[3 * first - 1..]);
+        let tail = decode_tail(&artifact, &torn);
+        assert!(!tail.is_clean);
+        assert_eq!(tail.handles.len(), 2);
+        assert!(tail.handles.into_values().all(|frame| frame == frames[0] || frame == frames[3]));
     }
 }

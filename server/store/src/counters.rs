@@ -23,6 +23,10 @@ impl Counters {
         counter.fetch_add(1, Relaxed);
     }
 
+    pub(crate) fn add_dropped(&self, n: usize) {
+        self.n_damaged_dropped.fetch_add(n as u64, Relaxed);
+    }
+
     pub(crate) fn totals(&self) -> [u64; 4] {
         [&self.n_hits, &self.n_misses, &self.n_puts, &self.n_damaged_dropped].map(|counter| counter.load(Relaxed))
     }

@@ -8,9 +8,10 @@
 //! commit's turn, the catalogue's. The last is never held while sled or a file is touched.
 
 use std::{
+    fs::File,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -19,16 +20,15 @@ use bytes::Bytes;
 use piecewised_graph::{Digest, Handle};
 
 use crate::{
-    MAX_INDEX_VALUE_BYTES, StoreConfig, StoreError,
+    StoreConfig, StoreError,
     blob::{Frame, MAX_HANDLE_BYTES},
     blobs::{Blobs, Check, Identity},
-    catalogue::{Artifact, Catalogue},
+    catalogue::Catalogue,
     commit::Committer,
     counters::Counters,
-    index::Index,
+    index::{Fingerprint, Index},
     layout::Layout,
-    reader::Source,
-    record::{Place, Record, parse_handle},
+    record::{Record, parse_handle},
 };
 
 /// What outlives an index that had to be reopened.
@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) layout: Layout,
     pub(crate) blobs: Blobs,
     pub(crate) counters: Counters,
+    /// A file could not be brought into line with the index: the next open has to look at all of them.
+    pub(crate) is_untidy: AtomicBool,
     /// An artifact's lock is the one of its first byte.
     locks: [Mutex<()>; 256],
     last_stamp: AtomicU64,
@@ -45,27 +47,40 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(config: StoreConfig, layout: Layout) -> Self {
-        let blobs = Blobs::new(layout.clone());
-        let locks = std::array::from_fn(|_| Mutex::new(()));
-        Self { config, layout, blobs, counters: Counters::default(), locks, last_stamp: AtomicU64::new(0) }
+        Self {
+            blobs: Blobs::new(layout.clone()),
+            config,
+            layout,
+            counters: Counters::default(),
+            is_untidy: AtomicBool::new(false),
+            locks: std::array::from_fn(|_| Mutex::new(())),
+            last_stamp: AtomicU64::new(0),
+        }
     }
 
     fn lock(&self, digest: &Digest) -> MutexGuard<'_, ()> {
         self.locks[usize::from(digest.0[0])].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Unix time in nanoseconds, but always later than the last.
-    fn stamp(&self) -> u64 {
+    /// Unix time in nanoseconds, but always later than any before.
+    pub(crate) fn stamp(&self) -> u64 {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
         let now = u64::try_from(now).unwrap_or(u64::MAX);
-        let before = self.last_stamp.fetch_max(now, Relaxed);
-        if before < now { now } else { self.last_stamp.fetch_add(1, Relaxed) + 1 }
+        let next = |last: u64| Some(now.max(last.saturating_add(1)));
+        match self.last_stamp.fetch_update(Relaxed, Relaxed, next) {
+            Ok(last) | Err(last) => now.max(last.saturating_add(1)),
+        }
+    }
+
+    /// Makes later stamps later than this one, whatever the clock says.
+    pub(crate) fn saw_stamp(&self, stamp: u64) {
+        self.last_stamp.fetch_max(stamp, Relaxed);
     }
 }
 
 /// A change of the index.
 enum Op {
-    Put { key: Digest, digest: Digest, size_bytes: u64, place: Place, record: Vec<u8>, artifact: Option<Bytes> },
+    Put { key: Digest, digest: Digest, size_bytes: u64, record: Vec<u8> },
     Remove { key: Digest, when: When },
 }
 
@@ -76,16 +91,14 @@ enum When {
     Undecodable,
 }
 
-/// What a change let go: an artifact that a key no longer names.
-type Released = Option<(Digest, Place)>;
-
 /// An open store.
 #[derive(Debug)]
 pub(crate) struct Engine {
     shared: Arc<Shared>,
     index: Index,
     catalogue: Mutex<Catalogue>,
-    committer: Committer<Op, Released>,
+    /// The effect of a change is the artifact that its key no longer names.
+    committer: Committer<Op, Option<Digest>>,
 }
 
 impl Engine {
@@ -114,7 +127,7 @@ impl Engine {
     fn look_up(&self, key: &Digest) -> Result<Option<Handle>, StoreError> {
         // More than one round only while the key is being written.
         for _ in 0..8 {
-            let Some((digest, _)) = self.catalogue().key(key) else { return Ok(None) };
+            let Some(digest) = self.catalogue().key(key) else { return Ok(None) };
             let Some(bytes) = self.index.record(key)? else {
                 self.committer.settle();
                 continue;
@@ -127,11 +140,12 @@ impl Engine {
                 self.committer.settle();
                 continue;
             }
-            if record.place == Place::File && !self.shared.blobs.looks_whole(&digest, record.size_bytes) {
+            if !self.shared.blobs.looks_whole(&digest, record.size_bytes) {
                 self.drop_artifact(&digest, self.shared.blobs.identity(&digest))?;
                 return Ok(None);
             }
-            let handle = self.handle(key, &record)?;
+            let json = self.json(key, &record)?;
+            let handle = json.and_then(|json| parse_handle(key, &digest, record.size_bytes, &json));
             if handle.is_none() {
                 self.drop_record(key, When::Names(digest))?;
             }
@@ -140,12 +154,7 @@ impl Engine {
         Ok(None)
     }
 
-    /// The record's handle; `None`: it is damaged.
-    fn handle(&self, key: &Digest, record: &Record<'_>) -> Result<Option<Handle>, StoreError> {
-        let json = self.json(key, record)?;
-        Ok(json.and_then(|json| parse_handle(key, &record.digest, record.size_bytes, &json)))
-    }
-
+    /// The handle's JSON form; `None`: it is lost.
     fn json(&self, key: &Digest, record: &Record<'_>) -> Result<Option<Vec<u8>>, StoreError> {
         if let Some(json) = record.json {
             return Ok(Some(json.to_vec()));
@@ -169,50 +178,43 @@ impl Engine {
             return Err(StoreError::HandleTooLarge { key, n_bytes: json.len(), limit: MAX_HANDLE_BYTES });
         }
 
-        let config = &self.shared.config;
-        let is_short = json.len() <= MAX_INDEX_VALUE_BYTES;
-        let threshold = config.inline_threshold_bytes.min(MAX_INDEX_VALUE_BYTES);
-        let is_small = threshold > 0 && artifact.len() <= threshold;
-        let place = if is_short && is_small { Place::Index } else { Place::File };
-        let record = Record { digest, size_bytes, place, json: is_short.then_some(&json[..]) }.encode(&key);
-
         let released = {
             let _lock = self.shared.lock(&digest);
-            if self.holds(&key, &digest, &record, &json)? {
+            if self.holds(&key, &digest, size_bytes, &json)? {
                 return Ok(());
             }
-            self.shared.layout.ensure_room(size_bytes + json.len() as u64, config.reserve_bytes)?;
-            let in_index = (place == Place::Index).then(|| artifact.clone());
-            if place == Place::File {
-                self.put_file(&digest, artifact, Frame { key, stamp: self.shared.stamp(), json: Some(json) })?;
-            }
-            let n_bytes = record.len() + in_index.as_ref().map_or(0, Bytes::len);
-            self.submit(Op::Put { key, digest, size_bytes, place, record, artifact: in_index }, n_bytes)?
+            let needed_bytes = size_bytes + json.len() as u64;
+            self.shared.layout.ensure_room(needed_bytes, self.shared.config.reserve_bytes)?;
+            let stamp = self.shared.stamp();
+            let record = Record::new(digest, size_bytes, stamp, &json).encode(&key);
+            self.put_file(&digest, artifact, Frame { key, stamp, json: Some(json) })?;
+            let n_bytes = record.len();
+            self.submit(Op::Put { key, digest, size_bytes, record }, n_bytes)?
         };
         Counters::add(&self.shared.counters.n_puts);
-        self.collect(&key, released)
+        if let Err(error) = self.collect(&key, released) {
+            // The put itself is done.
+            tracing::warn!(%key, %error, "cannot take back the space of a replaced artifact");
+        }
+        Ok(())
     }
 
     /// Whether exactly this is stored already, and whole.
-    fn holds(&self, key: &Digest, digest: &Digest, record: &[u8], json: &[u8]) -> Result<bool, StoreError> {
-        let Some((named, place)) = self.catalogue().key(key) else { return Ok(false) };
-        if named != *digest || self.index.record(key)?.is_none_or(|found| found != record) {
+    fn holds(&self, key: &Digest, digest: &Digest, size_bytes: u64, json: &[u8]) -> Result<bool, StoreError> {
+        if self.catalogue().key(key) != Some(*digest) {
             return Ok(false);
         }
-        let Some(decoded) = Record::decode(key, record) else { return Ok(false) };
-        match place {
-            Place::Index => Ok(self.index.artifact(digest)?.is_some_and(|bytes| Digest::of(&bytes) == *digest)),
-            Place::File => Ok(matches!(self.shared.blobs.check(digest, decoded.size_bytes)?, Check::Whole(_))
-                && self.json(key, &decoded)?.is_some_and(|found| found == json)),
-        }
+        let Some(bytes) = self.index.record(key)? else { return Ok(false) };
+        let Some(record) = Record::decode(key, &bytes) else { return Ok(false) };
+        Ok(record.digest == *digest
+            && matches!(self.shared.blobs.check(digest, size_bytes)?, Check::Whole(_))
+            && self.json(key, &record)?.is_some_and(|found| found == json))
     }
 
     /// Makes the artifact's file hold the artifact and `frame`. Under the artifact's lock.
     fn put_file(&self, digest: &Digest, artifact: &Bytes, frame: Frame) -> Result<(), StoreError> {
         let size_bytes = artifact.len() as u64;
-        let known = self.catalogue().artifact(digest).cloned();
-        let others = known.filter(|artifact| artifact.lies_in(Place::File));
-        let Some(others) = others else {
+        let Some(known) = self.catalogue().artifact(digest).cloned() else {
             return self.shared.blobs.create(digest, artifact, &[frame]);
         };
         if let Check::Whole(_) = self.shared.blobs.check(digest, size_bytes)?
@@ -220,13 +222,13 @@ impl Engine {
         {
             return Ok(());
         }
-        let mut frames = vec![];
-        for (other, _) in others.keys.iter().filter(|(other, place)| *other != frame.key && *place == Place::File) {
+        let mut frames = Vec::new();
+        for other in known.keys.iter().filter(|other| **other != frame.key) {
             if let Some(bytes) = self.index.record(other)?
                 && let Some(record) = Record::decode(other, &bytes)
                 && let Some(json) = self.json(other, &record)?
             {
-                frames.push(Frame { key: *other, stamp: self.shared.stamp(), json: Some(json) });
+                frames.push(Frame { key: *other, stamp: record.stamp, json: Some(json) });
             }
         }
         frames.push(frame);
@@ -239,27 +241,22 @@ impl Engine {
         Ok(released.is_some())
     }
 
-    pub(crate) fn open_artifact(&self, digest: &Digest) -> Result<Option<Source>, StoreError> {
-        let Some(artifact) = self.catalogue().artifact(digest).cloned() else { return Ok(None) };
-        if artifact.lies_in(Place::File) {
-            let identity = match self.shared.blobs.check(digest, artifact.size_bytes)? {
-                Check::Whole(file) => return Ok(Some(Source::File(Arc::new(file), artifact.size_bytes))),
-                Check::Damaged(identity) => identity,
-            };
-            self.drop_artifact(digest, identity)?;
-        } else {
-            match self.index.artifact(digest)? {
-                Some(bytes) if Digest::of(&bytes) == *digest => {
-                    return Ok(Some(Source::Memory(Bytes::copy_from_slice(&bytes))));
-                }
-                _ => self.drop_in_index(digest, &artifact)?,
+    /// The artifact's file, verified, and the artifact's size.
+    pub(crate) fn open_artifact(&self, digest: &Digest) -> Result<Option<(File, u64)>, StoreError> {
+        let Some(size_bytes) = self.catalogue().artifact(digest).map(|artifact| artifact.size_bytes) else {
+            return Ok(None);
+        };
+        match self.shared.blobs.check(digest, size_bytes)? {
+            Check::Whole(file) => Ok(Some((file, size_bytes))),
+            Check::Damaged(identity) => {
+                self.drop_artifact(digest, identity)?;
+                Ok(None)
             }
         }
-        Ok(None)
     }
 
-    /// Drops an artifact's file that does not verify, and the handles that take it from there. `identity` is the file
-    /// that was judged: one that was written since stays.
+    /// Drops an artifact that does not verify, and its handles. `identity` is the file that was judged: one that was
+    /// written since stays.
     fn drop_artifact(&self, digest: &Digest, identity: Option<Identity>) -> Result<(), StoreError> {
         let _lock = self.shared.lock(digest);
         let Some(artifact) = self.catalogue().artifact(digest).cloned() else { return Ok(()) };
@@ -268,23 +265,10 @@ impl Engine {
         }
         tracing::warn!(%digest, n_handles = artifact.keys.len(), "a damaged artifact is dropped");
         Counters::add(&self.shared.counters.n_damaged_dropped);
-        for (key, _) in artifact.keys.iter().filter(|(_, place)| *place == Place::File) {
-            self.submit(Op::Remove { key: *key, when: When::Names(*digest) }, 64)?;
+        for key in artifact.keys {
+            self.submit(Op::Remove { key, when: When::Names(*digest) }, 64)?;
         }
         self.shared.blobs.unlink(digest)
-    }
-
-    fn drop_in_index(&self, digest: &Digest, artifact: &Artifact) -> Result<(), StoreError> {
-        let _lock = self.shared.lock(digest);
-        if self.index.artifact(digest)?.is_some_and(|bytes| Digest::of(&bytes) == *digest) {
-            return Ok(());
-        }
-        tracing::warn!(%digest, n_handles = artifact.keys.len(), "a damaged artifact is dropped");
-        Counters::add(&self.shared.counters.n_damaged_dropped);
-        for (key, _) in &artifact.keys {
-            self.submit(Op::Remove { key: *key, when: When::Names(*digest) }, 64)?;
-        }
-        self.index.remove_artifact(&digest.0)
     }
 
     fn drop_record(&self, key: &Digest, when: When) -> Result<(), StoreError> {
@@ -294,37 +278,34 @@ impl Engine {
         self.collect(key, released)
     }
 
-    /// Takes back the space of what `key` no longer names.
-    fn collect(&self, key: &Digest, released: Released) -> Result<(), StoreError> {
-        let Some((digest, place)) = released else { return Ok(()) };
+    /// Takes back the space of the artifact that `key` no longer names, or notes in its file that it does not.
+    fn collect(&self, key: &Digest, released: Option<Digest>) -> Result<(), StoreError> {
+        let Some(digest) = released else { return Ok(()) };
         let _lock = self.shared.lock(&digest);
         let artifact = self.catalogue().artifact(&digest).cloned();
-        let is_used = artifact.as_ref().is_some_and(|artifact| artifact.lies_in(place));
-        match (place, artifact) {
-            (Place::Index, _) if !is_used => self.index.remove_artifact(&digest.0),
-            (Place::File, _) if !is_used => self.shared.blobs.unlink(&digest),
-            (Place::File, Some(artifact)) if !artifact.keys.contains(&(*key, Place::File)) => {
-                // So that a rebuild does not bring the handle back. Nothing more can be done in a file that is damaged
-                // at its end; the next put of this artifact writes it anew.
+        let result = match artifact {
+            None => self.shared.blobs.unlink(&digest),
+            Some(artifact) if artifact.keys.contains(key) => Ok(()),
+            Some(artifact) => {
                 let frame = Frame { key: *key, stamp: self.shared.stamp(), json: None };
                 self.shared.blobs.append(&digest, artifact.size_bytes, &frame).map(drop)
             }
-            _ => Ok(()),
+        };
+        if result.is_err() {
+            self.shared.is_untidy.store(true, Relaxed);
         }
+        result
     }
 
-    fn submit(&self, op: Op, n_bytes: usize) -> Result<Released, StoreError> {
+    fn submit(&self, op: Op, n_bytes: usize) -> Result<Option<Digest>, StoreError> {
         self.committer.submit(op, n_bytes, |ops| self.apply(ops))
     }
 
-    fn apply(&self, ops: &[Op]) -> Result<Vec<Released>, StoreError> {
+    fn apply(&self, ops: &[Op]) -> Result<Vec<Option<Digest>>, StoreError> {
         let mut is_applied = Vec::with_capacity(ops.len());
         for op in ops {
             is_applied.push(match op {
-                Op::Put { key, digest, record, artifact, .. } => {
-                    if let Some(artifact) = artifact {
-                        self.index.put_artifact(digest, artifact)?;
-                    }
+                Op::Put { key, record, .. } => {
                     self.index.put_record(key, record)?;
                     true
                 }
@@ -349,16 +330,17 @@ impl Engine {
 
         let mut catalogue = self.catalogue();
         let effects = ops.iter().zip(is_applied).map(|(op, is_applied)| match op {
-            Op::Put { key, digest, size_bytes, place, .. } => catalogue.insert(*key, *digest, *size_bytes, *place),
+            Op::Put { key, digest, size_bytes, .. } => catalogue.insert(*key, *digest, *size_bytes),
             Op::Remove { key, .. } if is_applied => catalogue.remove(key),
             Op::Remove { .. } => None,
         });
         Ok(effects.collect())
     }
 
-    /// Writes the counters and makes everything durable.
-    pub(crate) fn flush(&self) -> Result<(), StoreError> {
+    /// Makes everything durable, the counters too; returns what tells this state of the index.
+    pub(crate) fn finish(&self) -> Result<Fingerprint, StoreError> {
         self.index.put_totals(self.shared.counters.totals())?;
-        self.index.flush()
+        self.index.flush()?;
+        Ok(self.index.scan()?.fingerprint)
     }
 }

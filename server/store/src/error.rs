@@ -81,6 +81,12 @@ pub enum StoreError {
         /// In the index's words.
         reason: String,
     },
+    /// The file system refused the index a file operation: it is full, read-only or not ours. The index is as it was.
+    #[error("the store's index cannot be used: {reason}")]
+    IndexRefused {
+        /// In the index's words.
+        reason: String,
+    },
     /// An artifact changed on disk while it was read.
     #[error("artifact {digest} changed on disk while it was read")]
     Damaged {

@@ -1,11 +1,12 @@
-//! sled, as far as the store uses it: records by key, small artifacts by digest, counters.
+//! sled, as far as the store uses it: records by key, and the counters.
 //!
 //! sled's flush is `sync_file_range`, so every flush here is followed by an fsync of sled's one log file; a flush is
-//! kept small (see [`crate::commit`]) and no value is large enough for sled to move it into a file that it never syncs.
+//! kept small (see [`crate::commit`]) and no record is large enough for sled to move it into a file that it never syncs.
 //! sled can panic on damage: callers catch that and treat it as [`StoreError::Index`].
 
 use std::{
     fs::File,
+    io,
     path::Path,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
@@ -15,11 +16,10 @@ use piecewised_graph::Digest;
 use crate::{
     StoreConfig, StoreError,
     layout::sync_dir,
-    record::{Place, Record},
+    record::{Record, checksum_of},
 };
 
 const HANDLES: &str = "handles.1";
-const ARTIFACTS: &str = "artifacts.1";
 const COUNTERS: &str = "counters.1";
 const TOTALS: &str = "totals";
 /// sled's log, where everything that we store is.
@@ -30,22 +30,44 @@ const LOG_NAME: &str = "db";
 pub(crate) struct Index {
     db: sled::Db,
     handles: sled::Tree,
-    artifacts: sled::Tree,
     counters: sled::Tree,
     log: File,
     n_flushes: AtomicU64,
 }
 
+/// What a record says before its JSON.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Entry {
+    pub(crate) key: Digest,
+    pub(crate) digest: Digest,
+    pub(crate) size_bytes: u64,
+    pub(crate) stamp: u64,
+    pub(crate) is_detached: bool,
+}
+
 /// All of an index, as read at its open.
 #[derive(Debug, Default)]
 pub(crate) struct Scan {
-    /// Key, artifact's digest, its size, where it lies.
-    pub(crate) handles: Vec<(Digest, Digest, u64, Place)>,
+    pub(crate) entries: Vec<Entry>,
     /// Keys, as stored, of what does not verify.
-    pub(crate) damaged_handles: Vec<Vec<u8>>,
-    pub(crate) artifacts: Vec<Digest>,
-    pub(crate) damaged_artifacts: Vec<Vec<u8>>,
+    pub(crate) damaged: Vec<Vec<u8>>,
+    pub(crate) fingerprint: Fingerprint,
     pub(crate) totals: [u64; 4],
+}
+
+/// Tells whether an index holds the same records as before: the sum of their checksums.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Fingerprint(u128);
+
+impl Fingerprint {
+    fn add(&mut self, record: &[u8]) {
+        let checksum = checksum_of(record).map_or(1, u128::from_le_bytes);
+        self.0 = self.0.wrapping_add(checksum);
+    }
+
+    pub(crate) fn text(self) -> String {
+        format!("{:032x}", self.0)
+    }
 }
 
 impl Index {
@@ -57,10 +79,9 @@ impl Index {
             .mode(sled::Mode::LowSpace)
             .use_compression(false)
             .open()?;
-        let (handles, artifacts, counters) =
-            (db.open_tree(HANDLES)?, db.open_tree(ARTIFACTS)?, db.open_tree(COUNTERS)?);
+        let (handles, counters) = (db.open_tree(HANDLES)?, db.open_tree(COUNTERS)?);
         let log = File::open(path.join(LOG_NAME)).map_err(StoreError::io("open", path.join(LOG_NAME)))?;
-        let index = Self { db, handles, artifacts, counters, log, n_flushes: AtomicU64::new(0) };
+        let index = Self { db, handles, counters, log, n_flushes: AtomicU64::new(0) };
         index.flush()?;
         sync_dir(path)?;
         Ok(index)
@@ -71,18 +92,13 @@ impl Index {
         let mut scan = Scan::default();
         for item in &self.handles {
             let (key, value) = item?;
+            scan.fingerprint.add(&value);
             let decoded = Digest::from_slice(&key).ok().and_then(|key| Some((key, Record::decode(&key, &value)?)));
-            match decoded {
-                Some((key, record)) => scan.handles.push((key, record.digest, record.size_bytes, record.place)),
-                None => scan.damaged_handles.push(key.to_vec()),
-            }
-        }
-        for item in &self.artifacts {
-            let (digest, value) = item?;
-            match Digest::from_slice(&digest) {
-                Ok(digest) if Digest::of(&value) == digest => scan.artifacts.push(digest),
-                _ => scan.damaged_artifacts.push(digest.to_vec()),
-            }
+            let Some((key, Record { digest, size_bytes, stamp, json })) = decoded else {
+                scan.damaged.push(key.to_vec());
+                continue;
+            };
+            scan.entries.push(Entry { key, digest, size_bytes, stamp, is_detached: json.is_none() });
         }
         if let Some(totals) = self.counters.get(TOTALS)? {
             for (total, bytes) in scan.totals.iter_mut().zip(totals.chunks_exact(8)) {
@@ -96,27 +112,13 @@ impl Index {
         Ok(self.handles.get(key.0)?)
     }
 
-    pub(crate) fn artifact(&self, digest: &Digest) -> Result<Option<sled::IVec>, StoreError> {
-        Ok(self.artifacts.get(digest.0)?)
-    }
-
     pub(crate) fn put_record(&self, key: &Digest, record: &[u8]) -> Result<(), StoreError> {
         self.handles.insert(key.0, record)?;
         Ok(())
     }
 
-    pub(crate) fn put_artifact(&self, digest: &Digest, artifact: &[u8]) -> Result<(), StoreError> {
-        self.artifacts.insert(digest.0, artifact)?;
-        Ok(())
-    }
-
     pub(crate) fn remove_record(&self, key: &[u8]) -> Result<(), StoreError> {
         self.handles.remove(key)?;
-        Ok(())
-    }
-
-    pub(crate) fn remove_artifact(&self, digest: &[u8]) -> Result<(), StoreError> {
-        self.artifacts.remove(digest)?;
         Ok(())
     }
 
@@ -130,7 +132,7 @@ impl Index {
     pub(crate) fn flush(&self) -> Result<(), StoreError> {
         self.db.flush()?;
         self.n_flushes.fetch_add(1, Relaxed);
-        self.log.sync_all().map_err(|error| StoreError::Index { reason: format!("cannot sync its log: {error}") })
+        self.log.sync_all().map_err(|error| sled::Error::Io(error).into())
     }
 
     pub(crate) fn n_flushes(&self) -> u64 {
@@ -140,6 +142,21 @@ impl Index {
 
 impl From<sled::Error> for StoreError {
     fn from(error: sled::Error) -> Self {
-        Self::Index { reason: error.to_string() }
+        use io::ErrorKind::{OutOfMemory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+        use rustix::io::Errno;
+        let reason = error.to_string();
+        match error {
+            sled::Error::Io(error)
+                if matches!(
+                    error.kind(),
+                    OutOfMemory | PermissionDenied | QuotaExceeded | ReadOnlyFilesystem | StorageFull
+                ) || [Errno::MFILE, Errno::NFILE]
+                    .map(|errno| Some(errno.raw_os_error()))
+                    .contains(&error.raw_os_error()) =>
+            {
+                Self::IndexRefused { reason }
+            }
+            _ => Self::Index { reason },
+        }
     }
 }

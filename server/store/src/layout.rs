@@ -24,7 +24,8 @@ const INDEX_NAME: &str = "db";
 const ARTIFACTS_NAME: &str = "artifacts";
 const TMP_NAME: &str = "tmp";
 const SET_ASIDE_NAME: &str = "set-aside";
-const OURS: [&str; 6] = [FORMAT_NAME, LOCK_NAME, INDEX_NAME, ARTIFACTS_NAME, TMP_NAME, SET_ASIDE_NAME];
+const CLEAN_NAME: &str = "clean";
+const OURS: [&str; 7] = [FORMAT_NAME, CLEAN_NAME, LOCK_NAME, INDEX_NAME, ARTIFACTS_NAME, TMP_NAME, SET_ASIDE_NAME];
 
 /// Damaged indexes that are kept for people to look at; older ones are deleted.
 const N_DAMAGED_KEPT: usize = 3;
@@ -126,9 +127,29 @@ impl Layout {
     }
 
     pub(crate) fn write_format(&self) -> Result<(), StoreError> {
-        let path = self.root.join(FORMAT_NAME);
+        self.write_whole(FORMAT_NAME, &format_text(FORMAT_VERSION))
+    }
+
+    /// Notes that everything is closed in order, and what the index holds.
+    pub(crate) fn write_clean(&self, fingerprint: &str) -> Result<(), StoreError> {
+        self.write_whole(CLEAN_NAME, fingerprint)
+    }
+
+    /// The note of the last close, which is gone then; `None`: it was no close in order.
+    pub(crate) fn take_clean(&self) -> Result<Option<String>, StoreError> {
+        let path = self.root.join(CLEAN_NAME);
+        let note = fs::read_to_string(&path).ok();
+        match fs::remove_file(&path) {
+            Ok(()) => sync_dir(&self.root).map(|()| note),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io("delete", path)(error)),
+        }
+    }
+
+    fn write_whole(&self, name: &str, text: &str) -> Result<(), StoreError> {
+        let path = self.root.join(name);
         let mut file = tempfile::NamedTempFile::new_in(self.tmp()).map_err(StoreError::io("create", self.tmp()))?;
-        file.write_all(format_text(FORMAT_VERSION).as_bytes()).map_err(StoreError::io("write", &path))?;
+        file.write_all(text.as_bytes()).map_err(StoreError::io("write", &path))?;
         file.as_file().sync_all().map_err(StoreError::io("sync", &path))?;
         file.persist(&path).map_err(|error| StoreError::io("rename", &path)(error.error))?;
         sync_dir(&self.root)
@@ -138,7 +159,7 @@ impl Layout {
     pub(crate) fn set_aside_format(&self, found: u32) -> Result<PathBuf, StoreError> {
         let target = self.dated(&format!("format-{found}"))?;
         make_dir(&target)?;
-        for name in [INDEX_NAME, ARTIFACTS_NAME, FORMAT_NAME] {
+        for name in [CLEAN_NAME, INDEX_NAME, ARTIFACTS_NAME, FORMAT_NAME] {
             move_into(&self.root.join(name), &target)?;
         }
         sync_dir(&target)?;

@@ -21,11 +21,12 @@ mod ladder;
 mod layout;
 mod lock;
 mod reader;
+mod reconcile;
 mod record;
 mod report;
 mod store;
 
-pub use config::{MAX_INDEX_VALUE_BYTES, StoreConfig};
+pub use config::StoreConfig;
 pub use error::StoreError;
 pub use reader::ArtifactReader;
 pub use report::{OpenOutcome, OpenReport, StoreStats};

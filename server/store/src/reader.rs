@@ -18,24 +18,18 @@ use crate::{
 /// The most that one read returns.
 const MAX_READ_BYTES: usize = 8 << 20;
 
-#[derive(Debug, Clone)]
-pub(crate) enum Source {
-    Memory(Bytes),
-    /// With the artifact's size.
-    File(Arc<File>, u64),
-}
-
 /// One artifact, verified. Clones share the open file.
 #[derive(Debug, Clone)]
 pub struct ArtifactReader {
     digest: Digest,
-    source: Source,
+    size_bytes: u64,
+    file: Arc<File>,
     gate: Arc<Gate>,
 }
 
 impl ArtifactReader {
-    pub(crate) fn new(digest: Digest, source: Source, gate: Arc<Gate>) -> Self {
-        Self { digest, source, gate }
+    pub(crate) fn new(digest: Digest, file: File, size_bytes: u64, gate: Arc<Gate>) -> Self {
+        Self { digest, size_bytes, file: Arc::new(file), gate }
     }
 
     /// The artifact's digest.
@@ -45,10 +39,7 @@ impl ArtifactReader {
 
     /// The artifact's length.
     pub fn total_bytes(&self) -> u64 {
-        match &self.source {
-            Source::Memory(bytes) => bytes.len() as u64,
-            Source::File(_, size_bytes) => *size_bytes,
-        }
+        self.size_bytes
     }
 
     /// The bytes from `offset`: `max_len` of them or up to the end, but at most 8 MiB; empty only at or past the end,
@@ -63,16 +54,8 @@ impl ArtifactReader {
         if n == 0 {
             return Ok(Bytes::new());
         }
-        match &self.source {
-            Source::Memory(bytes) => {
-                let start = usize::try_from(offset).expect("below the length of bytes in memory");
-                Ok(bytes.slice(start..start + n))
-            }
-            Source::File(file, _) => {
-                let (file, digest) = (file.clone(), self.digest);
-                self.gate.run(Kind::Read, move || read(&file, &digest, offset, n)).await
-            }
-        }
+        let (file, digest) = (self.file.clone(), self.digest);
+        self.gate.run(Kind::Read, move || read(&file, &digest, offset, n)).await
     }
 }
 

@@ -6,47 +6,49 @@
 //!
 //! ```text
 //! 0   1   version
-//! 1   1   flags: 1 the artifact lies in the index; 2 the JSON lies in the artifact's file
+//! 1   1   1: the JSON lies in the artifact's file, because it is long
 //! 2   32  digest of the artifact
-//! 34  8   its size, little endian
-//! 42  16  checksum over the key and everything else here
-//! 58      the handle as JSON; empty with flag 2
+//! 34  8   its size
+//! 42  8   stamp: that of the frame in the artifact's file
+//! 50  16  checksum over the key and everything else here
+//! 66      the handle as JSON
 //! ```
+//! Integers are little endian, the checksum is the start of a BLAKE3 hash.
 
 use piecewised_graph::{Digest, Handle};
 
-const VERSION: u8 = 1;
-const IN_INDEX: u8 = 1;
-const DETACHED: u8 = 2;
-const CHECKSUM_AT: usize = 42;
-const JSON_AT: usize = 58;
+/// The longest JSON in a record. sled writes a leaf of up to some 20 records as one item, and moves items above 128 KiB
+/// into files that it never syncs: a leaf must stay well below that.
+pub(crate) const MAX_JSON_BYTES: usize = 4096;
 
-/// Where an artifact's bytes lie.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
-    Index,
-    File,
-}
+const VERSION: u8 = 1;
+const CHECKSUM_AT: usize = 50;
+const CHECKSUM_LEN: usize = 16;
+const JSON_AT: usize = CHECKSUM_AT + CHECKSUM_LEN;
 
 /// A decoded record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Record<'a> {
     pub(crate) digest: Digest,
     pub(crate) size_bytes: u64,
-    pub(crate) place: Place,
-    /// `None`: in the artifact's file, because it is long.
+    pub(crate) stamp: u64,
+    /// `None`: in the artifact's file.
     pub(crate) json: Option<&'a [u8]>,
 }
 
 impl<'a> Record<'a> {
+    /// A record of a handle in its JSON form.
+    pub(crate) fn new(digest: Digest, size_bytes: u64, stamp: u64, json: &'a [u8]) -> Self {
+        Self { digest, size_bytes, stamp, json: (json.len() <= MAX_JSON_BYTES).then_some(json) }
+    }
+
     pub(crate) fn encode(&self, key: &Digest) -> Vec<u8> {
         let json = self.json.unwrap_or_default();
-        let in_index = if self.place == Place::Index { IN_INDEX } else { 0 };
-        let detached = if self.json.is_none() { DETACHED } else { 0 };
         let mut bytes = Vec::with_capacity(JSON_AT + json.len());
-        bytes.extend([VERSION, in_index | detached]);
+        bytes.extend([VERSION, u8::from(self.json.is_none())]);
         bytes.extend(self.digest.0);
         bytes.extend(self.size_bytes.to_le_bytes());
+        bytes.extend(self.stamp.to_le_bytes());
         let checksum = checksum(key, &bytes, json);
         bytes.extend(checksum);
         bytes.extend(json);
@@ -57,29 +59,33 @@ impl<'a> Record<'a> {
     pub(crate) fn decode(key: &Digest, bytes: &'a [u8]) -> Option<Self> {
         let (head, json) = bytes.split_at_checked(JSON_AT)?;
         let (head, found) = head.split_at(CHECKSUM_AT);
-        let [version, flags, ..] = *head else { return None };
-        if version != VERSION || flags & !(IN_INDEX | DETACHED) != 0 || found != checksum(key, head, json) {
+        if head[0] != VERSION || head[1] > 1 || found != checksum(key, head, json) {
             return None;
         }
         Some(Self {
             digest: Digest::from_slice(&head[2..34]).ok()?,
             size_bytes: u64::from_le_bytes(head[34..42].try_into().ok()?),
-            place: if flags & IN_INDEX != 0 { Place::Index } else { Place::File },
-            json: (flags & DETACHED == 0).then_some(json),
+            stamp: u64::from_le_bytes(head[42..50].try_into().ok()?),
+            json: (head[1] == 0).then_some(json),
         })
     }
 }
 
-/// A handle from its JSON form, if it is the one that `key` and `digest` name.
+/// The checksum that stands in a record.
+pub(crate) fn checksum_of(record: &[u8]) -> Option<[u8; CHECKSUM_LEN]> {
+    record.get(CHECKSUM_AT..JSON_AT)?.try_into().ok()
+}
+
+/// A handle from its JSON form, if it is the one of this key, digest and size.
 pub(crate) fn parse_handle(key: &Digest, digest: &Digest, size_bytes: u64, json: &[u8]) -> Option<Handle> {
     let handle: Handle = serde_json::from_slice(json).ok()?;
     (handle.key == *key && handle.digest == *digest && handle.size_bytes == size_bytes).then_some(handle)
 }
 
-fn checksum(key: &Digest, head: &[u8], json: &[u8]) -> [u8; 16] {
+fn checksum(key: &Digest, head: &[u8], json: &[u8]) -> [u8; CHECKSUM_LEN] {
     let hash = blake3::Hasher::new().update(&key.0).update(head).update(json).finalize();
-    let mut checksum = [0; 16];
-    checksum.copy_from_slice(&hash.as_bytes()[..16]);
+    let mut checksum = [0; CHECKSUM_LEN];
+    checksum.copy_from_slice(&hash.as_bytes()[..CHECKSUM_LEN]);
     checksum
 }
 
@@ -90,8 +96,9 @@ mod tests {
     #[test]
     fn records_come_back_and_flipped_bits_do_not() {
         let key = Digest::of(b"key");
-        for (place, json) in [(Place::File, Some(&b"{}"[..])), (Place::Index, Some(b"{}")), (Place::File, None)] {
-            let record = Record { digest: Digest::of(b"artifact"), size_bytes: 8, place, json };
+        for json in [&b"{}"[..], &[b' '; MAX_JSON_BYTES + 1]] {
+            let record = Record::new(Digest::of(b"artifact"), 8, 9, json);
+            assert_eq!(record.json.is_none(), json.len() > MAX_JSON_BYTES);
             let bytes = record.encode(&key);
             assert_eq!(Record::decode(&key, &bytes), Some(record));
             assert_eq!(Record::decode(&Digest::of(b"another"), &bytes), None);

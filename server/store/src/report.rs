@@ -1,6 +1,6 @@
 //! What an open found, and what a store has done: plain values for logs and metrics.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 /// How the store came up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,14 +33,40 @@ pub struct OpenReport {
     pub artifact_bytes: u64,
     /// Where what could not be used was moved.
     pub set_aside: Option<PathBuf>,
-    /// Handles taken over from artifact files that the index did not know.
+    /// Handles taken over from artifact files because the index did not know them, or knew older ones.
     pub n_taken_over: usize,
-    /// Records and artifact files dropped because they do not verify or miss their other half.
+    /// Records and artifact files dropped because they do not verify, or because a record's artifact is missing.
     pub n_dropped: usize,
     /// Why earlier steps of the ladder failed, in order.
     pub failures: Vec<String>,
     /// Wall time of the open.
     pub elapsed: Duration,
+}
+
+impl fmt::Display for OpenReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.outcome {
+            OpenOutcome::Fresh => write!(f, "new")?,
+            OpenOutcome::Existing => write!(f, "as it was")?,
+            OpenOutcome::WithoutSnapshot => write!(f, "index recovered without its snapshot")?,
+            OpenOutcome::Rebuilt => write!(f, "index rebuilt from the artifacts")?,
+            OpenOutcome::ForeignFormat { found } => write!(f, "new, in place of one of format version {found}")?,
+        }
+        let megabytes = self.artifact_bytes as f64 / 1e6;
+        write!(f, "; {} handles, {} artifacts, {megabytes:.1} MB", self.n_handles, self.n_artifacts)?;
+        for (n, what) in [(self.n_taken_over, "taken over from files"), (self.n_dropped, "dropped as damaged")] {
+            if n > 0 {
+                write!(f, ", {n} {what}")?;
+            }
+        }
+        if let Some(path) = &self.set_aside {
+            write!(f, "; what could not be used is in {}", path.display())?;
+        }
+        for failure in &self.failures {
+            write!(f, "; {failure}")?;
+        }
+        write!(f, " ({:.3} s)", self.elapsed.as_secs_f64())
+    }
 }
 
 /// Counters and sizes. Those marked *lifetime* survive a restart; a crash can lose the latest of them.

@@ -110,8 +110,8 @@ impl Store {
             return Ok(None);
         }
         let digest = *digest;
-        let source = self.run(Kind::Read, move |engine| engine.open_artifact(&digest)).await?;
-        Ok(source.map(|source| ArtifactReader::new(digest, source, self.inner.gate.clone())))
+        let found = self.run(Kind::Read, move |engine| engine.open_artifact(&digest)).await?;
+        Ok(found.map(|(file, size_bytes)| ArtifactReader::new(digest, file, size_bytes, self.inner.gate.clone())))
     }
 
     /// Removes a handle, and its artifact if no other handle names it. Returns whether there was one. It is gone for
@@ -160,6 +160,7 @@ impl Inner {
         layout.claim_root()?;
         let lock = Lock::take(&layout)?;
         let format = layout.read_format()?;
+        let clean = layout.take_clean()?;
         let foreign = match format {
             Format::Version(found) if found != FORMAT_VERSION => Some((found, layout.set_aside_format(found)?)),
             _ => None,
@@ -171,8 +172,9 @@ impl Inner {
         }
 
         let shared = Arc::new(Shared::new(config, layout));
-        let (engine, climb) = ladder::open(&shared)?;
-        ladder::count(&shared.counters, &climb);
+        let (engine, climb) = ladder::open(&shared, clean)?;
+        shared.counters.start_from(climb.totals);
+        shared.counters.add_dropped(climb.n_dropped);
         let (outcome, set_aside) = match foreign {
             Some((found, path)) => (OpenOutcome::ForeignFormat { found }, Some(path)),
             None => (climb.outcome, climb.set_aside),
@@ -214,7 +216,7 @@ impl Inner {
                 let reason = match &slot.engine {
                     None => "it is not open".to_owned(),
                     Some(engine) => match catch_unwind(AssertUnwindSafe(|| work(engine))) {
-                        Ok(Err(StoreError::Index { reason })) => reason,
+                        Ok(Err(StoreError::Index { reason } | StoreError::IndexRefused { reason })) => reason,
                         Ok(result) => return result,
                         Err(panic) => panic_text(&*panic),
                     },
@@ -242,11 +244,9 @@ impl Inner {
         if let Some(engine) = slot.engine.take() {
             drop_apart(engine);
         }
-        let (engine, climb) = ladder::open(&self.shared)?;
+        let (engine, climb) = ladder::open(&self.shared, None)?;
         tracing::warn!(outcome = ?climb.outcome, n_taken_over = climb.n_taken_over, "the store's index is open again");
-        for _ in 0..climb.n_dropped {
-            Counters::add(&self.shared.counters.n_damaged_dropped);
-        }
+        self.shared.counters.add_dropped(climb.n_dropped);
         self.n_index_reopens.fetch_add(1, Relaxed);
         slot.engine = Some(engine);
         slot.generation += 1;
@@ -257,11 +257,15 @@ impl Inner {
         let mut slot = self.slot_mut();
         slot.is_closed = true;
         let Some(engine) = slot.engine.take() else { return Ok(()) };
-        let flushed = catch_unwind(AssertUnwindSafe(|| engine.flush()))
+        let finished = catch_unwind(AssertUnwindSafe(|| engine.finish()))
             .unwrap_or_else(|panic| Err(StoreError::Index { reason: panic_text(&*panic) }));
-        drop_apart(engine);
+        let is_released = drop_apart(engine);
+        let closed = finished.and_then(|fingerprint| match is_released && !self.shared.is_untidy.load(Relaxed) {
+            true => self.shared.layout.write_clean(&fingerprint.text()),
+            false => Ok(()),
+        });
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
-        flushed
+        closed
     }
 
     fn stats(&self) -> StoreStats {
@@ -310,16 +314,19 @@ impl Inner {
 }
 
 /// Drops an engine on a thread of its own, and waits a while: sled's drop waits for its threads, and these may be dead.
-fn drop_apart(engine: Engine) {
+/// Returns whether it is gone.
+fn drop_apart(engine: Engine) -> bool {
     let (sender, receiver) = mpsc::channel();
     let work = move || {
         let dropped = catch_unwind(AssertUnwindSafe(move || drop(engine)));
         let _ = sender.send(dropped.is_ok());
     };
     let started = thread::Builder::new().name("store-close".into()).spawn(work);
-    if started.is_err() || receiver.recv_timeout(DROP_TIMEOUT) != Ok(true) {
+    let is_released = started.is_ok() && receiver.recv_timeout(DROP_TIMEOUT) == Ok(true);
+    if !is_released {
         tracing::warn!("the store's index did not close cleanly");
     }
+    is_released
 }
 
 /// The message of a panic.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .counters import stats
 from .errors import (
     ArtifactError,
     BudgetSpent,
@@ -28,7 +29,6 @@ from .errors import (
     Unreachable,
     UnsupportedPiece,
 )
-from .counters import stats
 
 if TYPE_CHECKING:
     from ._core import VERSION as __version__

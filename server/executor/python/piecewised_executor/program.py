@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch._dynamo
 import torch._functorch.aot_autograd
+import torch._inductor.compile_fx as compile_fx
 import torch._inductor.cpp_builder as cpp_builder
 import torch._inductor.metrics
 from torch._inductor.codecache import PyCodeCache
@@ -63,6 +64,7 @@ def compile_program(rebuilt: Rebuilt, options: dict[str, Any]) -> Program:
         **settings.inductor_patches(options.get("inductor", {})),
         **_PATCHES,
         "compile_threads": settings.compile_threads(),
+        "unsafe_marked_cacheable_functions": _higher_order_names(),
     }
     recorded: dict[str, str] = {}
     # The tracing context hands the compile our ShapeEnv; "from_graph" would look for it in the outputs, and not find
@@ -75,6 +77,8 @@ def compile_program(rebuilt: Rebuilt, options: dict[str, Any]) -> Program:
         torch._guards.tracing(context),
         kernels.recording(recorded),
         _path_free_kernels(os.environ["TORCHINDUCTOR_CACHE_DIR"]),
+        # What AOTAutograd does not want to cache it does not serialise either, and without the second it would not say so.
+        torch._functorch.config.patch(bypass_autograd_cache_key=True, strict_autograd_cache=True),
     ):
         try:
             artifact = standalone_compile(
@@ -92,12 +96,20 @@ def compile_program(rebuilt: Rebuilt, options: dict[str, Any]) -> Program:
     return Program(serialized, files, contents)
 
 
+def _higher_order_names() -> dict[str, str]:
+    """Tells Inductor that graphs with higher-order ops may be cached, and so serialised. It doubts that its key would
+    tell them apart; here nothing is ever looked up by that key."""
+    hops = torch._ops._higher_order_ops.values()
+    return {f"{hop.__module__}.{hop.__name__}": "piecewised" for hop in hops}
+
+
 def reset() -> None:
     """Back to the state before the first compile, as far as code and memory depend on it."""
     torch._dynamo.reset()
     torch._inductor.metrics.reset()
-    # The number that Inductor writes into the code's header.
+    # Numbers of graphs, which end up in code and in what is serialised.
     torch._functorch.aot_autograd.AOT_COUNTER = itertools.count()
+    compile_fx._graph_counter = itertools.count()
     PyCodeCache.cache_clear()
     PyCodeCache.linemaps.clear()
     for name in [name for name in sys.modules if name.startswith("torch._inductor.runtime.compile_tasks.")]:

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from . import allowlist, settings
 from .errors import CompileError, JobError, Unsupported, describe
+from .runtime.names import function_name
 from .symbols import Symbols
 
 # Nested far deeper than any higher-order op nests; the daemon's limit is lower.
@@ -62,6 +63,8 @@ class _Scope:
     graph: torch.fx.Graph
     module: torch.nn.Module
     nodes: dict[str, Any] = field(default_factory=dict)
+    # From fx's names back to the request's, for messages.
+    labels: dict[str, str] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -104,7 +107,7 @@ class _Builder:
         structure = _flatten(returned, leaves)
         scope.graph.output(tuple(leaves))
         module = torch.fx.GraphModule(scope.module, scope.graph)
-        self.run(module, inputs)
+        self.run(module, inputs, scope.labels)
         return Rebuilt(
             module=module,
             inputs=inputs,
@@ -143,9 +146,12 @@ class _Builder:
                 returned = self.argument(op["value"], scope, depth)
             elif kind != "placeholder":
                 try:
-                    scope.nodes[node["name"]] = self.node(kind, op, scope, depth)
+                    made = self.node(kind, op, scope, depth)
                 except Unsupported as error:
                     raise Unsupported(f"node {node['name']}: {error}") from error
+                scope.nodes[node["name"]] = made
+                if isinstance(made, torch.fx.Node):
+                    scope.labels.setdefault(made.name, node["name"])
         return returned
 
     def node(self, kind: str, op: dict[str, Any], scope: _Scope, depth: int) -> Any:
@@ -231,14 +237,18 @@ class _Builder:
             raise Unsupported(f"the constant {constant['name']} has {len(data)} bytes, not those of its sizes")
         return ConstantTensor(meta["dtype"], sizes, str(value.device), data), value
 
-    def run(self, module: torch.fx.GraphModule, inputs: list[Any]) -> None:
+    def run(self, module: torch.fx.GraphModule, inputs: list[Any], labels: dict[str, str]) -> None:
         """Fills `example_value` of every node by running the graph on its fake inputs."""
         with self.fake_mode, enable_python_dispatcher(), torch.no_grad():
-            _MetaInterpreter(module).run(*inputs)
+            _MetaInterpreter(module, labels).run(*inputs)
 
 
 class _MetaInterpreter(torch.fx.Interpreter):
     """Keeps what every node gave, and says which node failed."""
+
+    def __init__(self, module: torch.fx.GraphModule, labels: dict[str, str]) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.labels = labels
 
     def run_node(self, n: torch.fx.Node) -> Any:
         try:
@@ -246,7 +256,8 @@ class _MetaInterpreter(torch.fx.Interpreter):
         except JobError:
             raise
         except Exception as error:
-            raise CompileError(f"node {n.name} ({n.op} {n.target}): {describe(error)}") from error
+            what = function_name(n.target) if callable(n.target) else n.target
+            raise CompileError(f"node {self.labels.get(n.name, n.name)} ({what}): {describe(error)}") from error
         n.meta["example_value"] = result
         return result
 

@@ -5,9 +5,7 @@ use piecewised_graph::Digest;
 use piecewised_store::{OpenOutcome, StoreError};
 use tempfile::tempdir;
 
-use crate::support::{
-    artifact, artifact_files, assert_stored, bytes, config, handle, key, long_handle, mode, open, read,
-};
+use crate::support::{artifact, artifact_files, assert_stored, bytes, handle, key, long_handle, mode, open, read};
 
 #[tokio::test]
 async fn what_is_put_comes_back_now_and_after_a_reopen() {
@@ -47,7 +45,7 @@ async fn two_handles_share_one_artifact_until_the_last_is_removed() {
         store.put(b.clone(), artifact.clone()).await.unwrap();
         assert_eq!((store.stats().n_handles, store.stats().n_artifacts), (2, 1));
         assert_eq!(store.stats().artifact_bytes, artifact.len() as u64);
-        assert_eq!(artifact_files(dir.path()).len(), usize::from(len > 4096));
+        assert_eq!(artifact_files(dir.path()).len(), 1);
 
         assert!(store.remove(&a.key).await.unwrap());
         assert!(!store.remove(&a.key).await.unwrap());
@@ -74,8 +72,7 @@ async fn another_artifact_under_the_same_key_replaces_the_first() {
         let handle = handle(key(0), &artifact);
         store.put(handle.clone(), artifact.clone()).await.unwrap();
         assert_stored(&store, &handle, &artifact).await;
-        let files = if len > 4096 { vec![handle.digest.to_string()] } else { vec![] };
-        assert_eq!(artifact_files(dir.path()), files);
+        assert_eq!(artifact_files(dir.path()), [handle.digest.to_string()]);
         assert_eq!((store.stats().n_handles, store.stats().artifact_bytes), (1, len as u64));
     }
 }
@@ -165,24 +162,6 @@ async fn a_closed_store_answers_so_and_can_be_opened_again() {
     let (again, _) = open(dir.path()).await;
     assert_stored(&again, &handle(key(1), &artifact), &artifact).await;
     assert!(matches!(other.get(&key(1)).await, Err(StoreError::Closed)));
-}
-
-#[tokio::test]
-async fn a_threshold_that_changes_leaves_everything_readable() {
-    let dir = tempdir().unwrap();
-    let artifact = bytes(1, 1000);
-    let (a, b) = (handle(key(1), &artifact), handle(key(2), &artifact));
-    for (inline_threshold_bytes, put, n_files) in [(4096, &a, 0), (0, &b, 1), (4096, &b, 0), (0, &a, 1), (0, &b, 1)] {
-        let mut config = config(dir.path());
-        config.inline_threshold_bytes = inline_threshold_bytes;
-        let (store, _) = piecewised_store::Store::open(config).await.unwrap();
-        store.put(put.clone(), artifact.clone()).await.unwrap();
-        assert_stored(&store, &a, &artifact).await;
-        assert_stored(&store, put, &artifact).await;
-        assert_eq!(artifact_files(dir.path()).len(), n_files);
-        assert_eq!(store.stats().n_artifacts, 1);
-        store.close().await.unwrap();
-    }
 }
 
 #[tokio::test]

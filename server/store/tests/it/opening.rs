@@ -112,16 +112,17 @@ async fn a_lost_index_is_rebuilt_from_the_artifact_files() {
     fs::remove_dir_all(dir.path().join("db")).unwrap();
 
     let (store, report) = open(dir.path()).await;
-    assert_eq!((report.outcome, report.n_taken_over, report.n_dropped), (OpenOutcome::Rebuilt, 3, 0));
+    assert_eq!((report.outcome, report.n_taken_over, report.n_dropped), (OpenOutcome::Rebuilt, 4, 0));
     assert_stored(&store, &a, &shared).await;
     assert_stored(&store, &b, &shared).await;
     assert_stored(&store, &c, &alone).await;
-    for handle in [removed, d, e] {
+    assert_stored(&store, &e, &small).await;
+    for handle in [removed, d] {
         assert_eq!(store.get(&handle.key).await.unwrap(), None);
     }
     store.close().await.unwrap();
     let (_, report) = open(dir.path()).await;
-    assert_eq!((report.outcome, report.n_handles, report.n_taken_over), (OpenOutcome::Existing, 3, 0));
+    assert_eq!((report.outcome, report.n_handles, report.n_taken_over), (OpenOutcome::Existing, 4, 0));
 }
 
 #[tokio::test]
