@@ -1,6 +1,6 @@
 //! The server's codec: prost's, but an undecodable request is the caller's error.
 
-use std::marker::PhantomData;
+use std::{collections::HashMap, marker::PhantomData};
 
 use prost::Message;
 use tonic::{
@@ -8,6 +8,9 @@ use tonic::{
     codec::{BufferSettings, Codec, DecodeBuf, Decoder},
 };
 use tonic_prost::ProstCodec;
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::ERROR_DOMAIN;
 
 /// Encodes responses as prost does, and decodes requests with errors that name the caller as the one to act.
 #[derive(Debug)]
@@ -48,7 +51,7 @@ impl<U: Message + Default> Decoder for RequestDecoder<U> {
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         U::decode(buf).map(Some).map_err(|error| {
-            Status::new(
+            Status::with_error_details(
                 Code::InvalidArgument,
                 format!(
                     "UNDECODABLE: the request is not a {} message of piecewised.v1 ({error}); \
@@ -56,6 +59,7 @@ impl<U: Message + Default> Decoder for RequestDecoder<U> {
                      GetCapabilities.limits says",
                     std::any::type_name::<U>().rsplit("::").next().unwrap_or("request"),
                 ),
+                ErrorDetails::with_error_info("UNDECODABLE", ERROR_DOMAIN, HashMap::new()),
             )
         })
     }

@@ -15,8 +15,9 @@ import subprocess
 import sys
 import tarfile
 import types
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import torch
 

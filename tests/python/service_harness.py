@@ -120,7 +120,12 @@ class Client:
     def __init__(self, endpoint: str) -> None:
         self.channel = grpc.insecure_channel(
             endpoint.removeprefix("http://"),
-            options=[("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)],
+            options=[
+                # grpcio names the socket's path as the authority, percent-encoded, which HTTP/2 servers in Rust refuse.
+                ("grpc.default_authority", "localhost"),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.max_receive_message_length", -1),
+            ],
         )
         database = ProtoReflectionDescriptorDatabase(self.channel)
         self._pool = descriptor_pool.DescriptorPool(database)

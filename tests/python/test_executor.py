@@ -214,16 +214,14 @@ def results(artifacts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
     """Each of CALLS in a fresh worker: (name, size, expected, returned, arguments afterwards), and its traces."""
     folder: Path = tmp_path_factory.mktemp("artifacts")
     torch.manual_seed(0)
-    folders = {
-        name: h.materialise(blob, folder / name.replace(" ", "-")) for name, (_, blob) in artifacts.items()
-    }
+    folders = {name: h.materialise(blob, folder / name.replace(" ", "-")) for name, (_, blob) in artifacts.items()}
     calls, expected = [], []
     for name, make, size in CALLS:
         args, want = make(size)
         calls.append((folders[name], h.entry_for(artifacts[name][0], size), args))
         expected.append(want)
     returned, changed, written = h.call_in_worker(calls, folder / "worker")
-    rows = [(name, n, want, *got) for (name, _, n), want, got in zip(CALLS, expected, returned)]
+    rows = [(name, n, want, *got) for (name, _, n), want, got in zip(CALLS, expected, returned, strict=True)]
     return rows, changed, written
 
 
@@ -319,7 +317,14 @@ def test_what_this_executor_cannot_do_is_refused(executor: h.Executor, case: str
 
 @pytest.mark.parametrize(
     "target",
-    ["torch.load", "os.system", "builtins.eval", "torch.ops.load_library", "torch.ops.aten.from_file", "torch.hub.load"],
+    [
+        "torch.load",
+        "os.system",
+        "builtins.eval",
+        "torch.ops.load_library",
+        "torch.ops.aten.from_file",
+        "torch.hub.load",
+    ],
 )
 def test_a_function_outside_the_allow_list_is_refused(executor: h.Executor, target: str) -> None:
     graph = {"nodes": [h.function_node("bad", target, {"str": "/etc/passwd"}), h.output_node(h.ref("bad"))]}

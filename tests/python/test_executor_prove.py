@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import executor_harness  # noqa: F401  (puts the executor's source on the path)
 import pytest
@@ -13,7 +14,9 @@ from piecewised_executor.symbols import Bounds, Symbols
 HUGE = 2**31 - 1
 
 
-def _proof(interval: tuple[int, int], hint: int, ask: Callable[[Any, Any], Any], other: dict[str, int] | None = None) -> Any:
+def _proof(
+    interval: tuple[int, int], hint: int, ask: Callable[[Any, Any], Any], other: dict[str, int] | None = None
+) -> Any:
     """Proves what remains after `ask(n, m)` was answered with the hints, n dispatched on and m another symbol."""
     declared = [{"name": "n"}, {"name": "m", "hint": 8, **(other or {})}]
     symbols = Symbols(declared, {"n": Bounds(*interval)}, {}, {"n": hint})

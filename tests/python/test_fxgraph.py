@@ -1,10 +1,11 @@
-"""The serializer: what Dynamo captures becomes the protocol's JSON, and the executor makes the same graph of it again."""
+"""The serializer: what Dynamo captures becomes the protocol's JSON, and the executor makes the same graph of that."""
 
 from __future__ import annotations
 
 import json
 import operator
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import executor_harness as h
 import pytest
@@ -54,9 +55,7 @@ MODELS = {
     "qwen3": _causal(transformers.Qwen3Config(**GROUPED, head_dim=16)),
     "gemma2": _causal(transformers.Gemma2Config(**GROUPED, head_dim=16)),
     # Its default is a custom op of transformers, and those are registered later than an executor's list is made.
-    "mixtral": _causal(
-        transformers.MixtralConfig(**GROUPED, num_local_experts=4, experts_implementation="batched_mm")
-    ),
+    "mixtral": _causal(transformers.MixtralConfig(**GROUPED, num_local_experts=4, experts_implementation="batched_mm")),
     "gpt2": _causal(
         transformers.GPT2Config(n_embd=64, n_layer=1, n_head=4, vocab_size=128, bos_token_id=0, eos_token_id=0)
     ),
@@ -116,7 +115,7 @@ def test_a_rebuilt_graph_is_the_same_graph(llama: Any) -> None:
 
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
     assert rebuilt.n_arguments == len(placeholders) == len(rebuilt.kept)
-    for node, made in zip(placeholders, rebuilt.inputs):
+    for node, made in zip(placeholders, rebuilt.inputs, strict=True):
         given = node.meta["example_value"]
         if isinstance(given, torch.Tensor):
             assert (given.dtype, given.device, given.ndim) == (made.dtype, made.device, made.ndim)
@@ -301,10 +300,14 @@ def test_the_allow_list_names_what_the_client_names() -> None:
     assert {name: function_name(allowlist.function(name)) for name in names} == {name: name for name in names}
 
 
-@pytest.mark.parametrize(
-    "name", "torch.load torch.save torch.hub.load torch.from_file torch.ops.load_library torch.ops.aten.from_file "
-    "os.system builtins.eval builtins.exec builtins.__import__ torch.compile torch._C._jit_pass_inline".split()
-)  # fmt: skip
+FORBIDDEN = [
+    *("torch.load", "torch.save", "torch.hub.load", "torch.from_file", "torch.compile", "torch._C._jit_pass_inline"),
+    *("torch.ops.load_library", "torch.ops.aten.from_file", "os.system"),
+    *("builtins.eval", "builtins.exec", "builtins.__import__"),
+]
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
 def test_nothing_that_reaches_beyond_tensors_is_allowed(name: str) -> None:
     assert allowlist.function(name) is None and name not in allowlist.function_names()
 

@@ -182,7 +182,7 @@ def test_health(daemon: Daemon) -> None:
     from google.protobuf import descriptor_pool, message_factory
     from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-    channel = grpc.insecure_channel(daemon.endpoint)
+    channel = grpc.insecure_channel(daemon.endpoint, options=[("grpc.default_authority", "localhost")])
     pool = descriptor_pool.DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
     request = message_factory.GetMessageClass(pool.FindMessageTypeByName("grpc.health.v1.HealthCheckRequest"))
     response = message_factory.GetMessageClass(pool.FindMessageTypeByName("grpc.health.v1.HealthCheckResponse"))

@@ -20,6 +20,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Server;
+use tower::util::MapResponseLayer;
 
 pub use service::Compiler;
 
@@ -73,10 +74,13 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let (health_reporter, health) = tonic_health::server::health_reporter();
     health_reporter.set_serving::<CompileServiceServer<Compiler>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    // Half of the tools in use still ask for v1alpha.
+    let (reflection, reflection_alpha) = (reflection().build_v1()?, reflection().build_v1alpha()?);
     let max_message_bytes = config.max_message_bytes;
     let compiler = CompileServiceServer::new(Compiler::new(scheduler, store, Arc::new(config)))
         .max_decoding_message_size(max_message_bytes)
@@ -89,8 +93,10 @@ pub async fn serve(
             .initial_connection_window_size(16 << 20)
             .max_concurrent_streams(1024)
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
+            .layer(MapResponseLayer::new(status::name_oversized_messages))
             .add_service(health.clone())
             .add_service(reflection.clone())
+            .add_service(reflection_alpha.clone())
             .add_service(compiler.clone())
     };
 

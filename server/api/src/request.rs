@@ -88,7 +88,8 @@ pub(crate) fn check(
 }
 
 fn missing(field: &str) -> ApiError {
-    ApiError::new(Code::InvalidArgument, "MISSING_FIELD", format!("CompileRequest.{field} is required")).with("field", field)
+    let message = format!("CompileRequest.{field} is required; piecewised/v1/*.proto says what goes into it");
+    ApiError::new(Code::InvalidArgument, "MISSING_FIELD", message).with("field", field)
 }
 
 /// A graph without symbolic input is compiled once, whatever the bounds of its plan's one entry.

@@ -19,8 +19,7 @@ use piecewised_wire::WireError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-/// `google.rpc.ErrorInfo.domain` of every error of this service.
-pub const ERROR_DOMAIN: &str = "piecewised";
+pub use piecewised_proto::ERROR_DOMAIN;
 
 /// An error with everything that a Status says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,4 +117,18 @@ impl From<StoreError> for ApiError {
         let message = format!("{error}; ask again, and if it stays, look at the daemon's log");
         Self::new(Code::Unavailable, "STORE_FAILED", message).retry_after(Duration::from_secs(1))
     }
+}
+
+/// tonic answers a message over the limit with `OUT_OF_RANGE` and no details; gRPC's own word for it is `RESOURCE_EXHAUSTED`.
+pub(crate) fn name_oversized_messages<B>(mut response: http::Response<B>) -> http::Response<B> {
+    if let Some(status) = Status::from_header_map(response.headers())
+        && status.code() == Code::OutOfRange
+        && status.message().contains("message length too large")
+    {
+        let message = format!("{}; split the graph, or raise max_message_bytes in the daemon's configuration", status.message());
+        let named: Status = ApiError::new(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message).into();
+        // It can only fail for a message that is no header value, and add_header percent-encodes.
+        let _ = named.add_header(response.headers_mut());
+    }
+    response
 }

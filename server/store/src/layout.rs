@@ -110,11 +110,16 @@ impl Layout {
     pub(crate) fn make_dirs(&self) -> Result<(), StoreError> {
         make_dir(&self.tmp())?;
         make_dir(&self.artifacts())?;
+        let mut is_new = false;
         for first_byte in 0..=u8::MAX {
-            make_dir(&self.shard(first_byte))?;
+            let shard = self.shard(first_byte);
+            match DirBuilder::new().mode(0o700).create(&shard) {
+                Ok(()) => is_new = true,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(StoreError::io("create", shard)(error)),
+            }
         }
-        sync_dir(&self.artifacts())?;
-        sync_dir(&self.root)
+        if is_new { sync_dir(&self.artifacts()) } else { Ok(()) }
     }
 
     pub(crate) fn read_format(&self) -> Result<Format, StoreError> {

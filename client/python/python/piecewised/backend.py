@@ -21,6 +21,7 @@ import torch
 
 from . import _core, settings
 from .errors import EndpointError, NotCovered, OptionError, PiecewisedError, PlanError, Unreachable, UnsupportedPiece
+from .graphs import forget_first_size, is_static
 from .local import compile_locally
 from .options import BackendOptions, parse
 from .piece import Piece
@@ -65,6 +66,7 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: B
     _refuse_training(example_inputs)
     client = _client(options)
     graph = _graph(gm, example_inputs)
+    forget_first_size(graph)
     piece = Piece.compile(
         client,
         graph,
@@ -74,7 +76,7 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: B
         toolchain=settings.toolchain(),
         device=settings.device_of(graph),
         progress=options.progress,
-        is_static=settings.is_static(graph),
+        is_static=is_static(graph),
     )
     return piece.run
 

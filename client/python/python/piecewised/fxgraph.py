@@ -11,7 +11,8 @@ from __future__ import annotations
 import base64
 import ctypes
 import operator
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import sympy
 import torch

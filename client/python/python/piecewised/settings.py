@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .graphs import input_devices
 from .runtime import fingerprint
 
 _AUTOCAST_DEVICES = ("cpu", "cuda")
@@ -37,8 +38,7 @@ def toolchain() -> dict[str, str]:
 
 def device_of(graph: dict[str, Any]) -> dict[str, str]:
     """The DeviceKind that a graph runs on: the GPU where one of its inputs is on a GPU, else the CPU."""
-    devices = [meta["device"] for meta in _input_tensors(graph)]
-    on_gpu = next((device for device in devices if device["type"] == "cuda"), None)
+    on_gpu = next((device for device in input_devices(graph) if device["type"] == "cuda"), None)
     if on_gpu is None:
         return fingerprint.devices("cpu")[0]
     kinds = fingerprint.devices("cuda")
@@ -48,21 +48,6 @@ def device_of(graph: dict[str, Any]) -> dict[str, str]:
     index = on_gpu.get("index")
     name = torch.cuda.get_device_properties(torch.cuda.current_device() if index is None else index).name
     return next(kind for kind in kinds if kind["name"] == name)
-
-
-def is_static(graph: dict[str, Any]) -> bool:
-    """Whether no input is a symbolic integer, so that there is nothing to dispatch on."""
-    values = (_placeholder(node) for node in graph["nodes"])
-    return not any(value is not None and "sym_int" in value and "int" not in value["sym_int"] for value in values)
-
-
-def _input_tensors(graph: dict[str, Any]) -> list[dict[str, Any]]:
-    values = (_placeholder(node) for node in graph["nodes"])
-    return [value["tensor"] for value in values if value is not None and "tensor" in value]
-
-
-def _placeholder(node: dict[str, Any]) -> dict[str, Any] | None:
-    return node["op"]["placeholder"]["value"] if "placeholder" in node["op"] else None
 
 
 def _name(dtype: torch.dtype) -> str:

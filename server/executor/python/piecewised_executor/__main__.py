@@ -45,6 +45,7 @@ def _read(channel: Channel, jobs: queue.SimpleQueue[Job]) -> None:
 
 
 def main() -> None:
+    """Serves until stdin ends."""
     channel = _take_pipes()
     jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(channel, jobs), name="stdin", daemon=True).start()

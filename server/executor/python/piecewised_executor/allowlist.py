@@ -12,53 +12,69 @@ import functools
 import inspect
 import math
 import operator
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.overrides
 from torch._ops import HigherOrderOperator
 
 from .runtime.names import function_name, op_name
+from .words import words
 
 # Operators on tensors and on sizes; the in-place ones too, since Dynamo records `x += y` as `_operator.iadd`.
-_OPERATORS = """
-    abs add and_ concat contains delitem eq floordiv ge getitem gt iadd iand iconcat ifloordiv ilshift imatmul imod imul
-    index inv invert ior ipow irshift isub itruediv ixor is_ is_not le lshift lt matmul mod mul ne neg not_ or_ pos pow
-    rshift setitem sub truediv truth xor
-""".split()
+_OPERATORS = words(
+    """
+    abs add and_ concat contains delitem eq floordiv ge getitem gt iadd iand iconcat ifloordiv ilshift imatmul
+    imod imul index inv invert ior ipow irshift isub itruediv ixor is_ is_not le lshift lt matmul mod mul ne neg
+    not_ or_ pos pow rshift setitem sub truediv truth xor
+    """
+)
 
 # On sizes and scalars.
-_MATH = "ceil comb copysign cos exp fabs floor fmod gcd isfinite isinf isnan isqrt log log2 log10 pow prod sin sqrt tan tanh trunc".split()
+_MATH = words(
+    """
+    ceil comb copysign cos exp fabs floor fmod gcd isfinite isinf isnan isqrt log log2 log10 pow prod sin sqrt
+    tan tanh trunc
+    """
+)
 
 # torch's table leaves out what takes no tensor: factories, and what only changes how the graph is traced.
-_FACTORIES = """
-    arange bartlett_window blackman_window complex empty empty_permuted empty_strided eye full
-    hamming_window hann_window kaiser_window linspace logspace normal ones rand randint randn randperm range
-    scalar_tensor tensor as_tensor asarray tril_indices triu_indices vander zeros rand_like randint_like randn_like
-    broadcast_shapes result_type promote_types can_cast is_tensor is_storage is_grad_enabled is_inference_mode_enabled
-    is_autocast_enabled get_default_dtype Size finfo iinfo sym_max sym_min sym_int sym_float sym_ite sym_not sym_sum
-    _sym_sqrt _shape_as_tensor _assert _assert_async _check _check_is_size device
-    cudnn_is_acceptable lu unique _unique2 _weight_norm
-""".split()
+_FACTORIES = words(
+    """
+    arange bartlett_window blackman_window complex empty empty_permuted empty_strided eye full hamming_window
+    hann_window kaiser_window linspace logspace normal ones rand randint randn randperm range scalar_tensor
+    tensor as_tensor asarray tril_indices triu_indices vander zeros rand_like randint_like randn_like
+    broadcast_shapes result_type promote_types can_cast is_tensor is_storage is_grad_enabled
+    is_inference_mode_enabled is_autocast_enabled get_default_dtype Size finfo iinfo sym_max sym_min sym_int
+    sym_float sym_ite sym_not sym_sum _sym_sqrt _shape_as_tensor _assert _assert_async _check _check_is_size
+    device cudnn_is_acceptable lu unique _unique2 _weight_norm
+    """
+)
 
 # Full names of functions that torch's table does not have and Dynamo records.
-_NAMED = """
-    torch._C._log_api_usage_once torch._C._set_grad_enabled torch._C._autograd._get_data_attr
-    torch.amp.autocast_mode._enter_autocast torch.amp.autocast_mode._exit_autocast
-""".split()
+_NAMED = [
+    "torch._C._log_api_usage_once",
+    "torch._C._set_grad_enabled",
+    "torch._C._autograd._get_data_attr",
+    "torch.amp.autocast_mode._enter_autocast",
+    "torch.amp.autocast_mode._exit_autocast",
+]
 
 # Namespaces of operators that only compute.
 _NAMESPACES = ("aten", "prims", "quantized_decomposed")
 
 # Operators and methods that do more than compute: files, streams, foreign storage, Python objects, or shared memory.
-_DENIED_OPS = frozenset("from_file record_stream set set_ set_data pin_memory _pin_memory is_pinned data_ptr".split())
+_DENIED_OPS = frozenset(words("from_file record_stream set set_ set_data pin_memory _pin_memory is_pinned data_ptr"))
 _DENIED_METHODS = frozenset(
+    words(
+        """
+    __array__ __array_wrap__ __deepcopy__ __dlpack__ __dlpack_device__ __format__ __reduce_ex__ __repr__
+    __setstate__ _clear_non_serializable_cached_data apply_ backward data_ptr is_pinned is_shared map2_ map_
+    module_load numpy pin_memory record_stream register_hook register_post_accumulate_grad_hook resize resize_as
+    retain_grad set_ share_memory_ storage storage_type tolist untyped_storage
     """
-    __array__ __array_wrap__ __deepcopy__ __dlpack__ __dlpack_device__ __format__ __reduce_ex__ __repr__ __setstate__
-    _clear_non_serializable_cached_data apply_ backward data_ptr is_pinned is_shared map2_ map_ module_load numpy
-    pin_memory record_stream register_hook register_post_accumulate_grad_hook resize resize_as retain_grad set_
-    share_memory_ storage storage_type tolist untyped_storage
-    """.split()
+    )
 )
 # In torch's table, but a class, or they take callables.
 _DENIED_FUNCTIONS = frozenset(
@@ -66,25 +82,31 @@ _DENIED_FUNCTIONS = frozenset(
 )
 
 # What torch's table leaves out of a tensor's methods, and methods of sizes and plain numbers.
-_OTHER_METHODS = """
+_OTHER_METHODS = words(
+    """
     __abs__ __ceil__ __floor__ __ipow__ __itruediv__ __neg__ __pos__ __pow__ __round__ __rtruediv__ __trunc__
-    bit_length conjugate count data dense_dim element_size expand is_integer new_empty new_empty_strided new_full
-    new_ones new_tensor new_zeros normal_ numel random_ size stride uniform_ unflatten view
-""".split()
+    bit_length conjugate count data dense_dim element_size expand is_integer new_empty new_empty_strided
+    new_full new_ones new_tensor new_zeros normal_ numel random_ size stride uniform_ unflatten view
+    """
+)
 
 # Higher-order operators whose bodies are graphs of the request, never code of the process.
-_HIGHER_ORDER = """
-    associative_scan auto_functionalized auto_functionalized_v2 cond flex_attention invoke_subgraph map_impl out_dtype
-    scan strict_mode tag_activation_checkpoint while_loop wrap wrap_activation_checkpoint wrap_with_autocast
-    wrap_with_set_grad_enabled
-""".split()
+_HIGHER_ORDER = words(
+    """
+    associative_scan auto_functionalized auto_functionalized_v2 cond flex_attention invoke_subgraph map_impl
+    out_dtype scan strict_mode tag_activation_checkpoint while_loop wrap wrap_activation_checkpoint
+    wrap_with_autocast wrap_with_set_grad_enabled
+    """
+)
 
 # For builtins.getattr on a tensor, a size or a dtype's information.
-_ATTRIBUTES = """
-    H T device dim dtype eps grad_dtype imag is_complex is_cpu is_cuda is_floating_point is_inference is_leaf is_meta
-    is_mps is_nested is_quantized is_sparse is_xpu itemsize layout mH mT max min nbytes ndim numel real requires_grad
-    shape size smallest_normal tiny type index bits data values indices
-""".split()
+_ATTRIBUTES = words(
+    """
+    H T device dim dtype eps grad_dtype imag is_complex is_cpu is_cuda is_floating_point is_inference is_leaf
+    is_meta is_mps is_nested is_quantized is_sparse is_xpu itemsize layout mH mT max min nbytes ndim numel real
+    requires_grad shape size smallest_normal tiny type index bits data values indices
+    """
+)
 
 
 def _overridable() -> list[tuple[Any, Callable[..., Any]]]:
@@ -106,7 +128,9 @@ def _functions() -> dict[str, Callable[..., Any]]:
         if (fn := getattr(holder, name, None)) is not None:
             table[full] = fn
     for name in ("abs", "bool", "divmod", "float", "int", "len", "max", "min", "pow", "round", "sum"):
-        table[f"builtins.{name}"] = __builtins__[name] if isinstance(__builtins__, dict) else getattr(__builtins__, name)
+        table[f"builtins.{name}"] = (
+            __builtins__[name] if isinstance(__builtins__, dict) else getattr(__builtins__, name)
+        )
     table["builtins.getattr"] = getattr
     for name in _HIGHER_ORDER:
         operator_ = _higher_order(name)
@@ -169,8 +193,10 @@ def function(name: str) -> Callable[..., Any] | None:
 
 
 def allows_method(name: str) -> bool:
+    """Whether a call_method node may have that name."""
     return name in _methods()
 
 
 def allows_attribute(name: Any) -> bool:
+    """Whether builtins.getattr may read that attribute."""
     return name in _ATTRIBUTES

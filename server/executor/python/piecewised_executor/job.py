@@ -12,16 +12,15 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
-
-import sympy
 
 from . import program
 from .errors import JobError, UnprovenRange, Unsupported, describe, shorten
 from .pack import Container
 from .protocol import Channel
-from .prove import Interval, prove, remainder
-from .rebuild import rebuild
+from .prove import Interval, Proof, prove, remainder
+from .rebuild import Rebuilt, rebuild
 from .runtime import fingerprint
 from .runtime.outputs import returns_sequence
 from .symbols import Bounds, Symbols
@@ -42,6 +41,7 @@ class Phases:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        """Announces the phase and times what is inside."""
         self._channel.send("phase", {"job": self._job, "phase": name})
         started = time.monotonic()
         try:
@@ -50,6 +50,7 @@ class Phases:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - started
 
     def timings(self) -> dict[str, Any]:
+        """The Timings of the job so far."""
         return {
             "total_s": time.monotonic() - self._started,
             "cpu_s": _cpu_seconds() - self._cpu,
@@ -91,15 +92,17 @@ def compile_job(request: dict[str, Any], phases: Phases) -> tuple[dict[str, Any]
             raise UnprovenRange(_not_covered(interval, reasons, f"after {MAX_COMPILES} compiles"))
         name = f"e{len(container.entries)}"
         try:
-            proven, guards, rebuilt = _compile_interval(request, name, container, dispatched, interval, phases)
+            part = _compile_interval(request, dispatched, interval, phases)
         except JobError as error:
             if not reasons or isinstance(error, Unsupported):
                 raise
             # The first compile said what it needs; that these sizes do not compile apart is the lesser news.
             raise UnprovenRange(_not_covered(interval, reasons, f"compiling them apart failed: {error}")) from error
-        reasons += guards
-        segments += [{"range": list(part) if part else None, "entry": name} for part in proven]
-        pending += remainder(interval, proven) if interval else []
+        container.add(name, part.rebuilt, part.program)
+        reasons += part.proof.guards
+        proven = part.proof.intervals
+        segments += [{"range": list(sizes) if sizes else None, "entry": name} for sizes in proven or [interval]]
+        pending += remainder(interval, proven) if interval and proven else []
 
     segments.sort(key=lambda segment: segment["range"] or [])
     with phases.phase("pack"):
@@ -108,21 +111,25 @@ def compile_job(request: dict[str, Any], phases: Phases) -> tuple[dict[str, Any]
     fields = {
         "segments": segments,
         "timings": phases.timings(),
-        "returns_tuple": returns_sequence(rebuilt.structure),
-        "n_arguments": rebuilt.n_arguments,
+        "returns_tuple": returns_sequence(part.rebuilt.structure),
+        "n_arguments": part.rebuilt.n_arguments,
     }
     return fields, artifact
 
 
+@dataclass(frozen=True)
+class _Part:
+    """One compile, and the sizes that it is proven for; no intervals: all that it was made for."""
+
+    rebuilt: Rebuilt
+    program: program.Program
+    proof: Proof
+
+
 def _compile_interval(
-    request: dict[str, Any],
-    name: str,
-    container: Container,
-    dispatched: str | None,
-    interval: Interval | None,
-    phases: Phases,
-) -> tuple[list[Interval | None], list[str], Any]:
-    """Compiles for `interval`, adds the entry, and gives the intervals proven for it and the guards that cut them."""
+    request: dict[str, Any], dispatched: str | None, interval: Interval | None, phases: Phases
+) -> _Part:
+    """Compiles for the sizes of `interval`: dynamic within them, or static for a single one."""
     narrowed: dict[str, Bounds] = {}
     fixed: dict[str, int] = {}
     hints: dict[str, int] = {}
@@ -141,9 +148,8 @@ def _compile_interval(
         compiled = program.compile_program(rebuilt, request.get("options", {}))
     with phases.phase("prove"):
         symbol = symbols.by_name[dispatched] if dispatched in narrowed else None
-        proof = prove(symbols, symbol if isinstance(symbol, sympy.Symbol) else None, interval)
-    container.add(name, rebuilt, compiled)
-    return (list(proof.intervals) or [interval]), proof.guards, rebuilt
+        proof = prove(symbols, symbol, interval)
+    return _Part(rebuilt, compiled, proof)
 
 
 def _dispatched_name(graph: dict[str, Any], position: int | None) -> str | None:

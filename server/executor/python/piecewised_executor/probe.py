@@ -37,7 +37,7 @@ def ready() -> dict[str, Any]:
             f"{MIN_TORCH[0]}.{MIN_TORCH[1]} or newer; install a newer torch there"
         )
     try:
-        import torch._inductor.compile_fx  # noqa: F401  (registers the ops that Inductor itself adds)
+        import torch._inductor.compile_fx
     except ImportError as error:
         raise Unusable(f"torch {torch.__version__} of {sys.executable} cannot import Inductor: {error}") from error
 

@@ -14,6 +14,7 @@ import os
 import pickle
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,11 @@ from typing import Any
 import torch
 import torch._dynamo
 import torch._functorch.aot_autograd
-import torch._inductor.compile_fx as compile_fx
-import torch._inductor.cpp_builder as cpp_builder
 import torch._inductor.metrics
+from torch._inductor import compile_fx, cpp_builder
 from torch._inductor.codecache import PyCodeCache
 from torch._inductor.output_code import CompiledFxGraph
+from torch._inductor.select_algorithm import TritonTemplate
 from torch._inductor.standalone_compile import standalone_compile
 from torch._inductor.utils import fresh_cache
 
@@ -71,13 +72,15 @@ def compile_program(rebuilt: Rebuilt, options: dict[str, Any]) -> Program:
     # it where a graph returns integers only.
     context = torch._guards.TracingContext(rebuilt.fake_mode)
     with (
-        fresh_cache(),
+        # fresh_cache keeps its folder when a compile fails; the one around it goes in any case.
+        tempfile.TemporaryDirectory(prefix="piecewised-") as folder,
+        fresh_cache(dir=folder),
         settings.torch_settings(options.get("torch", {})),
         torch.no_grad(),
         torch._guards.tracing(context),
         kernels.recording(recorded),
         _path_free_kernels(os.environ["TORCHINDUCTOR_CACHE_DIR"]),
-        # What AOTAutograd does not want to cache it does not serialise either, and without the second it would not say so.
+        # What AOTAutograd does not want to cache it does not serialise either; without `strict` it would not say so.
         torch._functorch.config.patch(bypass_autograd_cache_key=True, strict_autograd_cache=True),
     ):
         try:
@@ -110,6 +113,7 @@ def reset() -> None:
     # Numbers of graphs, which end up in code and in what is serialised.
     torch._functorch.aot_autograd.AOT_COUNTER = itertools.count()
     compile_fx._graph_counter = itertools.count()
+    TritonTemplate.index_counter = itertools.count()
     PyCodeCache.cache_clear()
     PyCodeCache.linemaps.clear()
     for name in [name for name in sys.modules if name.startswith("torch._inductor.runtime.compile_tasks.")]:

@@ -48,6 +48,7 @@ class Channel:
         return name, fields, blob
 
     def send(self, name: str, fields: dict[str, Any], blob: bytes = b"") -> None:
+        """Writes one frame."""
         text = json.dumps({name: fields}).encode()
         with self._lock:
             self._writer.write(_HEADER.pack(len(text), len(blob)) + text)

@@ -44,12 +44,11 @@ def conditions(symbols: Symbols) -> list[sympy.Basic]:
     found: list[sympy.Basic] = [guard.expr for guard in shape_env.guards]
     for symbol, bounds in symbols.bounds.items():
         now = shape_env.var_to_range[symbol]
-        if bounds.low is None or now.lower > bounds.low:
-            if now.lower != -int_oo:
-                found.append(sympy.Ge(symbol, now.lower, evaluate=False))
-        if bounds.high is None or now.upper < bounds.high:
-            if now.upper != int_oo:
-                found.append(sympy.Le(symbol, now.upper, evaluate=False))
+        given = _range(bounds)
+        if now.lower > given.lower:
+            found.append(sympy.Ge(symbol, now.lower, evaluate=False))
+        if now.upper < given.upper:
+            found.append(sympy.Le(symbol, now.upper, evaluate=False))
     return [condition for condition in found if condition is not sympy.true]
 
 
@@ -69,7 +68,7 @@ def prove(symbols: Symbols, dispatched: sympy.Symbol | None, interval: Interval 
     found: list[Interval] = []
     guards = [str(condition) for condition in open_conditions if dispatched in condition.free_symbols]
     try:
-        _search(open_conditions, dispatched, interval, ranges, found, [0])
+        _Search(dispatched, ranges, found).run(open_conditions, interval)
     except _GaveUp:
         raise UnprovenRange(
             f"the compiled code for sizes {interval[0]} to {interval[1]} is only right where "
@@ -96,37 +95,39 @@ def remainder(interval: Interval, proven: list[Interval]) -> list[Interval]:
     return left
 
 
-def _search(
-    open_conditions: list[sympy.Basic],
-    symbol: sympy.Symbol,
-    interval: Interval,
-    ranges: dict[sympy.Symbol, ValueRanges],
-    found: list[Interval],
-    n_steps: list[int],
-) -> None:
-    """Appends to `found`, in ascending order, the parts of `interval` where all conditions hold."""
-    n_steps[0] += 1
-    if n_steps[0] > MAX_STEPS:
-        raise _GaveUp
-    low, high = interval
-    ranges = {**ranges, symbol: ValueRanges(sympy.Integer(low), sympy.Integer(high))}
-    decided = [(condition, _decide(condition, ranges)) for condition in open_conditions]
-    if any(answer is False for _, answer in decided):
-        return
-    undecided = [condition for condition, answer in decided if answer is None]
-    if undecided and low == high:
-        return
-    if undecided:
-        middle = (low + high) // 2
-        _search(undecided, symbol, (low, middle), ranges, found, n_steps)
-        _search(undecided, symbol, (middle + 1, high), ranges, found, n_steps)
-        return
-    if found and found[-1][1] == low - 1:
-        found[-1] = (found[-1][0], high)
-    elif len(found) == MAX_INTERVALS:
-        raise _GaveUp
-    else:
-        found.append(interval)
+class _Search:
+    """Appends to `found`, in ascending order, the parts of an interval where all conditions hold."""
+
+    def __init__(self, symbol: sympy.Symbol, ranges: dict[sympy.Symbol, ValueRanges], found: list[Interval]) -> None:
+        self._symbol = symbol
+        self._ranges = ranges
+        self._found = found
+        self._n_steps = 0
+
+    def run(self, open_conditions: list[sympy.Basic], interval: Interval) -> None:
+        self._n_steps += 1
+        if self._n_steps > MAX_STEPS:
+            raise _GaveUp
+        low, high = interval
+        ranges = {**self._ranges, self._symbol: ValueRanges(sympy.Integer(low), sympy.Integer(high))}
+        decided = [(condition, _decide(condition, ranges)) for condition in open_conditions]
+        if any(answer is False for _, answer in decided):
+            return
+        undecided = [condition for condition, answer in decided if answer is None]
+        if not undecided:
+            self._add(low, high)
+        elif low < high:
+            middle = (low + high) // 2
+            self.run(undecided, (low, middle))
+            self.run(undecided, (middle + 1, high))
+
+    def _add(self, low: int, high: int) -> None:
+        if self._found and self._found[-1][1] == low - 1:
+            self._found[-1] = (self._found[-1][0], high)
+        elif len(self._found) == MAX_INTERVALS:
+            raise _GaveUp
+        else:
+            self._found.append((low, high))
 
 
 def _decide(condition: sympy.Basic, ranges: dict[sympy.Symbol, ValueRanges]) -> bool | None:

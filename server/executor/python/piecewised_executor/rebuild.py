@@ -10,8 +10,9 @@ Works on canonical and on other graphs: names of nodes, constants and nested gra
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Callable
+from typing import Any
 
 import torch
 import torch.fx
@@ -221,7 +222,7 @@ class _Builder:
                 made = torch.empty_strided(sizes, strides, dtype=dtype, device=device)
             else:
                 # A base with room behind the offset; the compiled code never sees how large it is.
-                extent = sum(((size - 1) * stride for size, stride in zip(sizes, strides)), 1)
+                extent = sum(((size - 1) * stride for size, stride in zip(sizes, strides, strict=True)), 1)
                 base = torch.empty([offset + extent], dtype=dtype, device=device)
                 made = torch.as_strided(base, sizes, strides, offset)
             if meta.get("is_parameter"):

@@ -13,6 +13,7 @@ import torch._inductor
 import torch._inductor.config as inductor_config
 
 from .errors import Unsupported
+from .words import words
 
 # The executor decides these itself: where files are, which programs run, what is kept or sent, and what is packed.
 _RESERVED_PREFIXES = (
@@ -21,19 +22,22 @@ _RESERVED_PREFIXES = (
 )  # fmt: skip
 _RESERVED_SUFFIXES = ("TESTING_ONLY", "_dir", "_path", "_pass", "_hook", "_class", "logpath")
 _RESERVED = frozenset(
-    """
-    TYPE_CHECKING aten_distributed_optimizations.custom_runtime_estimation autotune_in_subproc autotune_local_cache
-    autotune_lookup_table autotune_remote_cache benchmark_harness bundle_triton_into_fx_graph_cache
-    bundled_autotune_remote_cache compile_threads cpp.cxx cpp_cache_precompile_headers cpp_wrapper cpu_backend
-    cuda_backend custom_partitioner_fn custom_should_partition_ops debug disable_progress enable_autograd_for_aot
-    enabled_metric_tables external_matmul file_lock_timeout freezing freezing_discard_parameters fx_graph_cache
-    fx_graph_remote_cache fx_wrapper generate_intermediate_hooks is_nightly_or_source log_tlparse
-    precompilation_timeout_seconds quiesce_async_compile_pool quiesce_async_compile_time remote_gemm_autotune_cache
-    save_args search_autotune_cache sleep_sec_TESTING_ONLY strict_static_cuda_launcher tpu_backend
+    words(
+        """
+    TYPE_CHECKING aten_distributed_optimizations.custom_runtime_estimation autotune_in_subproc
+    autotune_local_cache autotune_lookup_table autotune_remote_cache benchmark_harness
+    bundle_triton_into_fx_graph_cache bundled_autotune_remote_cache compile_threads cpp.cxx
+    cpp_cache_precompile_headers cpp_wrapper cpu_backend cuda_backend custom_partitioner_fn
+    custom_should_partition_ops debug disable_progress enable_autograd_for_aot enabled_metric_tables
+    external_matmul file_lock_timeout freezing freezing_discard_parameters fx_graph_cache fx_graph_remote_cache
+    fx_wrapper generate_intermediate_hooks is_nightly_or_source log_tlparse precompilation_timeout_seconds
+    quiesce_async_compile_pool quiesce_async_compile_time remote_gemm_autotune_cache save_args
+    search_autotune_cache sleep_sec_TESTING_ONLY strict_static_cuda_launcher tpu_backend
     triton.autotune_at_compile_time triton.store_cubin unsafe_marked_cacheable_functions
     unsafe_skip_cache_dynamic_shape_guards use_static_cuda_launcher verbose_progress worker_log_path
     worker_start_method worker_suppress_logging wrap_inductor_compiled_regions xpu_backend
-    """.split()
+    """
+    )
 )
 
 
@@ -54,9 +58,8 @@ def inductor_patches(options: dict[str, Any]) -> dict[str, Any]:
         value = _option_value(tagged)
         expected = defaults[name]
         if expected is not None and value is not None and not _fits(value, expected):
-            raise Unsupported(
-                f"the option {name!r} is a {type(expected).__name__} ({expected!r}), not {type(value).__name__} ({value!r})"
-            )
+            kinds = f"a {type(expected).__name__} ({expected!r}), not {type(value).__name__} ({value!r})"
+            raise Unsupported(f"the option {name!r} is {kinds}")
         patches[name] = value
     return patches
 
@@ -99,10 +102,12 @@ def dtype(name: str) -> torch.dtype:
 
 
 def layout(name: str) -> torch.layout:
+    """As `dtype`."""
     return _named(name, torch.layout, "layout")
 
 
 def memory_format(name: str) -> torch.memory_format:
+    """As `dtype`."""
     return _named(name, torch.memory_format, "memory format")
 
 

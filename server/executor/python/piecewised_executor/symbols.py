@@ -71,6 +71,7 @@ class Bounds:
     high: int | None
 
     def clamp(self, value: int) -> int:
+        """The nearest size within the bounds."""
         if self.low is not None and value < self.low:
             return self.low
         if self.high is not None and value > self.high:

@@ -12,11 +12,10 @@ use std::{
 use bytes::Bytes;
 use piecewised_graph::Handle;
 use piecewised_store::Store;
-use tempfile::tempdir;
 use tokio::task::JoinSet;
 
 use crate::support::{
-    Dice, artifact, assert_stored, config, copy_tree, files_below, handle, key, long_handle, open, read,
+    Dice, artifact, assert_stored, config, copy_tree, files_below, handle, key, long_handle, memory_dir, open, read,
 };
 
 const N_KEYS: u64 = 60;
@@ -83,7 +82,7 @@ fn targets(store: &Path, dice: &mut Dice) -> (Vec<PathBuf>, bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damage_at_rest_costs_at_most_what_it_hit() {
     let n_rounds = std::env::var("PIECEWISED_STORE_DAMAGE_ROUNDS").map_or(40, |text| text.parse().unwrap());
-    let dir = tempdir().unwrap();
+    let dir = memory_dir();
     let whole = dir.path().join("whole");
     let (store, _) = open(&whole).await;
     put_all(&store).await;

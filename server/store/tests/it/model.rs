@@ -8,9 +8,8 @@ use std::{
 use bytes::Bytes;
 use piecewised_graph::{Digest, Handle};
 use proptest::{collection::vec, prelude::*};
-use tempfile::tempdir;
 
-use crate::support::{artifact_files, bytes, copy_tree, handle, key, long_handle, open, read};
+use crate::support::{artifact_files, bytes, copy_tree, handle, key, long_handle, memory_dir, open, read};
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -62,7 +61,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 }
 
 async fn run(ops: Vec<Op>) {
-    let dir = tempdir().unwrap();
+    let dir = memory_dir();
     let mut model: HashMap<u64, Handle> = HashMap::new();
     let path = dir.path().join("store");
     let mut store = open(&path).await.0;

@@ -13,6 +13,7 @@ use piecewised_graph::{
     request::{ArtifactFormat, DeviceKind, Toolchain},
 };
 use piecewised_store::{OpenReport, Store, StoreConfig};
+use tempfile::TempDir;
 
 /// Bytes that nothing else has, the same for the same seed.
 pub(crate) fn bytes(seed: u64, len: usize) -> Bytes {
@@ -156,6 +157,11 @@ impl Dice {
     pub(crate) fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
         &from[usize::try_from(self.below(from.len() as u64)).unwrap()]
     }
+}
+
+/// A temporary folder in memory where there is one: for tests of many writes that do not depend on a disk.
+pub(crate) fn memory_dir() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
 const CHILD_PATH: &str = "PIECEWISED_STORE_TEST_CHILD";

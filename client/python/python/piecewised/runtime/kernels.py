@@ -19,8 +19,8 @@ import os
 import sys
 import threading
 import types
-from collections.abc import Iterator, Sequence
-from typing import Any, Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch._inductor.codecache import CppPythonBindingsCodeCache
@@ -128,7 +128,7 @@ def _replaced(name: str, function: Callable[..., Any]) -> Iterator[None]:
 
 
 def _load(path: str, name: str, entry: str) -> Callable[..., Any]:
-    """The function `entry` of the shared library at `path`. Files are named by content: one is loaded once a process."""
+    """The function `entry` of the shared library at `path`. Files are named by content, so each is loaded once."""
     module_name = f"piecewised_kernel_{os.path.splitext(os.path.basename(name))[0]}.{entry}"
     module = sys.modules.get(module_name)
     if module is None:

@@ -13,11 +13,11 @@ import json
 import operator
 import os
 import threading
-from collections.abc import Iterator
-from typing import Any, Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-import torch._inductor.codecache as codecache
+from torch._inductor import codecache
 from torch._inductor.standalone_compile import AOTCompiledArtifact
 
 from . import fingerprint, kernels, outputs

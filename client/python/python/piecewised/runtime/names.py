@@ -7,7 +7,8 @@ same function says about each callable that it allows. So a name is either the s
 from __future__ import annotations
 
 import sys
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
@@ -45,8 +46,8 @@ def function_name(target: Callable[..., Any]) -> str | None:
     if not isinstance(name, str):
         return None
     own = getattr(target, "__module__", None)
-    for module_name in _MODULES:
-        module_name = module_name or own
+    for candidate in _MODULES:
+        module_name = candidate or own
         module = sys.modules.get(module_name) if isinstance(module_name, str) else None
         # Equality, not identity: each lookup of a builtin method makes a new object.
         if module is not None and _same(getattr(module, name, None), target):

@@ -11,7 +11,8 @@ constants in them. A structure (JSON) says how to build the latter from the form
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 Structure = dict[str, Any]
 
