@@ -24,6 +24,9 @@ use crate::{
 /// How long calls that do not end by themselves (a reader that stalls) are waited for once no job runs any more.
 const LAST_CALLS: Duration = Duration::from_secs(3);
 
+/// How long callers whose jobs ended while the daemon drained have to begin fetching the results.
+const LAST_FETCHES: Duration = Duration::from_secs(2);
+
 /// Runs the daemon until it is told to end.
 ///
 /// # Errors
@@ -67,9 +70,9 @@ async fn serve(
     probe: AbortOnDropHandle<Result<(), NoToolchain>>,
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
-    let stop = CancellationToken::new();
+    let (draining, stop) = (CancellationToken::new(), CancellationToken::new());
     let serving =
-        piecewised_api::serve(listeners, scheduler.clone(), store, api_config(config), stop.clone().cancelled_owned());
+        piecewised_api::serve(listeners, scheduler.clone(), store, api_config(config), draining.clone(), stop.clone());
     tokio::pin!(serving);
     let mut is_serving = true;
     let cause = tokio::select! {
@@ -80,37 +83,34 @@ async fn serve(
             Err(ended.map_or_else(anyhow::Error::new, |()| anyhow::anyhow!("the listeners ended by themselves")))
         }
     };
-    stop.cancel();
 
-    // Jobs end while their callers still listen. A daemon that must end because something is wrong gives them no time.
+    // Jobs end, and their callers fetch the results, while the daemon still answers; only new jobs are refused. A daemon that must
+    // end because something is wrong gives them no time.
     let grace = if cause.is_ok() { Duration::from_secs(config.drain_deadline_s) } else { Duration::ZERO };
-    let jobs_ended = CancellationToken::new();
-    let jobs = async {
+    draining.cancel();
+    let n_jobs = scheduler.drain();
+    tracing::info!(n_jobs, "draining");
+    let down = async {
         scheduler.shutdown(grace).await;
-        jobs_ended.cancel();
-    };
-    let calls = async {
-        let limit = async {
-            jobs_ended.cancelled().await;
-            tokio::time::sleep(LAST_CALLS).await;
-        };
-        tokio::select! {
-            ended = &mut serving, if is_serving => {
-                if let Err(error) = ended {
-                    tracing::warn!("a listener did not end well: {error}");
-                }
-            }
-            () = limit, if is_serving => tracing::warn!("calls were still open at the end; cutting them"),
-            else => {}
+        if cause.is_ok() && n_jobs > 0 {
+            tokio::time::sleep(LAST_FETCHES).await;
         }
+        stop.cancel();
+        tokio::time::sleep(LAST_CALLS).await;
+        tracing::warn!("calls were still open at the end; cutting them");
     };
     let at_once = tokio::select! {
-        ((), ()) = async { tokio::join!(jobs, calls) } => Ok(()),
-        () = shutdown.now.cancelled() => {
-            scheduler.shutdown(Duration::ZERO).await;
-            Err(anyhow::anyhow!("a second signal cut draining short"))
+        ended = &mut serving, if is_serving => {
+            if let Err(error) = ended {
+                tracing::warn!("a listener did not end well: {error}");
+            }
+            Ok(())
         }
+        () = down => Ok(()),
+        () = shutdown.now.cancelled() => Err(anyhow::anyhow!("a second signal cut draining short")),
     };
+    // Where the branches above left it running.
+    scheduler.shutdown(Duration::ZERO).await;
     cause.and(at_once)
 }
 

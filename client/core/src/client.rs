@@ -13,7 +13,7 @@ use piecewised_graph::{
 };
 use piecewised_plan::{Plan, Range};
 use piecewised_proto::v1::{self, client::compile_service_client::CompileServiceClient};
-use piecewised_wire::{device_to_proto, graph_to_proto, options_to_proto, range_to_proto, toolchain_to_proto};
+use piecewised_wire::{device_to_proto, graph_to_proto, options_to_proto, plan_to_proto, toolchain_to_proto};
 use tokio::time::Sleep;
 use tokio_stream::Stream;
 use tonic::{Streaming, transport::Channel};
@@ -174,20 +174,6 @@ impl CompileRequest {
     }
 }
 
-/// The message of a plan, such that the daemon's expansion has the entries in this plan's order: events name entries by
-/// position.
-fn plan_to_proto(plan: &Plan) -> v1::Plan {
-    let entries = plan.entries();
-    // The longest part that can be given as ranges; what follows is below something in it, so it can only be sizes.
-    let n_ranges = 1 + entries.windows(2).take_while(|pair| pair[0].end() < pair[1].start()).count();
-    let (ranges, sizes) = entries.split_at(n_ranges.min(entries.len()));
-    let ranges = v1::Ranges { ranges: ranges.iter().copied().map(range_to_proto).collect() };
-    v1::Plan {
-        ranges: Some(v1::plan::Ranges::CompileRanges(ranges)),
-        compile_sizes: sizes.iter().copied().map(Range::start).collect(),
-    }
-}
-
 /// What happens to a compile, as it happens. Ends after [`EventKind::Completed`] or an error; leaving early is fine.
 #[derive(Debug)]
 pub struct CompileStream {
@@ -240,31 +226,6 @@ impl Stream for CompileStream {
             };
             self.is_complete = matches!(item, Err(_) | Ok(Event { kind: EventKind::Completed(_), .. }));
             return Poll::Ready(Some(item));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use piecewised_wire::plan_from_proto;
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        /// The daemon expands what is sent to the same entries in the same order.
-        #[test]
-        fn a_plan_keeps_its_order(
-            endpoints in prop::collection::btree_set(1i64..60, 0..6),
-            keep in prop::collection::vec(any::<bool>(), 6),
-            sizes in prop::collection::vec(1i64..70, 0..8),
-        ) {
-            let endpoints: Vec<i64> = endpoints.into_iter().collect();
-            let ranges = piecewised_plan::ranges_from_endpoints(&endpoints).unwrap();
-            let ranges: Vec<Range> = ranges.into_iter().zip(keep).filter(|(_, keep)| *keep).map(|(range, _)| range).collect();
-            if let Ok(plan) = Plan::new(&ranges, &sizes) {
-                prop_assert_eq!(plan_from_proto(plan_to_proto(&plan)).unwrap(), plan);
-            }
         }
     }
 }

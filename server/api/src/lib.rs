@@ -10,7 +10,7 @@ mod request;
 mod service;
 pub mod status;
 
-use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use piecewised_graph::Limits;
 use piecewised_proto::{FILE_DESCRIPTOR_SET, v1::compile_service_server::CompileServiceServer};
@@ -61,7 +61,8 @@ pub enum ServeError {
     Transport(#[from] tonic::transport::Error),
 }
 
-/// Serves on every listener until `shutdown` resolves, then takes no more connections and lets open calls end.
+/// Serves on every listener. From `draining` on, health says NOT_SERVING while calls are still answered (new compiles are refused by
+/// the scheduler, what was compiled can be fetched); from `stop` on no more calls are taken, and open ones end.
 ///
 /// # Errors
 /// [`ServeError`] where a listener fails. The others are ended too.
@@ -70,7 +71,8 @@ pub async fn serve(
     scheduler: Scheduler,
     store: Store,
     config: ApiConfig,
-    shutdown: impl Future<Output = ()>,
+    draining: CancellationToken,
+    stop: CancellationToken,
 ) -> Result<(), ServeError> {
     let (health_reporter, health) = tonic_health::server::health_reporter();
     health_reporter.set_serving::<CompileServiceServer<Compiler>>().await;
@@ -100,7 +102,6 @@ pub async fn serve(
             .add_service(compiler.clone())
     };
 
-    let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     let mut handles = Vec::new();
     for listener in listeners {
@@ -119,11 +120,11 @@ pub async fn serve(
     }
     tasks.close();
     tokio::select! {
-        () = shutdown => {}
+        () = draining.cancelled() => {}
+        () = stop.cancelled() => {}
         () = tasks.wait() => {}
     }
     health_reporter.set_not_serving::<CompileServiceServer<Compiler>>().await;
-    stop.cancel();
     tasks.wait().await;
     for handle in handles {
         if let Ok(result) = handle.await {

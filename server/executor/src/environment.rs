@@ -97,6 +97,10 @@ pub(crate) fn compose(
     set("XDG_CACHE_HOME", folder.join("cache").as_os_str());
     set("TORCHINDUCTOR_CACHE_DIR", folder.join("inductor").as_os_str());
     set("TRITON_CACHE_DIR", folder.join("triton").as_os_str());
+    // Shared by the daemon's executors: g++ takes seconds to precompile torch's headers, and they are the same for all.
+    if let Some(root) = folder.parent() {
+        set("PIECEWISED_PRECOMPILED_HEADERS", root.join("precompiled_headers").as_os_str());
+    }
     if let Some(n) = n_compile_threads {
         set("TORCHINDUCTOR_COMPILE_THREADS", n.to_string().as_ref());
     }

@@ -143,10 +143,14 @@ impl Flights {
         }
     }
 
-    /// Takes no more jobs; those that wait are still handed out.
-    pub(crate) fn close(&self) {
-        self.lock().closed = true;
+    /// Takes no more jobs; those that wait are still handed out. How many jobs there are.
+    pub(crate) fn close(&self) -> usize {
+        let mut inner = self.lock();
+        inner.closed = true;
+        let n_jobs = inner.by_key.len();
+        drop(inner);
         self.changed.notify_waiters();
+        n_jobs
     }
 }
 

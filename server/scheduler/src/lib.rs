@@ -174,10 +174,15 @@ impl Scheduler {
         Ok(self.shared.store.get(key).await?)
     }
 
+    /// Takes no more jobs; running and queued ones go on. How many those are.
+    pub fn drain(&self) -> usize {
+        self.shared.draining.cancel();
+        self.shared.flights.close()
+    }
+
     /// Ends: takes no more jobs, lets running and queued ones finish for `grace`, then ends executors.
     pub async fn shutdown(&self, grace: Duration) {
-        self.shared.draining.cancel();
-        self.shared.flights.close();
+        self.drain();
         self.shared.tasks.close();
         if tokio::time::timeout(grace, self.shared.tasks.wait()).await.is_err() {
             tracing::warn!(

@@ -30,13 +30,15 @@ pub fn plan_from_proto(plan: v1::Plan) -> Result<Plan, PlanError> {
     Plan::new(&ranges, &plan.compile_sizes)
 }
 
-/// The message of a plan: its ranges one by one and its single sizes.
+/// The message of a plan, such that [`plan_from_proto`] gives its entries in the same order: events name them by position.
 pub fn plan_to_proto(plan: &Plan) -> v1::Plan {
-    let (singles, ranges): (Vec<Range>, Vec<Range>) = plan.entries().iter().partition(|range| range.is_single_size());
+    let entries = plan.entries();
+    // The longest part that can be given as ranges; what follows lies below something in it, so it can only be sizes.
+    let n_ranges = 1 + entries.windows(2).take_while(|pair| pair[0].end() < pair[1].start()).count();
+    let (ranges, sizes) = entries.split_at(n_ranges.min(entries.len()));
+    let ranges = v1::Ranges { ranges: ranges.iter().copied().map(range_to_proto).collect() };
     v1::Plan {
-        ranges: (!ranges.is_empty()).then(|| {
-            v1::plan::Ranges::CompileRanges(v1::Ranges { ranges: ranges.into_iter().map(range_to_proto).collect() })
-        }),
-        compile_sizes: singles.into_iter().map(Range::start).collect(),
+        ranges: Some(v1::plan::Ranges::CompileRanges(ranges)),
+        compile_sizes: sizes.iter().copied().map(Range::start).collect(),
     }
 }

@@ -225,3 +225,21 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    /// Events name entries by position, so both ends must see them in one order.
+    #[test]
+    fn a_plan_keeps_its_order(
+        endpoints in prop::collection::btree_set(1i64..60, 0..6),
+        keep in prop::collection::vec(any::<bool>(), 6),
+        sizes in prop::collection::vec(1i64..70, 0..8),
+    ) {
+        let endpoints: Vec<i64> = endpoints.into_iter().collect();
+        let ranges = piecewised_plan::ranges_from_endpoints(&endpoints).unwrap();
+        let ranges: Vec<Range> =
+            ranges.into_iter().zip(keep).filter(|(_, keep)| *keep).map(|(range, _)| range).collect();
+        if let Ok(plan) = Plan::new(&ranges, &sizes) {
+            prop_assert_eq!(plan_from_proto(plan_to_proto(&plan)).unwrap(), plan);
+        }
+    }
+}

@@ -63,6 +63,6 @@ def record_local(reason: str) -> bool:
     with _lock:
         mine = _mine()
         mine["n_local"] += 1
-        reasons = mine["local_reasons"]
+        reasons: dict[str, int] = mine["local_reasons"]
         reasons[reason] = reasons.get(reason, 0) + 1
         return reasons[reason] == 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from . import counters
 from .errors import OptionError, PiecewisedError, PiecewisedWarning
@@ -52,7 +52,7 @@ def compile_locally(
             raise OptionError(
                 f"Inductor has no option {name!r}", reason="UNKNOWN_OPTION", metadata={"option": name}
             ) from why
-    return compile_fx(gm, list(example_inputs), config_patches=dict(inductor))
+    return cast("Callable[..., Any]", compile_fx(gm, list(example_inputs), config_patches=dict(inductor)))
 
 
 def _sentence(error: PiecewisedError) -> str:

@@ -159,7 +159,7 @@ def _text(given: Mapping[str, Any], name: str) -> str | None:
 
 
 def _choice(given: Mapping[str, Any], name: str, choices: tuple[str, ...], default: str) -> str:
-    value = given.get(name, default)
+    value: str = given.get(name, default)
     if value not in choices:
         raise _bad_option(f"option {name!r} is one of {', '.join(map(repr, choices))}, not {value!r}", name)
     return value

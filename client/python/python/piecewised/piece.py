@@ -104,23 +104,22 @@ class Piece:
         handles: dict[int, str] = {}
         runnables: dict[tuple[int, str], Runnable] = {}
         records: list[dict[str, Any]] = []
-        with Progress(None if is_static else events.entries, progress) as display:
-            for text in events:
-                event = json.loads(text)
-                display.update(event)
-                if event["event"] == "failed":
-                    raise _failed(event)
-                if event["event"] == "ready":
-                    index = event["index"]
-                    handles[index] = json.dumps(event["handle"])
-                    loaded, record = _load(client, event)
-                    runnables.update({(index, entry): run for entry, run in loaded.items()})
-                    records.append(record)
-                    display.loaded(index, _words(record))
+        display = Progress(None if is_static else events.entries, progress)
+        for text in events:
+            event = json.loads(text)
+            display.update(event)
+            if event["event"] == "failed":
+                raise _failed(event)
+            if event["event"] == "ready":
+                index = event["index"]
+                handles[index] = json.dumps(event["handle"])
+                loaded, record = _load(client, event)
+                runnables.update({(index, entry): run for entry, run in loaded.items()})
+                records.append(record)
+                display.loaded(index, _words(record))
         missing = [entry for index, entry in enumerate(events.entries) if index not in handles]
         if missing:
             raise ArtifactError(f"the daemon finished without an answer for {missing}", reason="BAD_RESPONSE")
-        # Records carry the plan's order from here on: positions in the dispatcher are positions in the plan.
         piece = cls([handles[index] for index in range(len(events.entries))], runnables)
         for record in records:
             counters.record_range(**record)

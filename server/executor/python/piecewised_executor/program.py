@@ -24,7 +24,7 @@ import torch
 import torch._dynamo
 import torch._functorch.aot_autograd
 import torch._inductor.metrics
-from torch._inductor import compile_fx, cpp_builder
+from torch._inductor import codecache, compile_fx, cpp_builder
 from torch._inductor.codecache import PyCodeCache
 from torch._inductor.output_code import CompiledFxGraph
 from torch._inductor.select_algorithm import TritonTemplate
@@ -44,6 +44,12 @@ _PATCHES: dict[str, Any] = {
     "fx_graph_cache": True,
     "fx_graph_remote_cache": False,
 }
+
+# Where g++'s precompiled headers lie: a folder that executors share, since making them takes seconds. Inductor takes the
+# folder from TMPDIR, which is each executor's own, and guards it with file locks.
+if _headers := os.environ.get("PIECEWISED_PRECOMPILED_HEADERS"):
+    codecache._HEADER_DIR = _headers
+    codecache._HEADER_LOCK_DIR = os.path.join(_headers, "locks")
 
 
 @dataclass(frozen=True)

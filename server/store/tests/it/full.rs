@@ -1,56 +1,42 @@
 //! A disk without room: only the write that does not fit fails.
 
-use std::{fs, io::Write as _, path::Path, process::Command, time::Duration};
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use piecewised_graph::Handle;
 use piecewised_store::{Store, StoreConfig, StoreError};
-use tempfile::{TempDir, tempdir};
 
-use crate::support::{assert_stored, bytes, handle, key, skipped};
+use crate::support::{Mount, assert_stored, bytes, handle, key, skipped};
 
 /// A small file system of its own.
 struct Disk {
-    dir: TempDir,
+    mount: Mount,
 }
 
 impl Disk {
     fn mount(megabytes: u32) -> Option<Self> {
-        let dir = tempdir().unwrap();
-        let mount = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={megabytes}m"), "tmpfs"])
-            .arg(dir.path())
-            .output();
-        match mount {
-            Ok(output) if output.status.success() => Some(Self { dir }),
-            Ok(output) => {
-                skipped("a full disk", &format!("no mount: {}", String::from_utf8_lossy(&output.stderr).trim()));
-                None
-            }
-            Err(error) => {
-                skipped("a full disk", &format!("no mount: {error}"));
-                None
-            }
-        }
+        let size = format!("size={megabytes}m");
+        let mount = Mount::new(&["-t", "tmpfs", "-o", &size, "tmpfs"]);
+        mount.map(|mount| Self { mount }).map_err(|why| skipped("a full disk", &why)).ok()
     }
 
-    fn store(&self) -> std::path::PathBuf {
-        self.dir.path().join("store")
+    fn store(&self) -> PathBuf {
+        self.mount.path().join("store")
     }
 
     /// Takes all the room that is left.
     fn fill(&self) {
-        let mut file = fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("filler")).unwrap();
+        let path = self.mount.path().join("filler");
+        let mut file = fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
         while file.write_all(&[1; 4096]).is_ok() {}
     }
 
     fn free(&self) {
-        fs::remove_file(self.dir.path().join("filler")).unwrap();
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.dir.path()).status();
+        fs::remove_file(self.mount.path().join("filler")).unwrap();
     }
 }
 

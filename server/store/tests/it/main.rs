@@ -8,4 +8,5 @@ mod damage;
 mod full;
 mod model;
 mod opening;
+mod power;
 mod support;

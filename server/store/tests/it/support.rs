@@ -1,6 +1,7 @@
 //! What the tests share: handles and artifacts made from numbers, and this program started again as another process.
 
 use std::{
+    ffi::OsStr,
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -162,6 +163,37 @@ impl Dice {
 /// A temporary folder in memory where there is one: for tests of many writes that do not depend on a disk.
 pub(crate) fn memory_dir() -> TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+/// A file system mounted on a folder of its own, and unmounted at the end.
+pub(crate) struct Mount {
+    dir: TempDir,
+}
+
+impl Mount {
+    /// Mounts as `mount` does with these arguments and a folder; the error says why that cannot be done here.
+    pub(crate) fn new(args: &[&str]) -> Result<Self, String> {
+        let dir = tempfile::tempdir().unwrap();
+        run("mount", args.iter().map(OsStr::new).chain([dir.path().as_os_str()]))?;
+        Ok(Self { dir })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = run("umount", [OsStr::new("-l"), self.dir.path().as_os_str()]);
+    }
+}
+
+/// Runs a program to its end; the error is what it says.
+pub(crate) fn run(program: &str, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<(), String> {
+    let output = Command::new(program).args(args).output().map_err(|error| format!("{program}: {error}"))?;
+    let said = || format!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    if output.status.success() { Ok(()) } else { Err(said()) }
 }
 
 const CHILD_PATH: &str = "PIECEWISED_STORE_TEST_CHILD";
