@@ -65,8 +65,8 @@ test-python: build client ## pytest: executor, client, end to end
 
 .PHONY: bench
 bench: client ## the numbers of docs/benchmarks.md, on this machine
-	cargo build --locked --release --bin piecewised
-	$(VENV_PYTHON) tests/bench/bench.py --daemon target/release/piecewised
+	cargo build --locked --release -p piecewised -p piecewised-tests --bins
+	$(VENV_PYTHON) tests/bench/bench.py --daemon target/release/piecewised --bench-client target/release/bench-client
 
 .PHONY: requirements
 requirements: $(VENV)/.ready ## resolve tests/requirements.in again

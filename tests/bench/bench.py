@@ -52,7 +52,9 @@ def machine() -> dict[str, Any]:
     """The conditions."""
     import torch
 
-    model = next((line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "")
+    model = next(
+        (line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), ""
+    )
     return {
         "cpu": model,
         "cores": len(os.sched_getaffinity(0)),
@@ -85,7 +87,16 @@ def starts(folder: pathlib.Path, n: int = 10) -> dict[str, float]:
         daemon = Daemon(folder)
         started = time.perf_counter()
         daemon.process = subprocess.Popen(
-            [daemon_binary(), "serve", "--socket", daemon.socket, "--store-dir", folder / "store", "--python", sys.executable],
+            [
+                daemon_binary(),
+                "serve",
+                "--socket",
+                daemon.socket,
+                "--store-dir",
+                folder / "store",
+                "--python",
+                sys.executable,
+            ],
             stderr=subprocess.DEVNULL,
         )
         while not daemon.socket.exists():
@@ -118,7 +129,13 @@ def over_the_socket(daemon: Daemon, client: pathlib.Path, n_hits: int, n_fetches
 def chain_graph(n_steps: int, constant: int, n_megabytes: float = 0) -> dict[str, Any]:
     """A chain of element-wise steps and reductions over `x: f32[s0, 64]`, in the project's JSON form."""
     device = {"type": "cpu"}
-    x = {"dtype": "float32", "device": device, "layout": "strided", "sizes": [{"symbol": "s0"}, {"int": 64}], "strides": [{"int": 64}, {"int": 1}]}
+    x = {
+        "dtype": "float32",
+        "device": device,
+        "layout": "strided",
+        "sizes": [{"symbol": "s0"}, {"int": 64}],
+        "strides": [{"int": 64}, {"int": 1}],
+    }
     nodes: list[dict[str, Any]] = [
         {"name": "size", "op": {"placeholder": {"value": {"sym_int": {"symbol": "s0"}}}}},
         {"name": "x", "op": {"placeholder": {"value": {"tensor": x}}}},
@@ -144,7 +161,9 @@ def chain_graph(n_steps: int, constant: int, n_megabytes: float = 0) -> dict[str
         # A table of the graph's own, so that its artifact has about this size.
         graph["constants"] = [{"name": "table", "meta": meta, "data": base64.b64encode(data).decode()}]
         nodes.append({"name": "table", "op": {"get_attr": {"target": "table"}}})
-        product = call("torch.ops.aten.mm.default", {"node": last}, {"node": call("torch.ops.aten.t.default", {"node": "table"})})
+        product = call(
+            "torch.ops.aten.mm.default", {"node": last}, {"node": call("torch.ops.aten.t.default", {"node": "table"})}
+        )
         last = product
     nodes.append({"name": "out", "op": {"output": {"value": {"tuple": [{"node": last}]}}}})
     return graph
@@ -162,22 +181,31 @@ def to_proto_json(graph: dict[str, Any]) -> dict[str, Any]:
         return {"symbol": value["symbol"]} if "symbol" in value else {"integer": str(value["int"])}
 
     def argument(value: dict[str, Any]) -> dict[str, Any]:
-        (kind, inner), = value.items()
+        ((kind, inner),) = value.items()
         if kind == "tuple":
             return {"tuple": {"items": [argument(item) for item in inner]}}
-        return {"node": inner} if kind == "node" else {"intValue": str(inner)} if kind == "int" else {"floatValue": float(inner)}
+        return (
+            {"node": inner}
+            if kind == "node"
+            else {"intValue": str(inner)}
+            if kind == "int"
+            else {"floatValue": float(inner)}
+        )
 
     def node(value: dict[str, Any]) -> dict[str, Any]:
-        (kind, inner), = value["op"].items()
+        ((kind, inner),) = value["op"].items()
         if kind == "placeholder":
-            (what, meta), = inner["value"].items()
+            ((what, meta),) = inner["value"].items()
             if what == "tensor":
                 meta = meta | {"sizes": list(map(expr, meta["sizes"])), "strides": list(map(expr, meta["strides"]))}
                 return {"name": value["name"], "placeholder": {"value": {"tensor": meta}}}
             return {"name": value["name"], "placeholder": {"value": {"symInt": expr(meta)}}}
         if kind == "output":
             return {"name": value["name"], "output": {"value": argument(inner["value"])}}
-        return {"name": value["name"], "callFunction": {"target": inner["target"], "args": list(map(argument, inner["args"]))}}
+        return {
+            "name": value["name"],
+            "callFunction": {"target": inner["target"], "args": list(map(argument, inner["args"]))},
+        }
 
     return {"symbols": [{"name": "s0", "hint": "64"}], "nodes": [node(value) for value in graph["nodes"]]}
 
@@ -214,7 +242,8 @@ def compiles(daemon: Daemon, n: int) -> dict[str, Any]:
         "through_daemon_s": through_s,
         "executor_s": inside_s,
         "ratio_median": statistics.median(ratios),
-        "around_the_executor_ms_median": statistics.median(t - i for t, i in zip(through_s, inside_s, strict=True)) * 1e3,
+        "around_the_executor_ms_median": statistics.median(t - i for t, i in zip(through_s, inside_s, strict=True))
+        * 1e3,
     }
 
 
@@ -244,12 +273,24 @@ def table(report: dict[str, Any]) -> None:
     """For docs/benchmarks.md."""
     socket, start, memory_, compile_ = report["socket"], report["start"], report["memory"], report["compile"]
     rows = [
-        ("process start to first answer, median / max of " + str(start["n"]), f"{start['median_ms']:.0f} / {start['max_ms']:.0f} ms"),
+        (
+            "process start to first answer, median / max of " + str(start["n"]),
+            f"{start['median_ms']:.0f} / {start['max_ms']:.0f} ms",
+        ),
         ("daemon's memory at rest", f"{memory_['daemon_mb']:.0f} MB"),
         ("each executor's", ", ".join(f"{mb:.0f} MB" for mb in memory_["executors_mb"])),
-        (f"hit over the Unix socket ({socket['request_nodes']} nodes, one in flight), p50 / p99", f"{socket['hit_us']['p50']:.0f} / {socket['hit_us']['p99']:.0f} us"),
-        (f"fetch, verify and unpack {socket['artifact_bytes'] / 1e6:.2f} MB, p50 / p99", f"{socket['fetch_us']['p50'] / 1e3:.1f} / {socket['fetch_us']['p99'] / 1e3:.1f} ms"),
-        (f"compile through the daemon over standalone_compile, median of {compile_['n']}", f"{compile_['ratio_median']:.2f}"),
+        (
+            f"hit over the Unix socket ({socket['request_nodes']} nodes, one in flight), p50 / p99",
+            f"{socket['hit_us']['p50']:.0f} / {socket['hit_us']['p99']:.0f} us",
+        ),
+        (
+            f"fetch, verify and unpack {socket['artifact_bytes'] / 1e6:.2f} MB, p50 / p99",
+            f"{socket['fetch_us']['p50'] / 1e3:.1f} / {socket['fetch_us']['p99'] / 1e3:.1f} ms",
+        ),
+        (
+            f"compile through the daemon over standalone_compile, median of {compile_['n']}",
+            f"{compile_['ratio_median']:.2f}",
+        ),
         ("of it outside the executor, median", f"{compile_['around_the_executor_ms_median']:.0f} ms"),
     ]
     print("\n| what | measured |\n|---|---|")

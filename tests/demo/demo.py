@@ -29,6 +29,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--daemon", type=pathlib.Path, required=True, help="the piecewised binary")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path(".demo"), help="made anew; default: .demo")
+    parser.add_argument("--device", default="cpu", help="where the workers run: cpu or cuda")
     args = parser.parse_args()
     folder = args.folder.resolve()
     shutil.rmtree(folder, ignore_errors=True)
@@ -38,14 +39,16 @@ def main() -> int:
     for title, run in [("From nothing", "cold"), ("Daemon and workers restarted, empty worker caches", "warm")]:
         print(f"\n{title}: {N_WORKERS} workers at once", flush=True)
         with Daemon(args.daemon.resolve(), folder, run) as daemon:
-            reports = run_workers(daemon.endpoint, folder, run)
+            reports = run_workers(daemon.endpoint, folder, run, args.device)
         show(reports)
         problems += check(reports, is_warm=run == "warm")
     print()
     for problem in problems:
         print(f"WRONG: {problem}")
     if not problems:
-        print("Every key was compiled once for all workers, nothing was compiled after the restart, and every result equals eager's.")
+        print(
+            "Every key was compiled once for all workers, nothing was compiled after the restart, and every result equals eager's."
+        )
     print(f"Logs and the store are in {folder}.")
     return 1 if problems else 0
 
@@ -55,9 +58,18 @@ class Daemon:
 
     def __init__(self, binary: pathlib.Path, folder: pathlib.Path, run: str) -> None:
         self.endpoint = f"unix://{folder}/piecewised.sock"
-        self._log = open(folder / f"daemon-{run}.log", "w")  # noqa: SIM115 - it lives as long as the daemon
+        self._log = open(folder / f"daemon-{run}.log", "w")
         self._process = subprocess.Popen(
-            [binary, "serve", "--socket", folder / "piecewised.sock", "--store-dir", folder / "store", "--python", sys.executable],
+            [
+                binary,
+                "serve",
+                "--socket",
+                folder / "piecewised.sock",
+                "--store-dir",
+                folder / "store",
+                "--python",
+                sys.executable,
+            ],
             stderr=self._log,
         )
 
@@ -81,7 +93,7 @@ class Daemon:
         self._log.close()
 
 
-def run_workers(endpoint: str, folder: pathlib.Path, run: str) -> list[dict[str, Any]]:
+def run_workers(endpoint: str, folder: pathlib.Path, run: str, device: str) -> list[dict[str, Any]]:
     """Starts the workers together, each with an empty cache folder of its own as a pod would have; their reports."""
     workers = []
     for number in range(N_WORKERS):
@@ -92,7 +104,7 @@ def run_workers(endpoint: str, folder: pathlib.Path, run: str) -> list[dict[str,
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_OFFLINE": "1",
         }
-        command = [sys.executable, HERE / "worker.py", "--out", out, "--endpoint", endpoint]
+        command = [sys.executable, HERE / "worker.py", "--out", out, "--endpoint", endpoint, "--device", device]
         # The first one shows its progress; of three at once nobody could read anything.
         stderr = None if number == 0 else subprocess.PIPE
         workers.append((out, subprocess.Popen(command, env=env, stderr=stderr, text=True)))
@@ -124,18 +136,20 @@ def show(reports: list[dict[str, Any]]) -> None:
         for number, record in records:
             who[record["source"]].append(f"w{number}")
         first = records[0][1]
-        rows.append([
-            key[:10],
-            str(first["range"] or "any"),
-            f"{first['compile_s']:.1f}",
-            " ".join(who["compiled"]) or "-",
-            " ".join(who["joined"]) or "-",
-            " ".join(who["store"]) or "-",
-            f"{first['size_bytes'] / 1e3:.0f}",
-            spread([record["fetch_s"] for _, record in records]),
-            spread([record["load_s"] for _, record in records]),
-            differences_in(reports, first["range"]),
-        ])
+        rows.append(
+            [
+                key[:10],
+                str(first["range"] or "any"),
+                f"{first['compile_s']:.1f}",
+                " ".join(who["compiled"]) or "-",
+                " ".join(who["joined"]) or "-",
+                " ".join(who["store"]) or "-",
+                f"{first['size_bytes'] / 1e3:.0f}",
+                spread([record["fetch_s"] for _, record in records]),
+                spread([record["load_s"] for _, record in records]),
+                differences_in(reports, first["range"]),
+            ]
+        )
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     for row in [header, ["-" * width for width in widths], *rows]:
         print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -151,7 +165,14 @@ def spread(seconds: list[float]) -> str:
 
 def differences_in(reports: list[dict[str, Any]], bounds: list[int] | None) -> str:
     """The largest difference of any worker for each size that this entry of the plan runs."""
-    singles = {size for report in reports for r in report["stats"]["ranges"] if r["range"] for size in r["range"] if r["range"][0] == r["range"][1]}
+    singles = {
+        size
+        for report in reports
+        for r in report["stats"]["ranges"]
+        if r["range"]
+        for size in r["range"]
+        if r["range"][0] == r["range"][1]
+    }
     cells = []
     for size in map(int, reports[0]["differences"]):
         inside = bounds is None or bounds[0] <= size <= bounds[1]

@@ -11,10 +11,9 @@ import json
 import pathlib
 import time
 
+import piecewised
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
-
-import piecewised
 
 RANGES = [[1, 16], [17, 128], [129, 512]]
 SIZES = [1, 4]
@@ -22,7 +21,7 @@ SIZES = [1, 4]
 TRIED = [1, 2, 3, 4, 11, 16, 17, 50, 128, 129, 300, 512]
 
 
-def build_model() -> LlamaForCausalLM:
+def build_model(device: str) -> LlamaForCausalLM:
     """A small Llama: 4 layers, grouped-query attention, the same random weights in every process."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -35,13 +34,13 @@ def build_model() -> LlamaForCausalLM:
         max_position_embeddings=1024,
         use_cache=False,
     )
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(config).eval().to(device)
 
 
-def tokens(n_tokens: int) -> torch.Tensor:
+def tokens(n_tokens: int, device: str) -> torch.Tensor:
     """Token ids, shape [1, n_tokens], the same for the same n_tokens."""
     generator = torch.Generator().manual_seed(n_tokens)
-    return torch.randint(0, 1024, (1, n_tokens), generator=generator)
+    return torch.randint(0, 1024, (1, n_tokens), generator=generator).to(device)
 
 
 def main() -> None:
@@ -49,9 +48,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--endpoint", required=True)
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
 
-    model = build_model()
+    model = build_model(args.device)
     compiled = torch.compile(
         model,
         backend="piecewised",
@@ -68,14 +68,14 @@ def main() -> None:
     )
     differences = {}
     with torch.inference_mode():
-        first = tokens(64)
+        first = tokens(64, args.device)
         # The token count is the dynamic dimension.
         torch._dynamo.mark_dynamic(first, 1)
         started = time.perf_counter()
         compiled(first)
         ready_s = time.perf_counter() - started
         for n_tokens in TRIED:
-            ids = tokens(n_tokens)
+            ids = tokens(n_tokens, args.device)
             expected, actual = model(ids).logits, compiled(ids).logits
             differences[n_tokens] = (actual - expected).abs().max().item()
     report = {

@@ -38,7 +38,17 @@ class Daemon:
         """Starts it and waits until it listens."""
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [DAEMON, "serve", "--socket", self.socket, "--store-dir", self.folder / "store", "--python", sys.executable, *self.flags],
+                [
+                    DAEMON,
+                    "serve",
+                    "--socket",
+                    self.socket,
+                    "--store-dir",
+                    self.folder / "store",
+                    "--python",
+                    sys.executable,
+                    *self.flags,
+                ],
                 stderr=log,
                 stdout=log,
             )
@@ -72,9 +82,7 @@ class Daemon:
     def executors(self) -> list[int]:
         """Process ids of its executors."""
         assert self.process is not None
-        return [
-            pid for pid in children(self.process.pid) if "piecewised_executor" in command_line(pid)
-        ]
+        return [pid for pid in children(self.process.pid) if "piecewised_executor" in command_line(pid)]
 
     def __enter__(self) -> Daemon:
         return self.start()
@@ -145,7 +153,9 @@ class Client:
     def capabilities(self) -> Any:
         """GetCapabilities."""
         call = self.channel.unary_unary(
-            f"/{SERVICE}/GetCapabilities", lambda message: message.SerializeToString(), self._parse("GetCapabilitiesResponse")
+            f"/{SERVICE}/GetCapabilities",
+            lambda message: message.SerializeToString(),
+            self._parse("GetCapabilitiesResponse"),
         )
         return call(self.message("GetCapabilitiesRequest"), timeout=30)
 
@@ -163,7 +173,9 @@ class Client:
     def fetch(self, digest: bytes, offset: int = 0, timeout: float = 60) -> Iterator[Any]:
         """FetchArtifact: the chunks."""
         call = self.channel.unary_stream(
-            f"/{SERVICE}/FetchArtifact", lambda message: message.SerializeToString(), self._parse("FetchArtifactResponse")
+            f"/{SERVICE}/FetchArtifact",
+            lambda message: message.SerializeToString(),
+            self._parse("FetchArtifactResponse"),
         )
         request = self.message("FetchArtifactRequest")
         request.digest, request.offset = digest, offset

@@ -63,14 +63,34 @@ CASES: list[tuple[str, grpc.StatusCode, str, Callable[[dict[str, Any]], Any]]] =
     ("an empty graph", INVALID, "NO_OUTPUT", lambda r: r.update(graph={})),
     ("no output", INVALID, "NO_OUTPUT", lambda r: nodes(r).pop()),
     ("a cycle", INVALID, "CYCLE", lambda r: nodes(r).__setitem__(2, call("_operator.add", node("z"), node("x")))),
-    ("a dangling reference", INVALID, "DANGLING_REFERENCE", lambda r: nodes(r).__setitem__(2, call("_operator.add", node("ghost")))),
+    (
+        "a dangling reference",
+        INVALID,
+        "DANGLING_REFERENCE",
+        lambda r: nodes(r).__setitem__(2, call("_operator.add", node("ghost"))),
+    ),
     ("a duplicate name", INVALID, "DUPLICATE_NODE", lambda r: nodes(r)[2].update(name="x")),
     ("an unknown op kind", INVALID, "UNKNOWN_OP", lambda r: nodes(r)[2].pop("callFunction")),
     ("an empty argument", INVALID, "EMPTY_ARGUMENT", lambda r: nodes(r).__setitem__(2, call("_operator.add", {}))),
     ("torch.load", INVALID, "TARGET_NOT_ALLOWED", lambda r: nodes(r).__setitem__(2, call("torch.load", node("x")))),
-    ("os.system", INVALID, "TARGET_NOT_ALLOWED", lambda r: nodes(r).__setitem__(2, call("os.system", {"stringValue": "id"}))),
-    ("eval", INVALID, "TARGET_NOT_ALLOWED", lambda r: nodes(r).__setitem__(2, call("builtins.eval", {"stringValue": "1"}))),
-    ("load_library", INVALID, "TARGET_NOT_ALLOWED", lambda r: nodes(r).__setitem__(2, call("torch.ops.load_library", node("x")))),
+    (
+        "os.system",
+        INVALID,
+        "TARGET_NOT_ALLOWED",
+        lambda r: nodes(r).__setitem__(2, call("os.system", {"stringValue": "id"})),
+    ),
+    (
+        "eval",
+        INVALID,
+        "TARGET_NOT_ALLOWED",
+        lambda r: nodes(r).__setitem__(2, call("builtins.eval", {"stringValue": "1"})),
+    ),
+    (
+        "load_library",
+        INVALID,
+        "TARGET_NOT_ALLOWED",
+        lambda r: nodes(r).__setitem__(2, call("torch.ops.load_library", node("x"))),
+    ),
     (
         "an attribute that is none of a tensor's",
         INVALID,
@@ -97,10 +117,22 @@ CASES: list[tuple[str, grpc.StatusCode, str, Callable[[dict[str, Any]], Any]]] =
         "overlapping ranges",
         INVALID,
         "OVERLAPPING_RANGES",
-        lambda r: r.update(plan={"compileRanges": {"ranges": [{"start": "1", "end": "4"}, {"start": "4", "end": "8"}]}}),
+        lambda r: r.update(
+            plan={"compileRanges": {"ranges": [{"start": "1", "end": "4"}, {"start": "4", "end": "8"}]}}
+        ),
     ),
-    ("too many ranges", INVALID, "TOO_MANY_RANGES", lambda r: r["plan"].update(compileSizes=[str(n) for n in range(1, 5000)])),
-    ("one hint for two entries", INVALID, "BAD_HINTS", lambda r: (r["plan"].update(compileSizes=["4"]), r["options"].update(hints=["4"]))),
+    (
+        "too many ranges",
+        INVALID,
+        "TOO_MANY_RANGES",
+        lambda r: r["plan"].update(compileSizes=[str(n) for n in range(1, 5000)]),
+    ),
+    (
+        "one hint for two entries",
+        INVALID,
+        "BAD_HINTS",
+        lambda r: (r["plan"].update(compileSizes=["4"]), r["options"].update(hints=["4"])),
+    ),
     (
         "an option that Inductor doesn't have",
         INVALID,
@@ -135,7 +167,12 @@ CASES: list[tuple[str, grpc.StatusCode, str, Callable[[dict[str, Any]], Any]]] =
                 {
                     "name": "c",
                     "data": "A" * (4 * (5 << 20) // 3 // 4 * 4),
-                    "meta": {"dtype": "uint8", "device": {"type": "cpu"}, "sizes": [{"integer": "1"}], "strides": [{"integer": "1"}]},
+                    "meta": {
+                        "dtype": "uint8",
+                        "device": {"type": "cpu"},
+                        "sizes": [{"integer": "1"}],
+                        "strides": [{"integer": "1"}],
+                    },
                 }
             ]
         ),
@@ -144,7 +181,9 @@ CASES: list[tuple[str, grpc.StatusCode, str, Callable[[dict[str, Any]], Any]]] =
 
 
 @pytest.mark.parametrize(("code", "reason", "change"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
-def test_refused_with_a_reason(client: Client, code: grpc.StatusCode, reason: str, change: Callable[[dict[str, Any]], Any]) -> None:
+def test_refused_with_a_reason(
+    client: Client, code: grpc.StatusCode, reason: str, change: Callable[[dict[str, Any]], Any]
+) -> None:
     found = refusal(client, changed(change))
     assert found[:2] == (code, reason), found
     # A sentence, not only a name.
@@ -158,7 +197,9 @@ def test_the_node_is_named(client: Client) -> None:
 
 
 def test_a_misspelt_option_is_answered_with_the_right_one(client: Client) -> None:
-    *_, message, metadata = refusal(client, changed(lambda r: r["options"].update(inductor={"max_autotun": {"boolValue": True}})))
+    *_, message, metadata = refusal(
+        client, changed(lambda r: r["options"].update(inductor={"max_autotun": {"boolValue": True}}))
+    )
     assert metadata["option"] == "max_autotun"
     assert "'max_autotune'" in message.replace('"', "'")
 
@@ -200,7 +241,10 @@ def test_nesting_that_decodes_and_is_too_deep(client: Client) -> None:
 
 def test_a_hundred_thousand_nodes(client: Client) -> None:
     def grow(request: dict[str, Any]) -> None:
-        chain = [{"name": f"n{i}", "callFunction": {"target": "_operator.add", "args": [node("x"), int_arg(i)]}} for i in range(100_000)]
+        chain = [
+            {"name": f"n{i}", "callFunction": {"target": "_operator.add", "args": [node("x"), int_arg(i)]}}
+            for i in range(100_000)
+        ]
         nodes(request)[2:2] = chain
 
     found = refusal(client, changed(grow))

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{eventually, job, members, nothing_left, started, stub};
+use common::{eventually, job, members, nothing_left, started, misbehaving};
 use piecewised_executor::{Executor, ExecutorError};
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -67,7 +67,7 @@ async fn a_crash_takes_its_children_and_theirs_along() {
 
 #[tokio::test]
 async fn a_hang_is_ended_by_its_deadline_with_the_whole_group() {
-    let (mut config, root) = stub("ready");
+    let (mut config, root) = misbehaving("ready");
     config.job_deadline = Duration::from_secs(2);
     let mut executor = Executor::spawn(&config).await.unwrap();
     let pid = executor.pid();
@@ -81,7 +81,7 @@ async fn a_hang_is_ended_by_its_deadline_with_the_whole_group() {
         })
         .await
         .unwrap_err();
-    assert!(n_members >= 3, "the stub left {n_members} processes");
+    assert!(n_members >= 3, "the misbehaving left {n_members} processes");
     assert!(start.elapsed() >= Duration::from_secs(2));
     assert!(matches!(error, ExecutorError::TimedOut { .. }) && error.is_retryable(), "{error}");
     assert!(error.to_string().ends_with("hanging"), "{error}");
@@ -117,7 +117,7 @@ async fn a_dropped_compile_breaks_the_executor_and_kills_its_group() {
 
 #[tokio::test]
 async fn a_dropped_start_leaves_nothing() {
-    let (config, root) = stub("hang");
+    let (config, root) = misbehaving("hang");
     let spawn = Executor::spawn(&config);
     assert!(tokio::time::timeout(Duration::from_millis(300), spawn).await.is_err());
     eventually("no folder is left", || std::fs::read_dir(root.path()).unwrap().next().is_none()).await;

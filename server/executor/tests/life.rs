@@ -6,7 +6,7 @@ mod common;
 
 use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, time::Duration};
 
-use common::{eventually, job, members, nothing_left, python, started, stub};
+use common::{eventually, job, members, nothing_left, python, started, misbehaving};
 use piecewised_executor::{Executor, ExecutorError, FailureReason, find_python};
 use piecewised_graph::request::OptionValue;
 use piecewised_plan::Range;
@@ -51,7 +51,7 @@ async fn the_job_arrives_as_the_protocol_has_it() {
             },
         },
         "format": "inductor",
-        "device": {"type": "cpu", "name": "stub", "capability": ""},
+        "device": {"type": "cpu", "name": "misbehaving", "capability": ""},
     });
     assert_eq!(seen, expected);
 }
@@ -68,7 +68,7 @@ async fn a_large_graph_and_a_large_artifact_pass() {
 
 #[tokio::test]
 async fn it_sees_its_own_folder_and_nothing_secret() {
-    let (mut config, root) = stub("ready");
+    let (mut config, root) = misbehaving("ready");
     config.environment.insert("AWS_SECRET_ACCESS_KEY".into(), "secret".into());
     config.nice = 7;
     config.n_compile_threads = Some(2);
@@ -137,7 +137,7 @@ async fn a_start_that_fails_says_why_and_leaves_nothing() {
         ("version", "broke the protocol: it speaks version 2, this daemon 1", true),
         ("garbage", "broke the protocol: a frame announced 1350136936 bytes of JSON", true),
     ] {
-        let (mut config, root) = stub(start);
+        let (mut config, root) = misbehaving(start);
         config.ready_deadline = Duration::from_secs(if start == "hang" { 1 } else { 60 });
         let error = Executor::spawn(&config).await.unwrap_err();
         assert!(error.to_string().contains(words), "{start}: {error}");
@@ -148,7 +148,7 @@ async fn a_start_that_fails_says_why_and_leaves_nothing() {
 
 #[tokio::test]
 async fn an_interpreter_that_is_not_there_is_a_spawn_error() {
-    let (config, root) = stub("ready");
+    let (config, root) = misbehaving("ready");
     let error = Executor::spawn(&config.with_python("/no/such/python")).await.unwrap_err();
     assert!(matches!(&error, ExecutorError::Spawn { .. }), "{error}");
     assert!(error.to_string().starts_with("cannot start /no/such/python: No such file"), "{error}");
@@ -157,7 +157,7 @@ async fn an_interpreter_that_is_not_there_is_a_spawn_error() {
 
 #[tokio::test]
 async fn the_first_interpreter_that_works_is_found() {
-    let (mut config, root) = stub("ready");
+    let (mut config, root) = misbehaving("ready");
     let folder = root.path().join("bin");
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("python3"), "#!/bin/sh\necho 'this is no Python' >&2\nexit 7\n").unwrap();

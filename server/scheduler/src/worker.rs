@@ -21,7 +21,7 @@ pub(crate) async fn run(shared: Arc<Shared>, number: usize) {
                 Ok(Some(job)) => job,
                 Ok(None) => break,
                 Err(_) => {
-                    if let Some(idle) = executor.take() {
+                    if let Some(idle) = executor.take().or_else(|| shared.take_spare()) {
                         tracing::info!(worker = number, pid = idle.pid(), "ending an idle executor");
                         idle.shutdown().await;
                     }

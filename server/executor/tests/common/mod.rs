@@ -1,4 +1,4 @@
-//! What the executor's integration tests share: a real interpreter, the stub, and a look at what is left of a group.
+//! What the executor's integration tests share: a real interpreter, the misbehaving, and a look at what is left of a group.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
@@ -21,24 +21,24 @@ pub(crate) fn python() -> PathBuf {
     )
 }
 
-/// A config that starts the stub, and the folder that its executors live in.
-pub(crate) fn stub(start: &str) -> (ExecutorConfig, TempDir) {
+/// A config that starts the misbehaving, and the folder that its executors live in.
+pub(crate) fn misbehaving(start: &str) -> (ExecutorConfig, TempDir) {
     let root = tempfile::tempdir().unwrap();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/stub");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/misbehaving");
     let mut config = ExecutorConfig::new(python(), source, root.path());
     config.environment = BTreeMap::from_iter(std::env::vars_os());
-    config.environment.insert("STUB_START".into(), start.into());
-    config.extra_environment = vec!["STUB_START".into()];
+    config.environment.insert("MISBEHAVING_START".into(), start.into());
+    config.extra_environment = vec!["MISBEHAVING_START".into()];
     (config, root)
 }
 
-/// A running stub.
+/// A running misbehaving.
 pub(crate) async fn started() -> (Executor, TempDir) {
-    let (config, root) = stub("ready");
+    let (config, root) = misbehaving("ready");
     (Executor::spawn(&config).await.unwrap(), root)
 }
 
-/// A job that tells the stub what to do.
+/// A job that tells the misbehaving what to do.
 pub(crate) fn job(id: &str) -> CompileJob {
     CompileJob {
         id: id.into(),
@@ -48,7 +48,7 @@ pub(crate) fn job(id: &str) -> CompileJob {
         hint: Some(8),
         options: CompileOptions::default(),
         format: ArtifactFormat::Inductor,
-        device: DeviceKind { r#type: "cpu".into(), name: "stub".into(), capability: String::new() },
+        device: DeviceKind { r#type: "cpu".into(), name: "misbehaving".into(), capability: String::new() },
     }
 }
 

@@ -109,7 +109,7 @@ pub(crate) fn start_writer(dir: &Path, journal: &str, round: u64, dice: &mut Dic
     let path = dir.join("journal");
     fs::write(&path, journal).unwrap();
     fs::write(dir.join("seed"), format!("{round}")).unwrap();
-    let child = start_child("crash::child_writes_until_it_is_killed", dir);
+    let child = start_child("crash::child_writes_until_it_is_killed", dir, File::create(dir.join("stderr")).unwrap());
     wait_for("the child's first word", || fs::metadata(&path).unwrap().len() > journal.len() as u64);
     std::thread::sleep(Duration::from_millis(dice.below(400)));
     child
@@ -126,7 +126,8 @@ async fn nothing_acknowledged_is_lost_by_kill_9() {
         child.kill().unwrap();
         child.wait().unwrap();
         journal = fs::read_to_string(dir.path().join("journal")).unwrap();
-        assert!(!journal.contains("failed"));
+        let said = fs::read_to_string(dir.path().join("stderr")).unwrap();
+        assert!(!journal.contains("failed") && !said.contains("panicked"), "{said}");
         let (report, found) = check(&dir.path().join("store"), &journal).await;
         assert_eq!((report.outcome, report.n_dropped), (OpenOutcome::Existing, 0), "{report}");
         journal = found;

@@ -1,6 +1,6 @@
 //! What an open finds: another owner, another version, somebody else's folder, a lost index.
 
-use std::{fs, io::Read as _};
+use std::{fs, io::Read as _, process::Stdio};
 
 use piecewised_store::{OpenOutcome, Store, StoreError};
 use tempfile::tempdir;
@@ -22,7 +22,7 @@ async fn child_holds_the_store() {
 #[tokio::test]
 async fn a_store_in_use_names_its_owner() {
     let dir = tempdir().unwrap();
-    let mut child = start_child("opening::child_holds_the_store", dir.path());
+    let mut child = start_child("opening::child_holds_the_store", dir.path(), Stdio::inherit());
     wait_for("the child's store", || dir.path().join("tmp/held").exists());
     let error = Store::open(config(dir.path())).await.unwrap_err();
     let pid = format!("process {} ", child.id());

@@ -199,13 +199,13 @@ pub(crate) fn run(program: &str, args: impl IntoIterator<Item = impl AsRef<OsStr
 const CHILD_PATH: &str = "PIECEWISED_STORE_TEST_CHILD";
 
 /// Starts this program again with nothing to do but the test `name`, which finds the path by [`child_path`].
-pub(crate) fn start_child(name: &str, path: &Path) -> Child {
+pub(crate) fn start_child(name: &str, path: &Path, stderr: impl Into<Stdio>) -> Child {
     Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture", "--test-threads", "1"])
         .env(CHILD_PATH, path)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
-        .stderr(Stdio::inherit())
+        .stderr(stderr)
         .spawn()
         .unwrap()
 }

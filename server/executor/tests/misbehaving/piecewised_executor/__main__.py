@@ -1,6 +1,6 @@
 """A process that speaks the executor's protocol and then misbehaves as it is told.
 
-`STUB_START` says how it starts, a job's id what it does with the job. It needs no torch. What it does is real: it really
+`MISBEHAVING_START` says how it starts, a job's id what it does with the job. It needs no torch. What it does is real: it really
 crashes, hangs, floods its stderr and leaves children behind. Compiling is not its business.
 """
 
@@ -165,7 +165,7 @@ def act(job):
 
 
 def main():
-    start = os.environ.get("STUB_START", "ready")
+    start = os.environ.get("MISBEHAVING_START", "ready")
     if start == "exit":
         print("ModuleNotFoundError: No module named 'torch'")
         sys.exit(1)
