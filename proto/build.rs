@@ -4,10 +4,11 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "piecewised/v1/graph.proto",
     "piecewised/v1/plan.proto",
     "piecewised/v1/artifact.proto",
+    "piecewised/v1/program.proto",
     "piecewised/v1/compile_service.proto",
 ];
 

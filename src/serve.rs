@@ -27,6 +27,9 @@ const LAST_CALLS: Duration = Duration::from_secs(3);
 /// How long callers whose jobs ended while the daemon drained have to begin fetching the results.
 const LAST_FETCHES: Duration = Duration::from_secs(2);
 
+/// Pieces of a program: far beyond the layers of any model, and few enough to be held in memory.
+const MAX_PIECES: u32 = 4096;
+
 /// Runs the daemon until it is told to end.
 ///
 /// # Errors
@@ -174,6 +177,7 @@ fn scheduler_config(config: &Config) -> SchedulerConfig {
         n_executors: config.n_executors,
         max_queued_jobs: config.max_queued_jobs,
         max_attempts: config.max_attempts,
+        max_pieces: MAX_PIECES,
         idle_timeout: Duration::from_secs(config.executor_idle_timeout_s),
     }
 }
@@ -184,6 +188,7 @@ fn api_config(config: &Config) -> ApiConfig {
         max_message_bytes: config.max_message_bytes,
         max_ranges: config.max_ranges,
         max_queued_jobs: config.max_queued_jobs,
+        max_pieces: MAX_PIECES,
         n_executors: config.n_executors,
         toolchain_timeout: Duration::from_secs(config.executor_ready_deadline_s),
     }

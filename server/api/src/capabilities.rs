@@ -36,6 +36,7 @@ pub(crate) fn capabilities(status: &ToolchainStatus, config: &ApiConfig) -> v1::
             max_ranges: count(config.max_ranges),
             max_constant_bytes: limits.max_constant_bytes as u64,
             max_queued_jobs: count(config.max_queued_jobs),
+            max_pieces: config.max_pieces,
         }),
         not_ready_reason,
         n_executors: count(config.n_executors),

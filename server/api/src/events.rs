@@ -3,33 +3,42 @@
 use std::time::Instant;
 
 use async_stream::stream;
-use piecewised_graph::Handle;
+use piecewised_graph::{Digest, Handle};
 use piecewised_plan::Range;
 use piecewised_proto::v1::{self, compile_event::Event};
-use piecewised_scheduler::{JobFailure, JobState, Origin, Ticket, Watcher};
+use piecewised_scheduler::{CameFrom, JobFailure, JobState, Origin, Place, RunStatus, Scheduler, Ticket, Watcher};
 use piecewised_wire as wire;
 use tokio_stream::{Stream, StreamExt as _, StreamMap};
+use tonic::Status;
+
+use crate::status::ApiError;
 
 /// The events of a request: first one for each entry of the plan, then progress and results as they come, last Completed.
+///
+/// For a piece of a program, each result is noted in its run, and the manifest of a program that is complete by now is durable
+/// before Completed says so.
 pub(crate) fn events(
     tickets: Vec<(Option<Range>, Ticket)>,
+    program: Option<(Place, Scheduler)>,
     started: Instant,
-) -> impl Stream<Item = v1::CompileEvent> + Send + 'static {
+) -> impl Stream<Item = Result<v1::CompileEvent, Status>> + Send + 'static {
     stream! {
         let mut summary = v1::Completed::default();
         let mut running = StreamMap::new();
-        for (index, (range, ticket)) in tickets.into_iter().enumerate() {
-            let index = u32::try_from(index).unwrap_or(u32::MAX);
+        for (position, (range, ticket)) in tickets.into_iter().enumerate() {
+            let index = u32::try_from(position).unwrap_or(u32::MAX);
             let at = move |event| v1::CompileEvent { index, range: range.map(wire::range_to_proto), event: Some(event) };
             match ticket {
                 Ticket::Stored(handle) => {
-                    let event = ready(&handle, v1::Source::Store);
-                    count(&mut summary, &event);
-                    yield at(event);
+                    count(&mut summary, &ready(&handle, v1::Source::Store));
+                    note(program.as_ref(), position, &handle, CameFrom::Store);
+                    yield Ok(at(ready(&handle, v1::Source::Store)));
                 }
                 Ticket::Running(watcher) => {
-                    yield at(first(&watcher));
-                    running.insert(index, Box::pin(follow(watcher).map(at)));
+                    yield Ok(at(first(&watcher)));
+                    let program = program.clone();
+                    let noted = move |handle: &Handle, from| note(program.as_ref(), position, handle, from);
+                    running.insert(index, Box::pin(follow(watcher, noted).map(at)));
                 }
             }
         }
@@ -37,10 +46,46 @@ pub(crate) fn events(
             if let Some(kind) = &event.event {
                 count(&mut summary, kind);
             }
-            yield event;
+            yield Ok(event);
+        }
+        if let Some((place, scheduler)) = &program {
+            match scheduler.end_piece(place).await {
+                Ok(status) => summary.program = status.map(program_status),
+                // Every handle was sent; what failed is the program's completion, and that must not look like success.
+                Err(error) => {
+                    yield Err(ApiError::from(error).into());
+                    return;
+                }
+            }
         }
         summary.elapsed_s = started.elapsed().as_secs_f64();
-        yield v1::CompileEvent { index: 0, range: None, event: Some(Event::Completed(summary)) };
+        yield Ok(v1::CompileEvent { index: 0, range: None, event: Some(Event::Completed(summary)) });
+    }
+}
+
+fn note(program: Option<&(Place, Scheduler)>, position: usize, handle: &Handle, from: CameFrom) {
+    if let Some((place, scheduler)) = program {
+        scheduler.entry_ready(place, position, handle.clone(), from);
+    }
+}
+
+fn program_status((status, manifest): (RunStatus, Option<Digest>)) -> v1::ProgramStatus {
+    v1::ProgramStatus {
+        program: status.program.to_string(),
+        n_pieces: status.n_pieces,
+        n_pieces_ready: status.n_pieces_ready,
+        n_distinct_pieces: status.n_distinct_pieces,
+        is_complete: manifest.is_some(),
+        manifest_digest: manifest.map(|digest| digest.0.to_vec()).unwrap_or_default(),
+        elapsed_s: status.elapsed.as_secs_f64(),
+        n_from_store: status.n_from_store,
+        n_compiled: status.n_compiled,
+        n_joined: status.n_joined,
+        phases: status
+            .phases
+            .into_iter()
+            .map(|timing| v1::PhaseTiming { phase: timing.phase, seconds: timing.seconds })
+            .collect(),
     }
 }
 
@@ -73,7 +118,7 @@ fn first(watcher: &Watcher) -> Event {
 }
 
 /// What a job does from now on; ends after its outcome.
-fn follow(mut watcher: Watcher) -> impl Stream<Item = Event> + Send {
+fn follow(mut watcher: Watcher, noted: impl Fn(&Handle, CameFrom) + Send) -> impl Stream<Item = Event> + Send {
     stream! {
         let mut attempt = 0;
         let mut phase = String::new();
@@ -90,10 +135,11 @@ fn follow(mut watcher: Watcher) -> impl Stream<Item = Event> + Send {
             }
             match state.outcome {
                 Some(Ok(handle)) => {
-                    let source = match watcher.origin() {
-                        Origin::Queued { .. } => v1::Source::Compiled,
-                        Origin::Joined { .. } => v1::Source::Joined,
+                    let (source, from) = match watcher.origin() {
+                        Origin::Queued { .. } => (v1::Source::Compiled, CameFrom::Compiled),
+                        Origin::Joined { .. } => (v1::Source::Joined, CameFrom::Joined),
                     };
+                    noted(&handle, from);
                     yield ready(&handle, source);
                     break;
                 }

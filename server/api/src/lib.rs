@@ -35,6 +35,8 @@ pub struct ApiConfig {
     pub max_ranges: usize,
     /// Jobs that may wait; told to callers.
     pub max_queued_jobs: usize,
+    /// Pieces of a program; told to callers.
+    pub max_pieces: u32,
     /// Compiles side by side; told to callers.
     pub n_executors: usize,
     /// How long a Compile waits for a toolchain that is still being probed.

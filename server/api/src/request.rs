@@ -9,7 +9,7 @@ use piecewised_graph::{
 };
 use piecewised_plan::{Plan, Range, default_hint};
 use piecewised_proto::v1;
-use piecewised_scheduler::{JobSpec, ToolchainInfo};
+use piecewised_scheduler::{JobSpec, Place, ToolchainInfo};
 use piecewised_wire as wire;
 use tonic::Code;
 
@@ -20,6 +20,10 @@ use crate::{ApiConfig, status::ApiError};
 pub(crate) struct Checked {
     /// One job for each entry of the plan, in its order.
     pub(crate) specs: Vec<JobSpec>,
+    /// Positions in `specs` in the order in which they should run.
+    pub(crate) order: Vec<usize>,
+    /// Which piece of which program it is.
+    pub(crate) place: Option<Place>,
 }
 
 /// Checks a request against the toolchain and makes its jobs. Takes milliseconds for large graphs: not for an async thread.
@@ -28,6 +32,7 @@ pub(crate) fn check(
     info: &ToolchainInfo,
     config: &ApiConfig,
 ) -> Result<Checked, ApiError> {
+    let place = request.program.map(place).transpose()?;
     let graph = request.graph.ok_or_else(|| missing("graph"))?;
     let plan = request.plan.ok_or_else(|| missing("plan"))?;
     // Counted before it is converted, so that an oversized graph costs no second copy.
@@ -56,7 +61,7 @@ pub(crate) fn check(
     let json: Arc<str> = canonical.json.as_str().into();
     let spec = |(position, range): (usize, Option<Range>)| {
         let hint = range.map(|range| {
-            let asked = hints.get(position).copied().or(canonical.hint);
+            let asked = hints.get(position).copied();
             asked.filter(|&hint| range.contains(hint)).unwrap_or_else(|| default_hint(range))
         });
         let key = KeyParts {
@@ -84,7 +89,19 @@ pub(crate) fn check(
             device: device.clone(),
         }
     };
-    Ok(Checked { specs: entries.into_iter().enumerate().map(spec).collect() })
+    let specs: Vec<JobSpec> = entries.into_iter().enumerate().map(spec).collect();
+    let order = if specs.len() == 1 { vec![0] } else { plan.most_likely_first() };
+    Ok(Checked { specs, order, place })
+}
+
+fn place(piece: v1::ProgramPiece) -> Result<Place, ApiError> {
+    let v1::ProgramPiece { program, run, index, n_pieces } = piece;
+    Ok(Place {
+        program: wire::program_name_from_proto(&program)?,
+        run: wire::program_name_from_proto(&run)?,
+        index,
+        n_pieces,
+    })
 }
 
 fn missing(field: &str) -> ApiError {

@@ -3,9 +3,11 @@
 use std::{pin::Pin, sync::Arc, time::Instant};
 
 use piecewised_proto::v1::{self, compile_service_server::CompileService};
-use piecewised_scheduler::Scheduler;
+use piecewised_plan::Range;
+use piecewised_scheduler::{JobSpec, Scheduler, Ticket};
 use piecewised_store::Store;
-use tokio_stream::{Stream, StreamExt as _};
+use piecewised_wire as wire;
+use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status};
 
 use crate::{
@@ -57,11 +59,14 @@ impl CompileService for Compiler {
         let checked = tokio::task::spawn_blocking(move || check(request, &info, &config))
             .await
             .map_err(|error| ApiError::new(Code::Internal, "INTERNAL", format!("checking the request failed: {error}")))?;
-        let Checked { specs } = checked.inspect_err(|error| tracing::info!("refused: {error:?}"))?;
-        let ranges: Vec<_> = specs.iter().map(|spec| spec.range).collect();
-        let tickets = self.scheduler.submit(specs).await.map_err(ApiError::from)?;
-        let stream = events(ranges.into_iter().zip(tickets).collect(), started);
-        Ok(Response::new(Box::pin(stream.map(Ok))))
+        let Checked { specs, order, place } = checked.inspect_err(|error| tracing::info!("refused: {error:?}"))?;
+        if let Some(place) = &place {
+            self.scheduler.begin_piece(place, &specs).map_err(ApiError::from)?;
+        }
+        let entries = self.submit(specs, &order).await?;
+        let program = place.map(|place| (place, self.scheduler.clone()));
+        let stream = events(entries, program, started);
+        Ok(Response::new(Box::pin(stream)))
     }
 
     async fn fetch_artifact(
@@ -69,5 +74,33 @@ impl CompileService for Compiler {
         request: Request<v1::FetchArtifactRequest>,
     ) -> Result<Response<Self::FetchArtifactStream>, Status> {
         Ok(Response::new(Box::pin(fetch::chunks(&self.store, request.into_inner()).await?)))
+    }
+
+    async fn get_manifest(
+        &self,
+        request: Request<v1::GetManifestRequest>,
+    ) -> Result<Response<v1::GetManifestResponse>, Status> {
+        let name = wire::program_name_from_proto(&request.into_inner().program).map_err(ApiError::from)?;
+        let manifest = self.store.get_manifest(&name).await.map_err(ApiError::from)?.ok_or_else(|| {
+            let message = format!("there is no manifest of program {name}: it was never completed here; compile its pieces first");
+            ApiError::new(Code::NotFound, "NO_SUCH_MANIFEST", message).with("program", name.as_str())
+        })?;
+        Ok(Response::new(v1::GetManifestResponse {
+            manifest_digest: manifest.digest().0.to_vec(),
+            manifest: Some(wire::manifest_to_proto(&manifest)),
+        }))
+    }
+}
+
+impl Compiler {
+    /// Submits jobs in the order in which they should run; answers in the plan's.
+    async fn submit(&self, specs: Vec<JobSpec>, order: &[usize]) -> Result<Vec<(Option<Range>, Ticket)>, ApiError> {
+        let ranges: Vec<_> = specs.iter().map(|spec| spec.range).collect();
+        let mut specs: Vec<Option<JobSpec>> = specs.into_iter().map(Some).collect();
+        let in_order = order.iter().filter_map(|&position| specs[position].take()).collect();
+        let tickets = self.scheduler.submit(in_order).await?;
+        let mut placed: Vec<_> = order.iter().copied().zip(tickets).collect();
+        placed.sort_unstable_by_key(|(position, _)| *position);
+        Ok(ranges.into_iter().zip(placed.into_iter().map(|(_, ticket)| ticket)).collect())
     }
 }

@@ -13,7 +13,7 @@ use std::{collections::HashMap, time::Duration};
 
 use piecewised_graph::GraphError;
 use piecewised_plan::PlanError;
-use piecewised_scheduler::SubmitError;
+use piecewised_scheduler::{ProgramError, SubmitError};
 use piecewised_store::StoreError;
 use piecewised_wire::WireError;
 use tonic::{Code, Status};
@@ -78,6 +78,12 @@ impl From<GraphError> for ApiError {
 
 impl From<PlanError> for ApiError {
     fn from(error: PlanError) -> Self {
+        Self::new(Code::InvalidArgument, error.reason(), error.to_string())
+    }
+}
+
+impl From<ProgramError> for ApiError {
+    fn from(error: ProgramError) -> Self {
         Self::new(Code::InvalidArgument, error.reason(), error.to_string())
     }
 }

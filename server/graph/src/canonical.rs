@@ -6,7 +6,8 @@
 //!   inside an expression; those that nothing uses are dropped;
 //! * operands of commutative functions are sorted;
 //! * devices are numbered per type in order of first appearance, so that `cuda:3` alone is `cuda:0`;
-//! * stack traces are dropped, and so are hint and bounds of the dispatched symbol, which the plan's range replaces.
+//! * stack traces are dropped, and so are hint and bounds of the dispatched symbol, which the plan's range and hint replace (a capture's
+//!   hint is whatever size came first).
 //!
 //! The order of nodes, arguments, keyword arguments and dict entries is kept: it can change the code.
 //!
@@ -30,8 +31,6 @@ pub struct CanonicalGraph {
     pub digest: Digest,
     /// The placeholder whose value is dispatched on; `None`: no symbolic input.
     pub dispatch_argument: Option<u32>,
-    /// The caller's own hint for the dispatched symbol.
-    pub hint: Option<i64>,
     /// Device types that occur, sorted, without "meta".
     pub device_types: Vec<String>,
     /// How many inputs the graph has.
@@ -59,11 +58,10 @@ pub fn canonicalise(graph: &Graph) -> Result<CanonicalGraph, GraphError> {
     symbols.sort_unstable_by_key(|(number, _)| *number);
     canonical.symbols = symbols.into_iter().map(|(_, symbol)| symbol).collect();
 
-    let mut hint = None;
     if let Some((_, name)) = &dispatch
         && let Some(symbol) = canonical.symbols.iter_mut().find(|symbol| symbol.name == *name)
     {
-        hint = symbol.hint.take();
+        symbol.hint = None;
         symbol.min = None;
         symbol.max = None;
     }
@@ -73,7 +71,6 @@ pub fn canonicalise(graph: &Graph) -> Result<CanonicalGraph, GraphError> {
         digest: Digest::of(json.as_bytes()),
         json,
         dispatch_argument: dispatch.map(|(position, _)| position),
-        hint,
         device_types: canon.device_types.into_iter().collect(),
         n_arguments: u32::try_from(n_arguments).expect("validation bounds the number of nodes"),
     })

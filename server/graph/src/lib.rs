@@ -9,6 +9,7 @@ mod digest;
 mod error;
 mod handle;
 mod key;
+mod manifest;
 pub mod model;
 pub mod request;
 mod validate;
@@ -19,6 +20,7 @@ pub use digest::{BadDigest, Digest};
 pub use error::GraphError;
 pub use handle::{Handle, PhaseTiming, Segment, Timings};
 pub use key::{KeyParts, options_for_key};
+pub use manifest::{BadProgramName, Manifest, ManifestPiece, ProgramName};
 pub use validate::{Limits, validate};
 
 /// Version of the canonical form and of keys. A change of either makes every stored artifact unreachable, on purpose.

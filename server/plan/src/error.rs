@@ -39,6 +39,17 @@ pub enum PlanError {
         /// As given.
         endpoint: i64,
     },
+    /// An encoder's plan that was made for another number of tokens.
+    #[error(
+        "an encoder's highest range must end at max_num_batched_tokens, which is {}; it ends at {end}",
+        .max_num_batched_tokens.map_or_else(|| "not given".to_owned(), |n| n.to_string())
+    )]
+    BadEncoderPlan {
+        /// Where the highest range ends; 0: there is no range.
+        end: i64,
+        /// As given.
+        max_num_batched_tokens: Option<i64>,
+    },
     /// More entries than allowed.
     #[error("the plan has {n_entries} entries (ranges and sizes), the limit is {limit}")]
     TooManyRanges {
@@ -73,6 +84,7 @@ impl PlanError {
             Self::OverlappingRanges { .. } => "OVERLAPPING_RANGES",
             Self::BadSize { .. } => "BAD_SIZE",
             Self::BadEndpoint { .. } => "BAD_ENDPOINT",
+            Self::BadEncoderPlan { .. } => "BAD_ENCODER_PLAN",
             Self::TooManyRanges { .. } => "TOO_MANY_RANGES",
             Self::NotCovered { .. } => "SIZE_NOT_COVERED",
         }

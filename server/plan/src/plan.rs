@@ -41,6 +41,26 @@ impl Plan {
         &self.entries
     }
 
+    /// The positions of the entries in the order in which a serving engine needs them first: the highest range (a memory profile runs
+    /// the largest batch), then single sizes from the largest down (CUDA graphs are captured so), then the other ranges from the highest
+    /// down.
+    pub fn most_likely_first(&self) -> Vec<usize> {
+        let mut positions: Vec<usize> = (0..self.entries.len()).collect();
+        let highest = self.entries.iter().filter(|range| !range.is_single_size()).max().copied();
+        positions.sort_by_key(|&position| {
+            let range = self.entries[position];
+            let class = if Some(range) == highest {
+                0
+            } else if range.is_single_size() {
+                1
+            } else {
+                2
+            };
+            (class, std::cmp::Reverse(range))
+        });
+        positions
+    }
+
     /// Refuses a plan with more than `limit` entries.
     ///
     /// # Errors
@@ -48,6 +68,26 @@ impl Plan {
     pub fn check_limit(&self, limit: usize) -> Result<(), PlanError> {
         let n_entries = self.entries.len();
         if n_entries > limit { Err(PlanError::TooManyRanges { n_entries, limit }) } else { Ok(()) }
+    }
+}
+
+/// The largest size of an encoder: its inputs may be longer than any batch of tokens.
+pub const LARGEST_ENCODER_SIZE: i64 = i32::MAX as i64;
+
+/// The ranges of an encoder: the highest one must end at `max_num_batched_tokens` and is extended to [`LARGEST_ENCODER_SIZE`].
+///
+/// # Errors
+/// [`PlanError::BadEncoderPlan`] with both numbers.
+pub fn extend_for_encoder(ranges: &[Range], max_num_batched_tokens: Option<i64>) -> Result<Vec<Range>, PlanError> {
+    let mut ranges = ranges.to_vec();
+    ranges.sort_unstable();
+    let end = ranges.last().map_or(0, |range| range.end());
+    match ranges.last_mut() {
+        Some(last) if Some(end) == max_num_batched_tokens => {
+            *last = Range::new(last.start(), LARGEST_ENCODER_SIZE.max(end))?;
+            Ok(ranges)
+        }
+        _ => Err(PlanError::BadEncoderPlan { end, max_num_batched_tokens }),
     }
 }
 

@@ -67,6 +67,23 @@ fn the_default_hint_is_the_geometric_middle_kept_inside_the_range() {
     assert_eq!(hint(i64::MAX - 1, i64::MAX), i64::MAX - 1);
 }
 
+#[test]
+fn an_encoders_last_range_is_extended_if_it_ends_at_the_batch_limit() {
+    assert_eq!(extend_for_encoder(&[r(9, 64), r(1, 8)], Some(64)).unwrap(), [r(1, 8), r(9, i64::from(i32::MAX))]);
+    let error = extend_for_encoder(&[r(1, 8), r(9, 64)], Some(128)).unwrap_err();
+    assert_eq!(error.reason(), "BAD_ENCODER_PLAN");
+    assert!(error.to_string().contains("128") && error.to_string().contains("64"), "{error}");
+    assert!(extend_for_encoder(&[r(1, 8)], None).is_err());
+    assert!(extend_for_encoder(&[], Some(8)).is_err());
+}
+
+#[test]
+fn what_an_engine_needs_first_comes_first() {
+    let plan = Plan::new(&[r(1, 16), r(17, 128), r(129, 512)], &[1, 4]).unwrap();
+    let order: Vec<Range> = plan.most_likely_first().into_iter().map(|position| plan.entries()[position]).collect();
+    assert_eq!(order, [r(129, 512), r(4, 4), r(1, 1), r(17, 128), r(1, 16)]);
+}
+
 proptest! {
     #[test]
     fn a_default_hint_lies_in_its_range(start in 1i64.., length in 0i64..) {

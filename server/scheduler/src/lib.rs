@@ -14,6 +14,7 @@
 mod error;
 mod flights;
 mod job;
+mod programs;
 mod toolchain;
 mod worker;
 
@@ -22,7 +23,7 @@ mod tests;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use piecewised_executor::{Executor, ExecutorConfig};
@@ -33,9 +34,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use error::{JobFailure, SubmitError};
 pub use job::{JobSpec, JobState, Origin, Ticket, Watcher};
+pub use programs::{CameFrom, Place, ProgramError, RunStatus};
 pub use toolchain::{ToolchainInfo, ToolchainStatus};
 
 use flights::{Flights, Joined};
+use programs::Programs;
 
 /// How many executors, how long a queue.
 #[derive(Debug, Clone)]
@@ -46,6 +49,8 @@ pub struct SchedulerConfig {
     pub max_queued_jobs: usize,
     /// How often a job is tried when executors die under it.
     pub max_attempts: u32,
+    /// Pieces that a program may have.
+    pub max_pieces: u32,
     /// An executor that has had no job for this long ends.
     pub idle_timeout: Duration,
 }
@@ -66,6 +71,7 @@ pub(crate) struct Shared {
     /// Running jobs end now.
     pub(crate) stop: CancellationToken,
     tasks: TaskTracker,
+    programs: Programs,
     /// An executor that is ready and belongs to no worker yet.
     spare: Mutex<Option<Executor>>,
     toolchain: watch::Receiver<ToolchainStatus>,
@@ -81,6 +87,7 @@ impl Scheduler {
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            programs: Programs::default(),
             spare: Mutex::new(None),
             toolchain,
         });
@@ -172,6 +179,46 @@ impl Scheduler {
     /// [`SubmitError::Store`].
     pub async fn lookup(&self, key: &Digest) -> Result<Option<Handle>, SubmitError> {
         Ok(self.shared.store.get(key).await?)
+    }
+
+    /// Notes a submitted piece of a program, before its jobs are.
+    ///
+    /// # Errors
+    /// [`ProgramError`] where it does not fit its run; the run stays as it was.
+    pub fn begin_piece(&self, place: &Place, specs: &[JobSpec]) -> Result<(), ProgramError> {
+        let Some(first) = specs.first() else { return Ok(()) };
+        let keys = specs.iter().map(|spec| spec.key).collect();
+        let entries = specs.iter().filter_map(|spec| spec.range).collect();
+        let max_pieces = self.shared.config.max_pieces;
+        self.shared.programs.submit(place, first.graph_digest, keys, entries, max_pieces, Instant::now())
+    }
+
+    /// Notes that the entry at `position` of a piece's plan is ready.
+    pub fn entry_ready(&self, place: &Place, position: usize, handle: Handle, from: CameFrom) {
+        self.shared.programs.ready(place, position, handle, from, Instant::now());
+    }
+
+    /// How far the run is now. Where every piece is ready, its manifest is durable under the program's name when this returns.
+    ///
+    /// # Errors
+    /// [`SubmitError::Store`] where the manifest could not be stored: the program is then not complete.
+    pub async fn end_piece(&self, place: &Place) -> Result<Option<(RunStatus, Option<Digest>)>, SubmitError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let created_unix_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let Some(status) = self.shared.programs.status(place, Instant::now(), created_unix_ms) else { return Ok(None) };
+        let Some(manifest) = &status.manifest else { return Ok(Some((status, None))) };
+        let digest = manifest.digest();
+        if self.shared.store.put_manifest(manifest.clone()).await? {
+            tracing::info!(
+                program = %place.program,
+                n_pieces = status.n_pieces,
+                n_distinct_pieces = status.n_distinct_pieces,
+                n_compiled = status.n_compiled,
+                elapsed_s = status.elapsed.as_secs_f64(),
+                "a program is complete"
+            );
+        }
+        Ok(Some((status, Some(digest))))
     }
 
     /// Takes no more jobs; running and queued ones go on. How many those are.

@@ -52,6 +52,8 @@ struct Inner {
 #[derive(Debug)]
 struct Slot {
     engine: Option<Engine>,
+    /// Why there is none.
+    failure: String,
     /// Tells an operation that failed whether another one has reopened the index since.
     generation: u64,
     reopened_at: Option<Instant>,
@@ -193,7 +195,8 @@ impl Inner {
                 elapsed: started.elapsed(),
             }
         };
-        let slot = Slot { engine: Some(engine), generation: 0, reopened_at: None, is_closed: false };
+        let slot =
+            Slot { engine: Some(engine), failure: String::new(), generation: 0, reopened_at: None, is_closed: false };
         let inner = Self {
             gate,
             shared,
@@ -214,7 +217,7 @@ impl Inner {
                     return Err(StoreError::Closed);
                 }
                 let reason = match &slot.engine {
-                    None => "it is not open".to_owned(),
+                    None => slot.failure.clone(),
                     Some(engine) => match catch_unwind(AssertUnwindSafe(|| work(engine))) {
                         Ok(Err(StoreError::Index { reason } | StoreError::IndexRefused { reason })) => reason,
                         Ok(result) => return result,
@@ -244,7 +247,7 @@ impl Inner {
         if let Some(engine) = slot.engine.take() {
             drop_apart(engine);
         }
-        let (engine, climb) = ladder::open(&self.shared, None)?;
+        let (engine, climb) = ladder::open(&self.shared, None).inspect_err(|error| slot.failure = error.to_string())?;
         tracing::warn!(outcome = ?climb.outcome, n_taken_over = climb.n_taken_over, "the store's index is open again");
         self.shared.counters.add_dropped(climb.n_dropped);
         self.n_index_reopens.fetch_add(1, Relaxed);
@@ -333,4 +336,34 @@ fn drop_apart(engine: Engine) -> bool {
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_index_that_fails_or_panics_is_reopened_under_the_operation() {
+        for failure in ["error", "panic"] {
+            let dir = tempfile::tempdir().unwrap();
+            let (store, _) = Store::open(StoreConfig::new(dir.path())).await.unwrap();
+            let has_failed = AtomicBool::new(false);
+            let work = move |_: &Engine| match (has_failed.swap(true, Relaxed), failure) {
+                (true, _) => Ok(7),
+                (false, "panic") => panic!("as sled does"),
+                (false, _) => Err(StoreError::Index { reason: "as sled says".into() }),
+            };
+            assert_eq!(store.run(Kind::Read, work).await.unwrap(), 7);
+            assert_eq!(store.stats().n_index_reopens, 1);
+
+            // Not again at once: a second failure is the caller's.
+            let error = store.run(Kind::Read, |_| -> Result<(), _> { panic!("again") }).await.unwrap_err();
+            assert!(matches!(&error, StoreError::Index { reason } if reason == "again"), "{error}");
+            assert_eq!(store.stats().n_index_reopens, 1);
+            assert_eq!(store.get(&Digest::of(b"key")).await.unwrap(), None);
+            store.close().await.unwrap();
+        }
+    }
 }

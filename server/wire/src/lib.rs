@@ -9,6 +9,7 @@ mod error;
 mod graph;
 mod options;
 mod plan;
+mod program;
 mod value;
 
 pub use artifact::{
@@ -19,6 +20,7 @@ pub use error::WireError;
 pub use graph::{graph_from_proto, graph_to_proto};
 pub use options::{options_from_proto, options_to_proto};
 pub use plan::{plan_from_proto, plan_to_proto, range_from_proto, range_to_proto};
+pub use program::{manifest_from_proto, manifest_to_proto, program_name_from_proto};
 
 #[cfg(test)]
 mod tests;

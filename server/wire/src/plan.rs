@@ -1,6 +1,6 @@
 //! Ranges and plans.
 
-use piecewised_plan::{Plan, PlanError, Range, ranges_from_endpoints};
+use piecewised_plan::{Plan, PlanError, Range, extend_for_encoder, ranges_from_endpoints};
 use piecewised_proto::v1;
 
 /// The range of a message.
@@ -22,11 +22,14 @@ pub fn range_to_proto(range: Range) -> v1::Range {
 /// What [`Plan::new`] and [`ranges_from_endpoints`] refuse.
 pub fn plan_from_proto(plan: v1::Plan) -> Result<Plan, PlanError> {
     use v1::plan::Ranges;
-    let ranges = match plan.ranges {
+    let mut ranges = match plan.ranges {
         None => Vec::new(),
         Some(Ranges::CompileRangeEndpoints(list)) => ranges_from_endpoints(&list.endpoints)?,
         Some(Ranges::CompileRanges(list)) => list.ranges.into_iter().map(range_from_proto).collect::<Result<_, _>>()?,
     };
+    if plan.is_encoder {
+        ranges = extend_for_encoder(&ranges, plan.max_num_batched_tokens)?;
+    }
     Plan::new(&ranges, &plan.compile_sizes)
 }
 
@@ -40,5 +43,8 @@ pub fn plan_to_proto(plan: &Plan) -> v1::Plan {
     v1::Plan {
         ranges: Some(v1::plan::Ranges::CompileRanges(ranges)),
         compile_sizes: sizes.iter().copied().map(Range::start).collect(),
+        // Extended already.
+        is_encoder: false,
+        max_num_batched_tokens: None,
     }
 }

@@ -34,7 +34,7 @@ fn names_devices_traces_and_the_dispatched_symbols_bounds_do_not_count() {
     other.constants.push(Constant { name: "unread".into(), meta: tensor(vec![]), data: vec![0; 4] });
     assert_eq!(json(&one), json(&other));
     let canonical = canonicalise(&one).unwrap();
-    assert_eq!((canonical.dispatch_argument, canonical.hint, canonical.n_arguments), (Some(0), Some(64), 2));
+    assert_eq!((canonical.dispatch_argument, canonical.n_arguments), (Some(0), 2));
     assert_eq!(canonical.device_types, ["cuda"]);
 }
 

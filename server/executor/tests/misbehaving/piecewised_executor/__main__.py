@@ -55,7 +55,7 @@ def ready(**other):
         "protocol": 1,
         "pid": os.getpid(),
         "toolchain": toolchain,
-        "devices": [{"type": "cpu", "name": "stub", "capability": ""}],
+        "devices": [{"type": "cpu", "name": "misbehaving", "capability": ""}],
         "functions": ["_operator.add"],
         "methods": ["view"],
         "attributes": ["shape"],
