@@ -25,7 +25,9 @@ const ARTIFACTS_NAME: &str = "artifacts";
 const TMP_NAME: &str = "tmp";
 const SET_ASIDE_NAME: &str = "set-aside";
 const CLEAN_NAME: &str = "clean";
-const OURS: [&str; 7] = [FORMAT_NAME, CLEAN_NAME, LOCK_NAME, INDEX_NAME, ARTIFACTS_NAME, TMP_NAME, SET_ASIDE_NAME];
+const MANIFESTS_NAME: &str = "manifests";
+const OURS: [&str; 8] =
+    [FORMAT_NAME, CLEAN_NAME, LOCK_NAME, INDEX_NAME, ARTIFACTS_NAME, MANIFESTS_NAME, TMP_NAME, SET_ASIDE_NAME];
 
 /// Damaged indexes that are kept for people to look at; older ones are deleted.
 const N_DAMAGED_KEPT: usize = 3;
@@ -72,6 +74,17 @@ impl Layout {
 
     pub(crate) fn artifact(&self, digest: &Digest) -> PathBuf {
         self.shard(digest.0[0]).join(digest.to_string())
+    }
+
+    pub(crate) fn manifest(&self, name: &str) -> PathBuf {
+        self.root.join(MANIFESTS_NAME).join(name)
+    }
+
+    /// Writes a manifest's file whole. On the disk when it returns.
+    pub(crate) fn write_manifest(&self, name: &str, text: &str) -> Result<(), StoreError> {
+        let folder = self.root.join(MANIFESTS_NAME);
+        make_dir(&folder)?;
+        self.write_whole(&folder, name, text)
     }
 
     pub(crate) fn tmp(&self) -> PathBuf {
@@ -132,12 +145,12 @@ impl Layout {
     }
 
     pub(crate) fn write_format(&self) -> Result<(), StoreError> {
-        self.write_whole(FORMAT_NAME, &format_text(FORMAT_VERSION))
+        self.write_whole(&self.root, FORMAT_NAME, &format_text(FORMAT_VERSION))
     }
 
     /// Notes that everything is closed in order, and what the index holds.
     pub(crate) fn write_clean(&self, fingerprint: &str) -> Result<(), StoreError> {
-        self.write_whole(CLEAN_NAME, fingerprint)
+        self.write_whole(&self.root, CLEAN_NAME, fingerprint)
     }
 
     /// The note of the last close, which is gone then; `None`: it was no close in order.
@@ -151,20 +164,20 @@ impl Layout {
         }
     }
 
-    fn write_whole(&self, name: &str, text: &str) -> Result<(), StoreError> {
-        let path = self.root.join(name);
+    fn write_whole(&self, folder: &Path, name: &str, text: &str) -> Result<(), StoreError> {
+        let path = folder.join(name);
         let mut file = tempfile::NamedTempFile::new_in(self.tmp()).map_err(StoreError::io("create", self.tmp()))?;
         file.write_all(text.as_bytes()).map_err(StoreError::io("write", &path))?;
         file.as_file().sync_all().map_err(StoreError::io("sync", &path))?;
         file.persist(&path).map_err(|error| StoreError::io("rename", &path)(error.error))?;
-        sync_dir(&self.root)
+        sync_dir(folder)
     }
 
     /// Moves what a store of format `found` left into a dated folder.
     pub(crate) fn set_aside_format(&self, found: u32) -> Result<PathBuf, StoreError> {
         let target = self.dated(&format!("format-{found}"))?;
         make_dir(&target)?;
-        for name in [CLEAN_NAME, INDEX_NAME, ARTIFACTS_NAME, FORMAT_NAME] {
+        for name in [CLEAN_NAME, INDEX_NAME, ARTIFACTS_NAME, MANIFESTS_NAME, FORMAT_NAME] {
             move_into(&self.root.join(name), &target)?;
         }
         sync_dir(&target)?;

@@ -20,6 +20,7 @@ mod index;
 mod ladder;
 mod layout;
 mod lock;
+mod manifests;
 mod reader;
 mod reconcile;
 mod record;

@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use piecewised_graph::{Digest, Handle};
+use piecewised_graph::{Digest, Handle, Manifest, ProgramName};
 
 use crate::{
     ArtifactReader, OpenOutcome, OpenReport, StoreConfig, StoreError, StoreStats,
@@ -23,6 +23,7 @@ use crate::{
     ladder,
     layout::{FORMAT_VERSION, Format, Layout},
     lock::Lock,
+    manifests,
 };
 
 /// Least time between two attempts to reopen an index that failed.
@@ -124,6 +125,33 @@ impl Store {
     pub async fn remove(&self, key: &Digest) -> Result<bool, StoreError> {
         let key = *key;
         self.run(Kind::Write, move |engine| engine.remove(&key)).await
+    }
+
+    /// Stores a program's manifest under its name, in place of any that is there. Survives a power cut when this returns. Returns whether
+    /// it differs from what was there.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`], [`StoreError::Io`], [`StoreError::Closed`].
+    pub async fn put_manifest(&self, manifest: Manifest) -> Result<bool, StoreError> {
+        let shared = self.inner.shared.clone();
+        let work = move || manifests::put(&shared.layout, shared.config.reserve_bytes, &manifest);
+        self.inner.gate.run(Kind::Write, work).await
+    }
+
+    /// The manifest of a program. One that does not verify is dropped and absent.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Closed`].
+    pub async fn get_manifest(&self, program: &ProgramName) -> Result<Option<Manifest>, StoreError> {
+        let (shared, program) = (self.inner.shared.clone(), program.clone());
+        let work = move || {
+            let (manifest, was_dropped) = manifests::get(&shared.layout, &program)?;
+            if was_dropped {
+                Counters::add(&shared.counters.n_damaged_dropped);
+            }
+            Ok(manifest)
+        };
+        self.inner.gate.run(Kind::Read, work).await
     }
 
     /// Counters and sizes; sizes are 0 while the index is being reopened, and after the close.

@@ -6,6 +6,7 @@ mod concurrent;
 mod crash;
 mod damage;
 mod full;
+mod manifests;
 mod model;
 mod opening;
 mod power;
