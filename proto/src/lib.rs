@@ -16,8 +16,7 @@ pub mod v1 {
 }
 
 /// The encoded `FileDescriptorSet` of every file in this package, with comments.
-pub const FILE_DESCRIPTOR_SET: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/piecewised.v1.binpb"));
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/piecewised.v1.binpb"));
 
 /// `google.rpc.ErrorInfo.domain` of every error of the service.
 pub const ERROR_DOMAIN: &str = "piecewised";

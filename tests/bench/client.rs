@@ -36,6 +36,7 @@ async fn main() -> Result<(), Error> {
         hints: Vec::new(),
         toolchain: None,
         device: None,
+        program: None,
     };
     let client = Client::connect(endpoint, ClientOptions::default()).await?;
     // The first may compile; what is measured is what follows.

@@ -181,6 +181,13 @@ class Client:
         request.digest, request.offset = digest, offset
         return call(request, timeout=timeout)
 
+    def manifest(self, program: str) -> Any:
+        """GetManifest."""
+        call = self.channel.unary_unary(
+            f"/{SERVICE}/GetManifest", lambda message: message.SerializeToString(), self._parse("GetManifestResponse")
+        )
+        return call(self.message("GetManifestRequest", program=program), timeout=30)
+
     def close(self) -> None:
         """Closes the connection."""
         self.channel.close()

@@ -18,10 +18,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("piecewised-wire", &["piecewised-plan", "piecewised-graph", "piecewised-proto"]),
     ("piecewised-store", &["piecewised-plan", "piecewised-graph"]),
     ("piecewised-executor", &["piecewised-plan", "piecewised-graph"]),
-    (
-        "piecewised-scheduler",
-        &["piecewised-plan", "piecewised-graph", "piecewised-store", "piecewised-executor"],
-    ),
+    ("piecewised-scheduler", &["piecewised-plan", "piecewised-graph", "piecewised-store", "piecewised-executor"]),
     (
         "piecewised-api",
         &[
@@ -72,9 +69,11 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
         .collect();
     let mut dependencies: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for node in metadata["resolve"]["nodes"].as_array().unwrap() {
-        let normal = node["deps"].as_array().unwrap().iter().filter(|dep| {
-            dep["dep_kinds"].as_array().unwrap().iter().any(|kind| kind["kind"].is_null())
-        });
+        let normal = node["deps"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|dep| dep["dep_kinds"].as_array().unwrap().iter().any(|kind| kind["kind"].is_null()));
         dependencies
             .entry(name_of[node["id"].as_str().unwrap()].to_owned())
             .or_default()

@@ -10,7 +10,7 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Read},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -22,6 +22,7 @@ use crate::{
     ClientError,
     container::{ContainerError, unpack},
     manifest::{MANIFEST, Manifest},
+    pack::{DEVICE_FIELDS, pack},
 };
 
 /// The variable that names the cache folder.
@@ -91,13 +92,45 @@ impl Cache {
     /// # Errors
     /// [`ClientError::BadContainer`], [`ClientError::Io`]; nothing is left behind.
     pub fn materialise(&self, digest: &Digest, container: File) -> Result<PathBuf, ClientError> {
-        let folder = self.folder(digest);
         let size_bytes = container.metadata().map_err(ClientError::io("reading", "artifact"))?.len();
+        self.unpack(digest, io::BufReader::new(container), size_bytes)
+    }
+
+    /// Makes a container a folder, unless it is there already.
+    ///
+    /// # Errors
+    /// [`ClientError::DigestMismatch`] where these bytes are not the artifact; [`ClientError::BadContainer`],
+    /// [`ClientError::Io`].
+    pub fn install(&self, digest: &Digest, container: &[u8]) -> Result<PathBuf, ClientError> {
+        let found = Digest::of(container);
+        if found != *digest {
+            return Err(ClientError::DigestMismatch { expected: *digest, found });
+        }
+        match self.find(digest) {
+            Some(folder) => Ok(folder),
+            None => self.unpack(digest, container, container.len() as u64),
+        }
+    }
+
+    /// The container of an artifact that is here, byte for byte as it came. `None`: it isn't here, or no longer whole.
+    pub fn container(&self, digest: &Digest) -> Option<Vec<u8>> {
+        let folder = self.find(digest)?;
+        let containers = DEVICE_FIELDS.iter().map(|field| pack(&folder, field));
+        let whole = containers.filter_map(Result::ok).find(|container| Digest::of(container) == *digest);
+        if whole.is_none() {
+            tracing::warn!(folder = %folder.display(), "an artifact in the cache folder was changed");
+            self.remove(&folder);
+        }
+        whole
+    }
+
+    fn unpack(&self, digest: &Digest, container: impl Read, size_bytes: u64) -> Result<PathBuf, ClientError> {
+        let folder = self.folder(digest);
         let scratch = tempfile::Builder::new()
             .prefix(SCRATCH_PREFIX)
             .tempdir_in(&self.artifacts)
             .map_err(ClientError::io("creating a folder in", &self.artifacts))?;
-        match unpack(io::BufReader::new(container), size_bytes, scratch.path()) {
+        match unpack(container, size_bytes, scratch.path()) {
             Ok(_) => {}
             // A full disk is not the container's fault.
             Err(ContainerError::Write { path, source }) => {

@@ -18,7 +18,7 @@ use tokio::time::Sleep;
 use tokio_stream::Stream;
 use tonic::{Streaming, transport::Channel};
 
-use crate::{Capabilities, ClientError, Endpoint, Event, EventKind, connect::connect};
+use crate::{Capabilities, ClientError, Endpoint, Event, EventKind, ProgramPiece, connect::connect};
 
 /// Bounds of a client. The defaults fit a worker that starts beside a daemon on the same node.
 #[derive(Debug, Clone)]
@@ -87,6 +87,8 @@ pub struct CompileRequest {
     pub toolchain: Option<Toolchain>,
     /// What the caller runs on.
     pub device: Option<DeviceKind>,
+    /// Which piece of which program it is; `None`: a piece by itself.
+    pub program: Option<ProgramPiece>,
 }
 
 impl Client {
@@ -170,6 +172,7 @@ impl CompileRequest {
             options: Some(options_to_proto(&self.options, self.format, &self.hints)),
             toolchain: self.toolchain.as_ref().map(toolchain_to_proto),
             device: self.device.as_ref().map(device_to_proto),
+            program: self.program.map(ProgramPiece::into_proto),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io, path::PathBuf, time::Duration};
 
-use piecewised_graph::Digest;
+use piecewised_graph::{BadProgramName, Digest};
 use piecewised_plan::PlanError;
 use piecewised_wire::WireError;
 use thiserror::Error;
@@ -11,10 +11,27 @@ use tonic_types::StatusExt as _;
 
 use crate::{container::ContainerError, endpoint::EndpointError};
 
-/// The reasons of an `INVALID_ARGUMENT` that name something the user wrote: the plan or the options. The other reasons are
+/// The reasons of an `INVALID_ARGUMENT` that name something the user wrote: the plan, the options or the program. The other reasons are
 /// about the graph, which the user didn't write, and which can still be compiled without the daemon.
-const USERS_REASONS: [&str; 6] =
-    ["UNKNOWN_OPTION", "RESERVED_OPTION", "EMPTY_PLAN", "OVERLAPPING_RANGES", "TOO_MANY_RANGES", "STATIC_GRAPH"];
+const USERS_REASONS: [&str; 17] = [
+    "UNKNOWN_OPTION",
+    "RESERVED_OPTION",
+    "BAD_OPTION",
+    "EMPTY_PLAN",
+    "OVERLAPPING_RANGES",
+    "TOO_MANY_RANGES",
+    "STATIC_GRAPH",
+    "BAD_RANGE",
+    "BAD_SIZE",
+    "BAD_ENDPOINT",
+    "BAD_ENCODER_PLAN",
+    "BAD_HINT",
+    "BAD_HINTS",
+    "BAD_PROGRAM_NAME",
+    "BAD_PIECE_INDEX",
+    "DIFFERENT_TOTALS",
+    "DIFFERENT_PIECE",
+];
 
 /// Reasons that go away by waiting.
 const WAITING_HELPS: [&str; 2] = ["NOT_READY", "QUEUE_FULL"];
@@ -104,6 +121,15 @@ pub enum ClientError {
     /// A plan that breaks a rule, or a size that it doesn't cover.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// A text that can't be the name of a program.
+    #[error(transparent)]
+    ProgramName(#[from] BadProgramName),
+    /// Bytes that are not what `to_bundle` made.
+    #[error("these bytes are not a compiled entry: {problem}")]
+    BadBundle {
+        /// What is wrong with them.
+        problem: String,
+    },
     /// Handles that don't make a dispatch table.
     #[error("the handles can't be dispatched on: {problem}")]
     BadHandles {
@@ -121,7 +147,7 @@ impl ClientError {
     /// Whether the caller has to change the plan, the options or the address: trying elsewhere would hide the mistake.
     pub fn is_callers_mistake(&self) -> bool {
         match self {
-            Self::Endpoint(_) | Self::Plan(_) => true,
+            Self::Endpoint(_) | Self::Plan(_) | Self::ProgramName(_) => true,
             Self::Refused(refusal) => refusal.is_callers_mistake(),
             _ => false,
         }
@@ -147,6 +173,8 @@ impl ClientError {
             Self::CacheNotPrivate { .. } => "CACHE_NOT_PRIVATE",
             Self::Io { .. } => "CACHE_IO",
             Self::Plan(error) => error.reason(),
+            Self::ProgramName(_) => "BAD_PROGRAM_NAME",
+            Self::BadBundle { .. } => "BAD_BUNDLE",
             Self::BadHandles { .. } => "BAD_HANDLES",
         }
     }
@@ -221,12 +249,7 @@ impl Refusal {
     }
 
     fn is_callers_mistake(&self) -> bool {
-        self.code == Code::InvalidArgument
-            && (USERS_REASONS.contains(&self.reason.as_str())
-                || matches!(
-                    self.reason.as_str(),
-                    "BAD_RANGE" | "BAD_SIZE" | "BAD_ENDPOINT" | "BAD_OPTION" | "BAD_HINT" | "BAD_HINTS"
-                ))
+        self.code == Code::InvalidArgument && USERS_REASONS.contains(&self.reason.as_str())
     }
 }
 
@@ -285,7 +308,6 @@ mod tests {
         for reason in USERS_REASONS {
             check(Code::InvalidArgument, reason, true);
         }
-        check(Code::InvalidArgument, "BAD_RANGE", true);
         check(Code::InvalidArgument, "TARGET_NOT_ALLOWED", false);
         check(Code::InvalidArgument, "BAD_EXPRESSION", false);
         check(Code::FailedPrecondition, "TOOLCHAIN_MISMATCH", false);

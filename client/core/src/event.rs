@@ -11,7 +11,7 @@ use piecewised_wire::{
 };
 use serde::Serialize;
 
-use crate::ClientError;
+use crate::{ClientError, ProgramStatus};
 
 /// What a daemon can do.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -39,6 +39,7 @@ pub struct Limits {
     pub max_ranges: u32,
     pub max_constant_bytes: u64,
     pub max_queued_jobs: u32,
+    pub max_pieces: u32,
 }
 
 impl From<v1::GetCapabilitiesResponse> for Capabilities {
@@ -59,6 +60,7 @@ impl From<v1::GetCapabilitiesResponse> for Capabilities {
                 max_ranges: limits.max_ranges,
                 max_constant_bytes: limits.max_constant_bytes,
                 max_queued_jobs: limits.max_queued_jobs,
+                max_pieces: limits.max_pieces,
             },
             ready: response.ready,
             not_ready_reason: response.not_ready_reason,
@@ -115,6 +117,7 @@ pub struct Completed {
     pub n_compiled: u32,
     pub n_joined: u32,
     pub elapsed_s: f64,
+    pub program: Option<ProgramStatus>,
 }
 
 impl Event {
@@ -145,7 +148,7 @@ impl Event {
             Some(Wire::Failed(v1::Failed { key, reason, message, retryable })) => {
                 EventKind::Failed { key: digest(&key).ok(), reason, message, retryable }
             }
-            Some(Wire::Completed(completed)) => EventKind::Completed(completed.into()),
+            Some(Wire::Completed(completed)) => EventKind::Completed(completed.try_into()?),
         };
         let of_request = matches!(kind, EventKind::Completed(_));
         if !of_request && (index >= entries.len() || range.is_some_and(|range| range != entries[index])) {
@@ -160,10 +163,13 @@ impl Event {
     }
 }
 
-impl From<v1::Completed> for Completed {
-    fn from(completed: v1::Completed) -> Self {
-        let v1::Completed { n_ready, n_failed, n_from_store, n_compiled, n_joined, elapsed_s } = completed;
-        Self { n_ready, n_failed, n_from_store, n_compiled, n_joined, elapsed_s }
+impl TryFrom<v1::Completed> for Completed {
+    type Error = ClientError;
+
+    fn try_from(completed: v1::Completed) -> Result<Self, ClientError> {
+        let v1::Completed { n_ready, n_failed, n_from_store, n_compiled, n_joined, elapsed_s, program } = completed;
+        let program = program.map(ProgramStatus::try_from).transpose()?;
+        Ok(Self { n_ready, n_failed, n_from_store, n_compiled, n_joined, elapsed_s, program })
     }
 }
 

@@ -9,6 +9,7 @@
 //! Deliberately absent: loading an artifact (that is the language's own job) and any policy about what to do without a
 //! daemon.
 
+mod bundle;
 mod cache;
 mod client;
 mod connect;
@@ -19,7 +20,10 @@ mod error;
 mod event;
 mod fetch;
 mod manifest;
+mod pack;
+mod program;
 
+pub use bundle::{BUNDLE_VERSION, MAGIC, from_bundle, to_bundle};
 pub use cache::{Cache, cache_folder};
 pub use client::{Client, ClientOptions, CompileRequest, CompileStream, FetchOptions};
 pub use container::{ContainerError, unpack};
@@ -29,3 +33,4 @@ pub use error::{ClientError, Refusal};
 pub use event::{Capabilities, Completed, Event, EventKind, Limits, Source};
 pub use fetch::Fetched;
 pub use manifest::{Manifest, ManifestEntry, ManifestFile};
+pub use program::{ProgramPiece, ProgramStatus, check_manifest};

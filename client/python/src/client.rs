@@ -8,17 +8,19 @@ use std::{
 
 use piecewised_client::{
     Cache, Client as CoreClient, ClientError, ClientOptions, CompileRequest, CompileStream, Endpoint, Event,
-    Fetched as CoreFetched, cache_folder,
+    Fetched as CoreFetched,
 };
-use piecewised_graph::{Handle, request::ArtifactFormat};
+use piecewised_graph::{Handle, ProgramName, request::ArtifactFormat};
 use pyo3::{
     exceptions::{PyRuntimeError, PyValueError},
     prelude::*,
 };
 use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
 use tokio_stream::StreamExt as _;
 
 use crate::{
+    cache::default_folder,
     dispatch::plan,
     errors::{raise, raise_json},
     process::{OfProcess, wait},
@@ -60,7 +62,7 @@ impl Client {
         Ok(Self {
             endpoint,
             options,
-            cache_folder: cache_dir.unwrap_or_else(|| cache_folder(environment, uid)),
+            cache_folder: cache_dir.unwrap_or_else(default_folder),
             connection: Mutex::new(OfProcess::new(connection)),
         })
     }
@@ -83,7 +85,7 @@ impl Client {
     }
 
     /// Asks to compile a graph for ranges and sizes; what comes back says what happens to each.
-    #[pyo3(signature = (graph, ranges, sizes, options, toolchain = None, device = None, hints = Vec::new()))]
+    #[pyo3(signature = (graph, ranges, sizes, options, toolchain = None, device = None, hints = Vec::new(), program = None))]
     #[expect(clippy::too_many_arguments, reason = "Python's keyword arguments")]
     fn compile(
         &self,
@@ -95,6 +97,7 @@ impl Client {
         toolchain: Option<&str>,
         device: Option<&str>,
         hints: Vec<i64>,
+        program: Option<&str>,
     ) -> PyResult<Events> {
         let request = CompileRequest {
             plan: plan(py, &ranges, &sizes)?,
@@ -104,13 +107,25 @@ impl Client {
             hints,
             toolchain: toolchain.map(|text| parse(py, "toolchain", text)).transpose()?,
             device: device.map(|text| parse(py, "device", text)).transpose()?,
+            program: program.map(|text| parse(py, "program", text)).transpose()?,
         };
         let client = self.connected(py)?;
         let stream = wait(py, async move { client.compile(request).await })?.map_err(|error| raise(py, &error))?;
         Ok(Events {
             entries: stream.entries().iter().copied().map(<(i64, i64)>::from).collect(),
             stream: Mutex::new(Some(OfProcess::new(stream))),
+            closed: Notify::new(),
         })
+    }
+
+    /// The manifest of a program that was completed, as JSON, and its digest.
+    fn manifest(&self, py: Python<'_>, program: &str) -> PyResult<(String, String)> {
+        let name: ProgramName = program.parse().map_err(|error| raise(py, &ClientError::ProgramName(error)))?;
+        let client = self.connected(py)?;
+        let asked = wait(py, async move { client.manifest(&name).await })?;
+        let (manifest, digest) = asked.map_err(|error| raise(py, &error))?;
+        let text = serde_json::to_string(&manifest).map_err(|error| raise_json(py, "manifest", &error))?;
+        Ok((text, digest.to_string()))
     }
 
     /// Makes the artifact that a handle names a folder of the cache.
@@ -150,7 +165,7 @@ fn connect(py: Python<'_>, endpoint: &Endpoint, options: &ClientOptions) -> PyRe
     wait(py, async move { CoreClient::connect(endpoint, options).await })?.map_err(|error| raise(py, &error))
 }
 
-fn parse<T: DeserializeOwned + Send>(py: Python<'_>, what: &str, text: &str) -> PyResult<T> {
+pub(crate) fn parse<T: DeserializeOwned + Send>(py: Python<'_>, what: &str, text: &str) -> PyResult<T> {
     py.detach(|| serde_json::from_str(text)).map_err(|error| raise_json(py, what, &error))
 }
 
@@ -165,6 +180,8 @@ pub(crate) struct Events {
     entries: Vec<(i64, i64)>,
     /// Absent while a thread reads from it, and after its end.
     stream: Mutex<Option<OfProcess<CompileStream>>>,
+    /// Ends a wait for the next event.
+    closed: Notify,
 }
 
 #[pymethods]
@@ -173,6 +190,11 @@ impl Events {
     #[getter]
     fn entries(&self) -> Vec<(i64, i64)> {
         self.entries.clone()
+    }
+
+    /// Ends the events: a wait for the next one, now or later, finds the end. For another thread than the one that reads.
+    fn close(&self) {
+        self.closed.notify_one();
     }
 
     fn __iter__(events: Py<Self>) -> Py<Self> {
@@ -186,7 +208,14 @@ impl Events {
             return Err(PyRuntimeError::new_err("these events belong to the process that asked for them; ask again"));
         };
         // Where the wait is interrupted, `owned` is dropped, which tells the daemon that nobody listens any more.
-        let event: Option<Result<Event, ClientError>> = wait(py, stream.next())?;
+        let next = async {
+            tokio::select! {
+                biased;
+                () = self.closed.notified() => None,
+                event = stream.next() => event,
+            }
+        };
+        let event: Option<Result<Event, ClientError>> = wait(py, next)?;
         match event {
             None => Ok(None),
             Some(Err(error)) => Err(raise(py, &error)),

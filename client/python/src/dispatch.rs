@@ -21,6 +21,18 @@ pub(crate) fn ranges_from_endpoints(py: Python<'_>, endpoints: Vec<i64>) -> PyRe
     Ok(ranges.into_iter().map(<(i64, i64)>::from).collect())
 }
 
+/// The ranges of an encoder: the highest one must end at `max_num_batched_tokens`, and is extended.
+#[pyfunction]
+pub(crate) fn extend_for_encoder(
+    py: Python<'_>,
+    ranges: Vec<(i64, i64)>,
+    max_num_batched_tokens: Option<i64>,
+) -> PyResult<Vec<(i64, i64)>> {
+    let ranges: Result<Vec<Range>, _> = ranges.iter().map(|&(start, end)| Range::new(start, end)).collect();
+    let extended = ranges.and_then(|ranges| piecewised_plan::extend_for_encoder(&ranges, max_num_batched_tokens));
+    Ok(extended.map_err(|error| raise_plan(py, error))?.into_iter().map(<(i64, i64)>::from).collect())
+}
+
 /// The plan of these ranges and sizes.
 pub(crate) fn plan(py: Python<'_>, ranges: &[(i64, i64)], sizes: &[i64]) -> PyResult<Plan> {
     let ranges: Result<Vec<Range>, _> = ranges.iter().map(|&(start, end)| Range::new(start, end)).collect();

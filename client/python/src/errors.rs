@@ -29,15 +29,14 @@ fn class_of(error: &ClientError) -> &'static str {
         ClientError::Unreachable { .. } => "Unreachable",
         ClientError::Broken { .. } => "ConnectionBroken",
         ClientError::BudgetSpent { .. } => "BudgetSpent",
-        ClientError::Refused(refusal) if error.is_callers_mistake() => {
-            if refusal.reason.ends_with("OPTION") {
-                "OptionError"
-            } else {
-                "PlanError"
-            }
-        }
+        ClientError::Refused(refusal) if error.is_callers_mistake() => match refusal.reason.as_str() {
+            "BAD_PROGRAM_NAME" | "BAD_PIECE_INDEX" | "DIFFERENT_TOTALS" | "DIFFERENT_PIECE" => "ProgramError",
+            reason if reason.ends_with("OPTION") => "OptionError",
+            _ => "PlanError",
+        },
         ClientError::Refused(_) => "Refused",
         ClientError::CacheNotPrivate { .. } | ClientError::Io { .. } => "CacheError",
+        ClientError::ProgramName(_) => "ProgramError",
         ClientError::Plan(PlanError::NotCovered { .. }) => "NotCovered",
         ClientError::Plan(_) => "PlanError",
         _ => "ArtifactError",

@@ -3,6 +3,7 @@
 //! Thin: graphs, options, handles and events cross as JSON text in the project's own form, so that there is no second model
 //! of them here. Waiting releases the GIL and answers Ctrl-C; a forked child gets a runtime and connections of its own.
 
+mod cache;
 mod client;
 mod dispatch;
 mod errors;
@@ -14,9 +15,11 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _core {
     #[pymodule_export]
+    use super::cache::{Cache, check_manifest};
+    #[pymodule_export]
     use super::client::{Client, Events, Fetched};
     #[pymodule_export]
-    use super::dispatch::{DispatchTable, Dispatcher, plan_entries, ranges_from_endpoints};
+    use super::dispatch::{DispatchTable, Dispatcher, extend_for_encoder, plan_entries, ranges_from_endpoints};
 
     /// The package's version.
     #[pymodule_export]

@@ -164,7 +164,9 @@ fn check_toolchain(theirs: &Toolchain, ours: &Toolchain) -> Result<(), ApiError>
     let differing: Vec<String> = fields
         .iter()
         .filter(|(_, theirs, ours)| theirs != ours)
-        .map(|(what, theirs, ours)| format!("{what} is {theirs:?} in the worker and {ours:?} in the daemon's toolchain"))
+        .map(|(what, theirs, ours)| {
+            format!("{what} is {theirs:?} in the worker and {ours:?} in the daemon's toolchain")
+        })
         .collect();
     let differing = if differing.is_empty() { "the fingerprints differ".to_owned() } else { differing.join(", ") };
     let message = format!(

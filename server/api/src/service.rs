@@ -2,8 +2,8 @@
 
 use std::{pin::Pin, sync::Arc, time::Instant};
 
-use piecewised_proto::v1::{self, compile_service_server::CompileService};
 use piecewised_plan::Range;
+use piecewised_proto::v1::{self, compile_service_server::CompileService};
 use piecewised_scheduler::{JobSpec, Scheduler, Ticket};
 use piecewised_store::Store;
 use piecewised_wire as wire;
@@ -48,17 +48,14 @@ impl CompileService for Compiler {
         Ok(Response::new(capabilities(&self.scheduler.toolchain(), &self.config)))
     }
 
-    async fn compile(
-        &self,
-        request: Request<v1::CompileRequest>,
-    ) -> Result<Response<Self::CompileStream>, Status> {
+    async fn compile(&self, request: Request<v1::CompileRequest>) -> Result<Response<Self::CompileStream>, Status> {
         let started = Instant::now();
         let info = self.scheduler.toolchain_ready(self.config.toolchain_timeout).await.map_err(ApiError::from)?;
         let config = Arc::clone(&self.config);
         let request = request.into_inner();
-        let checked = tokio::task::spawn_blocking(move || check(request, &info, &config))
-            .await
-            .map_err(|error| ApiError::new(Code::Internal, "INTERNAL", format!("checking the request failed: {error}")))?;
+        let checked = tokio::task::spawn_blocking(move || check(request, &info, &config)).await.map_err(|error| {
+            ApiError::new(Code::Internal, "INTERNAL", format!("checking the request failed: {error}"))
+        })?;
         let Checked { specs, order, place } = checked.inspect_err(|error| tracing::info!("refused: {error:?}"))?;
         if let Some(place) = &place {
             self.scheduler.begin_piece(place, &specs).map_err(ApiError::from)?;
@@ -82,7 +79,9 @@ impl CompileService for Compiler {
     ) -> Result<Response<v1::GetManifestResponse>, Status> {
         let name = wire::program_name_from_proto(&request.into_inner().program).map_err(ApiError::from)?;
         let manifest = self.store.get_manifest(&name).await.map_err(ApiError::from)?.ok_or_else(|| {
-            let message = format!("there is no manifest of program {name}: it was never completed here; compile its pieces first");
+            let message = format!(
+                "there is no manifest of program {name}: it was never completed here; compile its pieces first"
+            );
             ApiError::new(Code::NotFound, "NO_SUCH_MANIFEST", message).with("program", name.as_str())
         })?;
         Ok(Response::new(v1::GetManifestResponse {

@@ -131,7 +131,8 @@ pub(crate) fn name_oversized_messages<B>(mut response: http::Response<B>) -> htt
         && status.code() == Code::OutOfRange
         && status.message().contains("message length too large")
     {
-        let message = format!("{}; split the graph, or raise max_message_bytes in the daemon's configuration", status.message());
+        let message =
+            format!("{}; split the graph, or raise max_message_bytes in the daemon's configuration", status.message());
         let named: Status = ApiError::new(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message).into();
         // It can only fail for a message that is no header value, and add_header percent-encodes.
         let _ = named.add_header(response.headers_mut());

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{eventually, job, members, nothing_left, started, misbehaving};
+use common::{eventually, job, members, misbehaving, nothing_left, started};
 use piecewised_executor::{Executor, ExecutorError};
 use tracing_subscriber::fmt::MakeWriter;
 

@@ -6,7 +6,7 @@ mod common;
 
 use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, time::Duration};
 
-use common::{eventually, job, members, nothing_left, python, started, misbehaving};
+use common::{eventually, job, members, misbehaving, nothing_left, python, started};
 use piecewised_executor::{Executor, ExecutorError, FailureReason, find_python};
 use piecewised_graph::request::OptionValue;
 use piecewised_plan::Range;

@@ -78,11 +78,7 @@ impl std::str::FromStr for ProgramName {
             && text.len() <= MAX_NAME_BYTES
             && !text.starts_with('.')
             && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'));
-        if is_name {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(BadProgramName { found: text.chars().take(80).collect() })
-        }
+        if is_name { Ok(Self(text.to_owned())) } else { Err(BadProgramName { found: text.chars().take(80).collect() }) }
     }
 }
 

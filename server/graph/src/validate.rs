@@ -169,7 +169,8 @@ impl<'a> Validator<'a> {
         }
         let n_elements = sizes.iter().fold(1u64, |product, &size| product.saturating_mul(size));
         let n_bytes = constant.data.len() as u64;
-        let fits = if n_elements == 0 { n_bytes == 0 } else { n_bytes % n_elements == 0 && n_bytes >= n_elements };
+        let fits =
+            if n_elements == 0 { n_bytes == 0 } else { n_bytes.is_multiple_of(n_elements) && n_bytes >= n_elements };
         if !fits {
             return Err(bad(format!("{n_bytes} bytes do not hold {n_elements} elements of {}", constant.meta.dtype)));
         }

@@ -24,7 +24,9 @@ const MAX_RUNS: usize = 4096;
 #[non_exhaustive]
 pub enum ProgramError {
     /// The index is not below the total, or the total is 0 or too large.
-    #[error("piece {index} of {n_pieces} is not possible: indices go from 0 to n_pieces - 1, and a program has 1 to {limit} pieces")]
+    #[error(
+        "piece {index} of {n_pieces} is not possible: indices go from 0 to n_pieces - 1, and a program has 1 to {limit} pieces"
+    )]
     BadPieceIndex {
         /// As given.
         index: u32,
@@ -44,7 +46,9 @@ pub enum ProgramError {
         n_pieces: u32,
     },
     /// Two different pieces at one index.
-    #[error("piece {index} of this run of program {program} was submitted with another graph, plan or options; begin another run")]
+    #[error(
+        "piece {index} of this run of program {program} was submitted with another graph, plan or options; begin another run"
+    )]
     DifferentPiece {
         /// The program.
         program: ProgramName,
@@ -157,7 +161,8 @@ impl Programs {
             let idlest = runs.iter().min_by_key(|(_, run)| run.last_heard).map(|(id, _)| id.clone());
             idlest.and_then(|id| runs.remove(&id));
         }
-        let run = runs.entry(id).or_insert_with(|| Run { n_pieces, pieces: BTreeMap::new(), begun: now, last_heard: now });
+        let run =
+            runs.entry(id).or_insert_with(|| Run { n_pieces, pieces: BTreeMap::new(), begun: now, last_heard: now });
         if run.n_pieces != n_pieces {
             let program = place.program.clone();
             return Err(ProgramError::DifferentTotals { program, begun: run.n_pieces, n_pieces });

@@ -160,7 +160,11 @@ fn apply(flights: &Flights, model: &mut Model, step: Step) {
                     model.running.push(job);
                 }
                 (taken, expected) => {
-                    panic!("took {:?}, expected {:?}", taken.flatten().map(|job| job.id.clone()), expected.map(|job| job.id.clone()))
+                    panic!(
+                        "took {:?}, expected {:?}",
+                        taken.flatten().map(|job| job.id.clone()),
+                        expected.map(|job| job.id.clone())
+                    )
                 }
             }
         }

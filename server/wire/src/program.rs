@@ -4,8 +4,8 @@ use piecewised_graph::{Manifest, ManifestPiece, ProgramName};
 use piecewised_proto::v1;
 
 use crate::{
-    WireError, device_from_proto, device_to_proto, handle_from_proto, handle_to_proto, range_from_proto, range_to_proto,
-    toolchain_from_proto, toolchain_to_proto,
+    WireError, device_from_proto, device_to_proto, handle_from_proto, handle_to_proto, range_from_proto,
+    range_to_proto, toolchain_from_proto, toolchain_to_proto,
 };
 
 /// The name of a program or run.
@@ -13,7 +13,8 @@ use crate::{
 /// # Errors
 /// `BAD_PROGRAM_NAME`.
 pub fn program_name_from_proto(name: &str) -> Result<ProgramName, WireError> {
-    name.parse().map_err(|error: piecewised_graph::BadProgramName| WireError::new("BAD_PROGRAM_NAME", error.to_string()))
+    name.parse()
+        .map_err(|error: piecewised_graph::BadProgramName| WireError::new("BAD_PROGRAM_NAME", error.to_string()))
 }
 
 /// The message of a manifest.

@@ -4,7 +4,8 @@
 use piecewised_graph::{
     Digest, Handle, PhaseTiming, Segment, Timings,
     model::{
-        Argument, Constant, Device, Graph, Node, Op, Real, Subgraph, SymExpr, SymFunction, Symbol, TensorMeta, ValueMeta,
+        Argument, Constant, Device, Graph, Node, Op, Real, Subgraph, SymExpr, SymFunction, Symbol, TensorMeta,
+        ValueMeta,
     },
     request::{ArtifactFormat, CompileOptions, DeviceKind, OptionValue, Toolchain, TorchSettings},
 };
@@ -29,10 +30,7 @@ fn everything() -> Graph {
         storage_offset: call(SymFunction::FloorDiv),
         is_parameter: true,
     };
-    let inner = Graph {
-        nodes: vec![node("o", Op::Output { value: Argument::None })],
-        ..Graph::default()
-    };
+    let inner = Graph { nodes: vec![node("o", Op::Output { value: Argument::None })], ..Graph::default() };
     let arguments = vec![
         Argument::Node("x".into()),
         Argument::Int(i64::MIN),

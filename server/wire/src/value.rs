@@ -17,7 +17,9 @@ pub(crate) fn argument_from(argument: v1::Argument) -> Result<Argument, WireErro
         Value::BoolValue(value) => Argument::Bool(value),
         Value::None(v1::Unit {}) => Argument::None,
         Value::StringValue(value) => Argument::Str(value),
-        Value::ComplexValue(v1::Complex { real, imag }) => Argument::Complex(Real(real.unwrap_or(0.0)), Real(imag.unwrap_or(0.0))),
+        Value::ComplexValue(v1::Complex { real, imag }) => {
+            Argument::Complex(Real(real.unwrap_or(0.0)), Real(imag.unwrap_or(0.0)))
+        }
         Value::Dtype(name) => Argument::Dtype(name),
         Value::Device(device) => Argument::Device(torch_device_from(device)),
         Value::Layout(name) => Argument::Layout(name),

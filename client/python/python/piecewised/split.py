@@ -38,8 +38,6 @@ _ALLOCATING_METHODS = ("new_empty", "new_empty_strided")
 _STATE = (torch.amp._enter_autocast, torch.amp._exit_autocast, torch._C._set_grad_enabled)
 # In no piece: inputs, what the graph holds, and its results.
 _OUTSIDE = ("placeholder", "get_attr", "output")
-# Stands for a symbol that no input of the whole graph is, until the graph is split.
-_SIZE_PREFIX = "piecewised_size_"
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,8 @@ class Split:
     def with_callables(self, callables: Mapping[int, Runnable]) -> Runnable:
         """A function that takes and gives what the whole graph does, and calls ``callables[index]`` for each piece.
 
-        A piece that ``callables`` lacks runs as it is. Between the pieces there is nothing but local variables, each
-        dropped after its last use.
+        Each takes and gives what its piece's module does: a bare value where that gives one. A piece that ``callables``
+        lacks runs as it is. Between the calls there are only local variables, each dropped after its last use.
         """
         unknown = set(callables) - {piece.index for piece in self.pieces}
         if unknown:
@@ -99,10 +97,13 @@ def split_graph(gm: torch.fx.GraphModule, splitting_ops: Sequence[str]) -> Split
     module = split_module(whole, None, piece_of.__getitem__, keep_original_order=True)  # type: ignore[arg-type]
     _unbind_inputs(module.graph, bound)
     _restore_grad_mode(whole.graph, module.graph)
-    names = [f"submod_{index}" for index in range(len(groups))]
-    pieces = [GraphPiece(i, name, getattr(module, name), groups[i].is_splitting) for i, name in enumerate(names)]
-    for piece in pieces:
-        _order_symbols(module.graph, piece, whole.graph)
+    ranks = {_symbol(_value(node)): rank for rank, node in reversed([*enumerate(whole.graph.nodes)])}
+    pieces = []
+    for index, group in enumerate(groups):
+        piece = GraphPiece(index, f"submod_{index}", getattr(module, f"submod_{index}"), group.is_splitting)
+        (call,) = module.graph.find_nodes(op="call_module", target=piece.name)
+        _order_symbols(call, piece.module, ranks)
+        pieces.append(piece)
     module.recompile()
     return Split(module, pieces)
 
@@ -127,18 +128,20 @@ class SplittingOps:
 
     def called_by(self, node: torch.fx.Node) -> bool:
         """Whether a node calls one of them."""
-        if node.op != "call_function":
-            return False
-        if isinstance(node.target, torch._ops.OpOverload):
-            op, overload = node.target._schema.name, node.target._overloadname
-        elif isinstance(node.target, torch._ops.OpOverloadPacket):
-            op, overload = node.target._qualified_op_name, None
-        else:
-            return False
+        op, overload = _op_name(node)
         if op not in self._overloads:
             return False
         overloads = self._overloads[op]
         return overloads is None or (overload or _overload_of_call(node)) in (*overloads, None)
+
+
+def _op_name(node: torch.fx.Node) -> tuple[str, str | None]:
+    """The qualified name of the operator that a node calls, "" if it calls none, and the overload if the node says it."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name, node.target._overloadname
+    if isinstance(node.target, torch._ops.OpOverloadPacket):
+        return node.target._qualified_op_name, None
+    return "", None
 
 
 def _parsed(given: Any) -> tuple[str, str | None]:
@@ -153,8 +156,7 @@ def _parsed(given: Any) -> tuple[str, str | None]:
     if isinstance(packet, torch._ops.HigherOrderOperator):
         raise _bad_option(f"splitting_ops: {given!r} is a higher-order operator; only registered operators can split")
     if not isinstance(packet, torch._ops.OpOverloadPacket):
-        known = torch._C._dispatch_get_all_op_names()
-        names = {full.partition(".")[0] for full in known}
+        names = {full.partition(".")[0] for full in torch._C._dispatch_get_all_op_names()}
         close = difflib.get_close_matches(f"{namespace}::{name}", names, n=1, cutoff=0.8)
         hint = f"; did you mean {close[0]!r}?" if close else "; import what registers it before compiling"
         raise _bad_option(f"splitting_ops: no operator {given!r} is registered{hint}")
@@ -169,14 +171,10 @@ def _bad_option(message: str) -> OptionError:
 
 
 def _overload_of_call(node: torch.fx.Node) -> str | None:
-    """Which overload a call that names none is; None: can't be told."""
-    assert isinstance(node.target, torch._ops.OpOverloadPacket)
-    overloads = node.target.overloads()
-    if len(overloads) == 1:
-        return overloads[0]
+    """Which overload a call that doesn't say it is; None: can't be told."""
     args, kwargs = torch.fx.map_arg((node.args, node.kwargs), _value)
     try:
-        return torch._C._jit_resolve_packet(node.target._qualified_op_name, *args, **kwargs)
+        return torch._C._jit_resolve_packet(_op_name(node)[0], *args, **kwargs)
     except RuntimeError:
         return None
 
@@ -222,14 +220,12 @@ def _bind_inputs(graph: torch.fx.Graph) -> dict[str, tuple[str, int]]:
     known = {_symbol(_value(node)) for node in inputs}
     bound: dict[str, tuple[str, int]] = {}
     for node in inputs:
-        value = _value(node)
-        for dim, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
-            symbol = _symbol(size)
-            if symbol is None or symbol in known:
+        for dim, size in enumerate(getattr(_value(node), "shape", ())):
+            if (symbol := _symbol(size)) is None or symbol in known:
                 continue
             known.add(symbol)
-            with graph.inserting_after(next(reversed(graph.find_nodes(op="placeholder")))):
-                added = graph.placeholder(f"{_SIZE_PREFIX}{symbol}")
+            with graph.inserting_after(inputs[-1]):
+                added = graph.placeholder(f"piecewised_size_{symbol}")
             added.meta["example_value"] = size
             bound[str(added.target)] = (str(node.target), dim)
     return bound
@@ -259,38 +255,25 @@ def _replace_sizes(graph: torch.fx.Graph) -> None:
             inputs.setdefault(symbol, node)
     read: dict[tuple[torch.fx.Node, int], torch.fx.Node] = {}
 
-    def number(reader: torch.fx.Node, tensor: torch.fx.Node, dim: int) -> Any:
-        size = _value(tensor).shape[dim]
+    def number(node: torch.fx.Node, dim: int, size: Any) -> Any:
         if not isinstance(size, torch.SymInt):
             return size
         if (symbol := _symbol(size)) in inputs:
             return inputs[symbol]
+        tensor = node.args[0]
         if (tensor, dim) not in read:
             # Where the tensor is made, so that the number can cross instead of the tensor.
-            place = graph.inserting_before(reader) if tensor.op in _OUTSIDE else graph.inserting_after(tensor)
-            with place:
+            with graph.inserting_before(node) if tensor.op in _OUTSIDE else graph.inserting_after(tensor):
                 read[tensor, dim] = graph.call_function(torch.ops.aten.sym_size.int, (tensor, dim))
             read[tensor, dim].meta["example_value"] = size
         return read[tensor, dim]
 
-    for node in list(graph.nodes):
-        reads, dim = _size_read(node)
-        if not reads:
-            continue
-        tensor = node.args[0]
-        shape = _value(tensor).shape
-        if dim is None:
-            _replace_whole_size(graph, node, tuple(number(node, tensor, at) for at in range(len(shape))))
-        elif not isinstance(shape[dim], torch.SymInt) or _symbol(shape[dim]) in inputs:
-            _replace(node, number(node, tensor, dim))
-
-
-def _size_read(node: torch.fx.Node) -> tuple[bool, int | None]:
-    """Whether a node reads a tensor's size, and of which dimension; None: all of it."""
-    if node.op != "call_method" or node.target != "size" or not isinstance(_value(node.args[0]), torch.Tensor):
-        return False, None
-    dim = (*node.args[1:], node.kwargs.get("dim"))[0]
-    return not isinstance(dim, torch.fx.Node), dim
+    for node in graph.find_nodes(op="call_method", target="size"):
+        value = _value(node)
+        if isinstance(value, torch.Size):
+            _replace_whole_size(graph, node, tuple(number(node, dim, size) for dim, size in enumerate(value)))
+        elif isinstance(value, int) or _symbol(value) in inputs:
+            _replace(node, number(node, 0, value))
 
 
 def _replace_whole_size(graph: torch.fx.Graph, node: torch.fx.Node, numbers: tuple[Any, ...]) -> None:
@@ -385,11 +368,7 @@ def _allocates(node: torch.fx.Node) -> bool:
         return False
     if node.op == "call_method":
         return node.target in _ALLOCATING_METHODS
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.name.startswith(("aten::empty", "aten::new_empty"))
-    if isinstance(node.target, torch._ops.OpOverloadPacket):
-        return node.target._qualified_op_name.startswith(("aten::empty", "aten::new_empty"))
-    return node.op == "call_function" and node.target in _ALLOCATIONS
+    return node.target in _ALLOCATIONS or _op_name(node)[0].startswith(("aten::empty", "aten::new_empty"))
 
 
 def _merge_state(groups: Sequence[_Group]) -> list[_Group]:
@@ -456,28 +435,23 @@ def _restore_grad_mode(whole: torch.fx.Graph, stitched: torch.fx.Graph) -> None:
             stitched.call_function(torch._C._set_grad_enabled, last.args)
 
 
-def _order_symbols(stitched: torch.fx.Graph, piece: GraphPiece, whole: torch.fx.Graph) -> None:
+def _order_symbols(call: torch.fx.Node, piece: torch.fx.GraphModule, ranks: Mapping[sympy.Symbol | None, int]) -> None:
     """Puts a piece's symbols into the order that they have among the whole graph's inputs.
 
     The first one is dispatched on; which that is must not depend on the tensors that the piece happens to use first.
     """
-    graph = piece.module.graph
-    ranks: dict[sympy.Symbol | None, int] = {}
-    for node in whole.nodes:
-        ranks.setdefault(_symbol(_value(node)), len(ranks))
-    (call,) = stitched.find_nodes(op="call_module", target=piece.name)
-    inputs = list(zip(graph.find_nodes(op="placeholder"), call.args, strict=True))
+    inputs = list(zip(piece.graph.find_nodes(op="placeholder"), call.args, strict=True))
     places = [at for at, (node, _) in enumerate(inputs) if _symbol(_value(node)) is not None]
     ordered = sorted((inputs[at] for at in places), key=lambda pair: ranks[_symbol(_value(pair[0]))])
     if ordered == [inputs[at] for at in places]:
         return
     for at, pair in zip(places, ordered, strict=True):
         inputs[at] = pair
-    first_call = next(node for node in graph.nodes if node.op != "placeholder")
+    call.args = tuple(arg for _, arg in inputs)
+    first_call = next(node for node in piece.graph.nodes if node.op != "placeholder")
     for node, _ in inputs:
         first_call.prepend(node)
-    call.args = tuple(arg for _, arg in inputs)
-    piece.module.recompile()
+    piece.recompile()
 
 
 def _stitched(module: torch.fx.GraphModule, runnables: Mapping[str, Runnable]) -> Runnable:

@@ -30,7 +30,8 @@ pub(crate) fn exprs() -> impl Strategy<Value = SymExpr> {
             Just(SymFunction::Not),
             Just(SymFunction::Eq),
         ];
-        (function, prop::collection::vec(inner, 0..4)).prop_map(|(function, operands)| SymExpr::Call(function, operands))
+        (function, prop::collection::vec(inner, 0..4))
+            .prop_map(|(function, operands)| SymExpr::Call(function, operands))
     })
 }
 

@@ -34,7 +34,10 @@ async fn a_manifest_comes_back_after_a_reopen_and_is_replaced_whole() {
     let (store, _) = open(dir.path()).await;
     assert_eq!(store.get_manifest(&name("llama")).await.unwrap(), None);
     assert!(store.put_manifest(manifest("llama", 3)).await.unwrap());
-    assert!(!store.put_manifest(Manifest { created_unix_ms: 9, ..manifest("llama", 3) }).await.unwrap(), "only the date");
+    assert!(
+        !store.put_manifest(Manifest { created_unix_ms: 9, ..manifest("llama", 3) }).await.unwrap(),
+        "only the date"
+    );
     assert!(store.put_manifest(manifest("llama", 4)).await.unwrap());
     assert!(store.put_manifest(manifest("Llama", 2)).await.unwrap(), "another name");
     store.close().await.unwrap();
@@ -57,12 +60,10 @@ async fn a_damaged_manifest_is_dropped_and_counted() {
     store.put_manifest(manifest("model", 33)).await.unwrap();
     let [path] = files(dir.path()).try_into().unwrap();
     let whole = fs::read(&path).unwrap();
-    let damaged: [&dyn Fn(&mut Vec<u8>); 4] = [
-        &|bytes| bytes[200] ^= 1,
-        &|bytes| bytes[3] ^= 1,
-        &|bytes| bytes.truncate(bytes.len() / 2),
-        &|bytes| bytes.clear(),
-    ];
+    let damaged: [&dyn Fn(&mut Vec<u8>); 4] =
+        [&|bytes| bytes[200] ^= 1, &|bytes| bytes[3] ^= 1, &|bytes| bytes.truncate(bytes.len() / 2), &|bytes| {
+            bytes.clear()
+        }];
     for (n, damage) in (1..).zip(damaged) {
         let mut bytes = whole.clone();
         damage(&mut bytes);

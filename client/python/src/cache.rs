@@ -1,0 +1,72 @@
+//! The cache folder for Python: artifacts that are here, and entries as bytes that need no daemon.
+
+use std::path::PathBuf;
+
+use piecewised_client::{Cache as CoreCache, ClientError, cache_folder, from_bundle, to_bundle};
+use piecewised_graph::{Handle, Manifest};
+use pyo3::{prelude::*, types::PyBytes};
+
+use crate::{
+    client::parse,
+    errors::{raise, raise_json},
+};
+
+/// The cache folder to use where none is named.
+pub(crate) fn default_folder() -> PathBuf {
+    cache_folder(|name: &str| std::env::var(name).ok(), rustix::process::getuid().as_raw())
+}
+
+/// The folder of materialised artifacts.
+#[pyclass(module = "piecewised._core", frozen)]
+pub(crate) struct Cache {
+    cache: CoreCache,
+    folder: PathBuf,
+}
+
+#[pymethods]
+impl Cache {
+    #[new]
+    #[pyo3(signature = (cache_dir = None))]
+    fn new(py: Python<'_>, cache_dir: Option<PathBuf>) -> PyResult<Self> {
+        let folder = cache_dir.unwrap_or_else(default_folder);
+        let cache = CoreCache::open(&folder).map_err(|error| raise(py, &error))?;
+        Ok(Self { cache, folder })
+    }
+
+    #[getter]
+    fn folder(&self) -> PathBuf {
+        self.folder.clone()
+    }
+
+    /// The folder of the artifact that a handle names, if it is here.
+    fn find(&self, py: Python<'_>, handle: &str) -> PyResult<Option<PathBuf>> {
+        let handle: Handle = parse(py, "handle", handle)?;
+        Ok(py.detach(|| self.cache.find(&handle.digest)))
+    }
+
+    /// The artifact that a handle names as bytes that need nothing else; None: it isn't here.
+    fn to_bundle<'py>(&self, py: Python<'py>, handle: &str) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let handle: Handle = parse(py, "handle", handle)?;
+        let bundle = py.detach(|| self.cache.container(&handle.digest).map(|container| to_bundle(&handle, &container)));
+        Ok(bundle.map(|bundle| PyBytes::new(py, &bundle)))
+    }
+
+    /// Takes what `to_bundle` gave: the handle, as JSON, and the folder of its artifact.
+    fn from_bundle(&self, py: Python<'_>, bundle: &[u8]) -> PyResult<(String, PathBuf)> {
+        let taken = py.detach(|| -> Result<_, ClientError> {
+            let (handle, container) = from_bundle(bundle)?;
+            let folder = self.cache.install(&handle.digest, container)?;
+            Ok((handle, folder))
+        });
+        let (handle, folder) = taken.map_err(|error| raise(py, &error))?;
+        let text = serde_json::to_string(&handle).map_err(|error| raise_json(py, "handle", &error))?;
+        Ok((text, folder))
+    }
+}
+
+/// Raises unless a text is a program's manifest whose parts fit together.
+#[pyfunction]
+pub(crate) fn check_manifest(py: Python<'_>, manifest: &str) -> PyResult<()> {
+    let manifest: Manifest = parse(py, "manifest", manifest)?;
+    piecewised_client::check_manifest(&manifest).map_err(|error| raise(py, &error))
+}
