@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import service_harness
 
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = Path(os.environ.get("PIECEWISED_TEST_DAEMON", ROOT / "target/debug/piecewised"))
@@ -147,3 +148,13 @@ def worker(tmp_path: Path) -> Any:
     for one in workers:
         one.process.kill()
         one.process.wait()
+
+
+@pytest.fixture(scope="session")
+def service_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service_harness.Daemon]:
+    """One daemon for every test that talks gRPC to it and doesn't end it: starting one costs an import of torch.
+
+    With one executor, so that the order in which jobs run can be seen.
+    """
+    with service_harness.Daemon(tmp_path_factory.mktemp("service"), "--n-executors", "1") as daemon:
+        yield daemon

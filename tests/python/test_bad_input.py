@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,10 +17,8 @@ PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A client of a daemon that only ever sees bad input, and at the end good input."""
-    folder: pathlib.Path = tmp_path_factory.mktemp("daemon")
-    with Daemon(folder) as daemon, Client(daemon.endpoint) as client:
+def client(service_daemon: Daemon) -> Iterator[Client]:
+    with Client(service_daemon.endpoint) as client:
         yield client
 
 
@@ -44,7 +41,7 @@ def refusal(client: Client, request: Any) -> tuple[grpc.StatusCode, str, str, di
 
 def changed(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
     """A good request with one thing changed."""
-    request = copy.deepcopy(small_request())
+    request = copy.deepcopy(small_request(1000))
     change(request)
     return request
 
@@ -279,7 +276,7 @@ def test_a_compile_that_fails_is_a_failed_event_with_the_compilers_words(client:
 
 
 def test_after_all_that_it_compiles(client: Client) -> None:
-    ready, failed, summary = results(client.compile(small_request()))
+    ready, failed, summary = results(client.compile(small_request(1000)))
     assert (len(ready), len(failed), summary.n_compiled) == (1, 0, 1), failed
     digest, size = ready[0].handle.digest, ready[0].handle.size_bytes
     with pytest.raises(grpc.RpcError) as caught:

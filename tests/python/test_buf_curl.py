@@ -7,7 +7,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,10 +15,9 @@ from service_harness import Daemon, small_request
 BUF = shutil.which("buf", path=str(pathlib.Path(sys.executable).parent)) or shutil.which("buf")
 
 
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with Daemon(tmp_path_factory.mktemp("daemon")) as daemon:
-        yield daemon
+@pytest.fixture
+def daemon(service_daemon: Daemon) -> Daemon:
+    return service_daemon
 
 
 def curl(daemon: Daemon, method: str, data: Any = None, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -55,7 +53,7 @@ def test_every_rpc(daemon: Daemon) -> None:
     (capabilities,) = answers(curl(daemon, f"{service}/GetCapabilities"))
     assert capabilities["limits"]["maxNodes"] > 0
 
-    events = answers(curl(daemon, f"{service}/Compile", small_request()))
+    events = answers(curl(daemon, f"{service}/Compile", small_request(2000)))
     assert "queued" in events[0] and "completed" in events[-1]
     (handle,) = [event["ready"]["handle"] for event in events if "ready" in event]
 
@@ -75,7 +73,7 @@ def test_the_services_and_methods_are_listed(daemon: Daemon) -> None:
 
 
 def test_an_error_reads_well(daemon: Daemon) -> None:
-    request = small_request()
+    request = small_request(2000)
     request["graph"]["nodes"][2]["callFunction"]["target"] = "os.system"
     done = curl(daemon, "piecewised.v1.CompileService/Compile", request)
     assert done.returncode != 0

@@ -16,10 +16,9 @@ import pytest
 from service_harness import Client, Daemon, children, is_alive, results, small_request
 
 
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with Daemon(tmp_path_factory.mktemp("daemon")) as daemon:
-        yield daemon
+@pytest.fixture
+def daemon(service_daemon: Daemon) -> Daemon:
+    return service_daemon
 
 
 @pytest.fixture

@@ -12,11 +12,9 @@ import pytest
 from service_harness import Client, Daemon, results, small_request
 
 
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    # One executor: the order in which jobs run is one of the things to see.
-    with Daemon(tmp_path_factory.mktemp("daemon"), "--n-executors", "1") as daemon:
-        yield daemon
+@pytest.fixture
+def daemon(service_daemon: Daemon) -> Daemon:
+    return service_daemon
 
 
 @pytest.fixture
@@ -27,7 +25,7 @@ def client(daemon: Daemon) -> Iterator[Client]:
 
 def piece(program: str, run: str, index: int, n_pieces: int, constant: int, **plan: Any) -> dict[str, Any]:
     """A request for one piece; pieces with one constant are alike."""
-    request = small_request(constant, **plan) | {
+    request = small_request(500 + constant, **plan) | {
         "program": {"program": program, "run": run, "index": index, "nPieces": n_pieces}
     }
     return request
@@ -45,7 +43,10 @@ def test_the_manifest_is_there_with_the_last_piece_and_not_before(client: Client
     assert (first.program.n_pieces, first.program.n_pieces_ready, first.program.is_complete) == (3, 1, False)
     with pytest.raises(grpc.RpcError) as caught:
         client.manifest("model")
-    assert (caught.value.code(), caught.value.details().partition(":")[0]) == (grpc.StatusCode.NOT_FOUND, "NO_SUCH_MANIFEST")
+    assert (caught.value.code(), caught.value.details().partition(":")[0]) == (
+        grpc.StatusCode.NOT_FOUND,
+        "NO_SUCH_MANIFEST",
+    )
 
     results(client.compile(piece("model", run, 2, 3, 1)))
     ready, _, last = results(client.compile(piece("model", run, 1, 3, 2)))
@@ -79,7 +80,10 @@ def test_a_program_with_a_piece_that_fails_leaves_no_manifest(client: Client) ->
     run = str(uuid.uuid4())
     broken = piece("broken", run, 0, 1, 1)
     node = {"node": "x"}
-    broken["graph"]["nodes"][2] = {"name": "y", "callFunction": {"target": "torch.ops.aten.mm.default", "args": [node, node]}}
+    broken["graph"]["nodes"][2] = {
+        "name": "y",
+        "callFunction": {"target": "torch.ops.aten.mm.default", "args": [node, node]},
+    }
     broken["plan"] = {"compileRanges": {"ranges": [{"start": "9", "end": "16"}]}}
     _, failed, summary = results(client.compile(broken))
     assert len(failed) == 1 and not summary.program.is_complete
@@ -107,7 +111,7 @@ def test_what_does_not_fit_is_refused_and_loses_nothing(client: Client) -> None:
 
 
 def test_an_encoders_plan(client: Client) -> None:
-    request = small_request(1)
+    request = small_request(501)
     request["plan"] = {"compileRangeEndpoints": {"endpoints": ["16"]}, "isEncoder": True, "maxNumBatchedTokens": "16"}
     ready, failed, _ = results(client.compile(request))
     assert not failed

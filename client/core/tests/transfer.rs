@@ -33,6 +33,7 @@ type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 struct Script {
     fetches: VecDeque<Answer<v1::FetchArtifactResponse>>,
     compiles: VecDeque<Answer<v1::CompileEvent>>,
+    manifests: VecDeque<Option<v1::GetManifestResponse>>,
     hangs: bool,
     offsets: Vec<u64>,
 }
@@ -66,6 +67,16 @@ impl CompileService for Server {
     async fn compile(&self, _: Request<v1::CompileRequest>) -> Result<Response<Self::CompileStream>, Status> {
         let answer = self.0.lock().unwrap().compiles.pop_front().unwrap();
         self.stream(answer)
+    }
+
+    async fn get_manifest(
+        &self,
+        request: Request<v1::GetManifestRequest>,
+    ) -> Result<Response<v1::GetManifestResponse>, Status> {
+        let answer = self.0.lock().unwrap().manifests.pop_front().unwrap_or_default();
+        let answer = answer.ok_or_else(|| refused(Code::NotFound, "NO_SUCH_MANIFEST"))?;
+        assert_eq!(request.get_ref().program, "backbone");
+        Ok(Response::new(answer))
     }
 
     type FetchArtifactStream = Streamed<v1::FetchArtifactResponse>;
@@ -208,6 +219,7 @@ fn request() -> CompileRequest {
         hints: Vec::new(),
         toolchain: None,
         device: None,
+        program: None,
     }
 }
 

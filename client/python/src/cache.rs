@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use piecewised_client::{Cache as CoreCache, ClientError, cache_folder, from_bundle, to_bundle};
-use piecewised_graph::{Handle, Manifest};
+use piecewised_graph::{Handle, Manifest, ProgramName};
 use pyo3::{prelude::*, types::PyBytes};
 
 use crate::{
@@ -51,8 +51,8 @@ impl Cache {
         Ok(bundle.map(|bundle| PyBytes::new(py, &bundle)))
     }
 
-    /// Takes what `to_bundle` gave: the handle, as JSON, and the folder of its artifact.
-    fn from_bundle(&self, py: Python<'_>, bundle: &[u8]) -> PyResult<(String, PathBuf)> {
+    /// Takes in what `to_bundle` gave: the handle, as JSON, and the folder of its artifact.
+    fn take_bundle(&self, py: Python<'_>, bundle: &[u8]) -> PyResult<(String, PathBuf)> {
         let taken = py.detach(|| -> Result<_, ClientError> {
             let (handle, container) = from_bundle(bundle)?;
             let folder = self.cache.install(&handle.digest, container)?;
@@ -69,4 +69,11 @@ impl Cache {
 pub(crate) fn check_manifest(py: Python<'_>, manifest: &str) -> PyResult<()> {
     let manifest: Manifest = parse(py, "manifest", manifest)?;
     piecewised_client::check_manifest(&manifest).map_err(|error| raise(py, &error))
+}
+
+/// Raises unless a text can be the name of a program or of a run.
+#[pyfunction]
+pub(crate) fn check_program_name(py: Python<'_>, name: &str) -> PyResult<()> {
+    let name: Result<ProgramName, _> = name.parse();
+    name.map(drop).map_err(|error| raise(py, &ClientError::ProgramName(error)))
 }

@@ -16,14 +16,14 @@ use pyo3::{
     prelude::*,
 };
 use serde::de::DeserializeOwned;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio_stream::StreamExt as _;
 
 use crate::{
     cache::default_folder,
     dispatch::plan,
     errors::{raise, raise_json},
-    process::{OfProcess, wait},
+    process::{OfProcess, Stop, wait, wait_unless},
 };
 
 /// A connection to a daemon, and the cache folder for what it sends. May be used by several threads, and in a forked child,
@@ -85,7 +85,7 @@ impl Client {
     }
 
     /// Asks to compile a graph for ranges and sizes; what comes back says what happens to each.
-    #[pyo3(signature = (graph, ranges, sizes, options, toolchain = None, device = None, hints = Vec::new(), program = None))]
+    #[pyo3(signature = (graph, ranges, sizes, options, toolchain = None, device = None, hints = Vec::new(), program = None, stop = None))]
     #[expect(clippy::too_many_arguments, reason = "Python's keyword arguments")]
     fn compile(
         &self,
@@ -98,6 +98,7 @@ impl Client {
         device: Option<&str>,
         hints: Vec<i64>,
         program: Option<&str>,
+        stop: Option<&Stop>,
     ) -> PyResult<Events> {
         let request = CompileRequest {
             plan: plan(py, &ranges, &sizes)?,
@@ -110,11 +111,12 @@ impl Client {
             program: program.map(|text| parse(py, "program", text)).transpose()?,
         };
         let client = self.connected(py)?;
-        let stream = wait(py, async move { client.compile(request).await })?.map_err(|error| raise(py, &error))?;
+        let stop = stop.map(Stop::subscribe);
+        let stream = wait_unless(py, stop.clone(), async move { client.compile(request).await })?;
         Ok(Events {
             entries: stream.entries().iter().copied().map(<(i64, i64)>::from).collect(),
             stream: Mutex::new(Some(OfProcess::new(stream))),
-            closed: Notify::new(),
+            stop,
         })
     }
 
@@ -129,7 +131,8 @@ impl Client {
     }
 
     /// Makes the artifact that a handle names a folder of the cache.
-    fn fetch(&self, py: Python<'_>, handle: &str) -> PyResult<Fetched> {
+    #[pyo3(signature = (handle, stop = None))]
+    fn fetch(&self, py: Python<'_>, handle: &str, stop: Option<&Stop>) -> PyResult<Fetched> {
         let handle: Handle = parse(py, "handle", handle)?;
         let client = self.connected(py)?;
         let folder = self.cache_folder.clone();
@@ -137,7 +140,7 @@ impl Client {
             let cache = Cache::open(&folder)?;
             client.fetch(&handle, &cache).await
         };
-        wait(py, fetching)?.map(Fetched).map_err(|error| raise(py, &error))
+        wait_unless(py, stop.map(Stop::subscribe), fetching).map(Fetched)
     }
 
     fn __repr__(&self) -> String {
@@ -181,7 +184,7 @@ pub(crate) struct Events {
     /// Absent while a thread reads from it, and after its end.
     stream: Mutex<Option<OfProcess<CompileStream>>>,
     /// Ends a wait for the next event.
-    closed: Notify,
+    stop: Option<watch::Receiver<bool>>,
 }
 
 #[pymethods]
@@ -190,11 +193,6 @@ impl Events {
     #[getter]
     fn entries(&self) -> Vec<(i64, i64)> {
         self.entries.clone()
-    }
-
-    /// Ends the events: a wait for the next one, now or later, finds the end. For another thread than the one that reads.
-    fn close(&self) {
-        self.closed.notify_one();
     }
 
     fn __iter__(events: Py<Self>) -> Py<Self> {
@@ -208,18 +206,10 @@ impl Events {
             return Err(PyRuntimeError::new_err("these events belong to the process that asked for them; ask again"));
         };
         // Where the wait is interrupted, `owned` is dropped, which tells the daemon that nobody listens any more.
-        let next = async {
-            tokio::select! {
-                biased;
-                () = self.closed.notified() => None,
-                event = stream.next() => event,
-            }
-        };
-        let event: Option<Result<Event, ClientError>> = wait(py, next)?;
+        let event: Option<Event> = wait_unless(py, self.stop.clone(), async { stream.next().await.transpose() })?;
         match event {
             None => Ok(None),
-            Some(Err(error)) => Err(raise(py, &error)),
-            Some(Ok(event)) => {
+            Some(event) => {
                 *lock() = Some(owned);
                 serde_json::to_string(&event).map(Some).map_err(|error| raise_json(py, "event", &error))
             }

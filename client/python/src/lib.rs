@@ -15,11 +15,13 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::cache::{Cache, check_manifest};
+    use super::cache::{Cache, check_manifest, check_program_name};
     #[pymodule_export]
     use super::client::{Client, Events, Fetched};
     #[pymodule_export]
     use super::dispatch::{DispatchTable, Dispatcher, extend_for_encoder, plan_entries, ranges_from_endpoints};
+    #[pymodule_export]
+    use super::process::Stop;
 
     /// The package's version.
     #[pymodule_export]

@@ -1,4 +1,5 @@
-//! What belongs to one process: the tokio runtime, and values that must not be touched in a forked child.
+//! What belongs to one process: the tokio runtime, waits and how they end, and values that must not be touched in a forked
+//! child.
 //!
 //! A forked child inherits memory but no threads. Its copy of the parent's runtime would wait for workers that don't exist,
 //! so a child makes its own on first use, and forgets what it inherited without running a destructor.
@@ -10,8 +11,14 @@ use std::{
     time::Duration,
 };
 
+use piecewised_client::ClientError;
 use pyo3::{exceptions::PyRuntimeError, prelude::*};
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::watch,
+};
+
+use crate::errors::raise;
 
 /// How long a wait goes on without asking Python for signals. Ctrl-C feels immediate.
 const SIGNALS_EVERY: Duration = Duration::from_millis(100);
@@ -47,6 +54,50 @@ pub(crate) fn wait<T: Send>(py: Python<'_>, work: impl Future<Output = T> + Send
             Err(_) => py.check_signals()?,
         }
     }
+}
+
+/// Ends waits from another thread: before the interpreter ends, no thread may be left waiting outside of it.
+#[pyclass(module = "piecewised._core", frozen)]
+pub(crate) struct Stop(watch::Sender<bool>);
+
+#[pymethods]
+impl Stop {
+    #[new]
+    fn new() -> Self {
+        Self(watch::Sender::new(false))
+    }
+
+    /// Every wait that was given this ends, now and later, with ConnectionBroken.
+    fn set(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+impl Stop {
+    pub(crate) fn subscribe(&self) -> watch::Receiver<bool> {
+        self.0.subscribe()
+    }
+}
+
+/// As [`wait`], until somebody sets `stop`.
+pub(crate) fn wait_unless<T: Send>(
+    py: Python<'_>,
+    stop: Option<watch::Receiver<bool>>,
+    work: impl Future<Output = Result<T, ClientError>> + Send,
+) -> PyResult<T> {
+    let stopped = async move {
+        match stop {
+            Some(mut stop) => stop.wait_for(|stopped| *stopped).await.map(drop),
+            None => std::future::pending().await,
+        }
+    };
+    let work = async move {
+        tokio::select! {
+            result = work => result,
+            _ = stopped => Err(ClientError::Broken { doing: "waiting", problem: "this process is ending".into() }),
+        }
+    };
+    wait(py, work)?.map_err(|error| raise(py, &error))
 }
 
 /// A value of the process that made it. In a forked child it can't be reached and is never dropped.

@@ -100,32 +100,6 @@ def _refuse_training(example_inputs: Sequence[Any]) -> None:
         )
 
 
-def _client(options: BackendOptions) -> _core.Client:
-    """The connection for these options, one per process."""
-    # The variables count when the connection is made; a changed one means another connection.
-    key = (
-        options.endpoint,
-        options.cache_dir,
-        options.budget_s,
-        os.environ.get("PIECEWISED_ENDPOINT"),
-        os.environ.get("PIECEWISED_CACHE_DIR"),
-    )
-    with _lock:
-        if key in _clients:
-            return _clients[key]
-        since, error = _unreachable.get(key, (0.0, None))
-        if error is not None and time.monotonic() - since < _FORGET_UNREACHABLE_S:
-            raise error
-        try:
-            client = _core.Client(options.endpoint, budget_s=options.budget_s, cache_dir=options.cache_dir)
-        except Unreachable as error:
-            _unreachable[key] = (time.monotonic(), error)
-            raise
-        _unreachable.pop(key, None)
-        _clients[key] = client
-        return client
-
-
 def _options_of_mode(mode: str | None) -> dict[str, Any]:
     """What ``torch.compile``'s ``mode`` stands for, as Inductor's options."""
     if mode is None or mode == "default":

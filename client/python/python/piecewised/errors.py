@@ -3,8 +3,8 @@
 Each has a stable ``reason`` in UPPER_SNAKE_CASE (the daemon's own, where it gave one) and ``metadata`` that belongs to
 it, such as the node's name; messages are for people and may change. The native module raises these classes too.
 
-Two kinds: what the caller wrote is wrong (:class:`PlanError`, :class:`OptionError`, :class:`EndpointError`,
-:class:`NotCovered`), which is always raised; and everything else, after which the backend compiles locally unless it
+Two kinds: what the caller wrote is wrong (:class:`PlanError`, :class:`OptionError`, :class:`ProgramError`,
+:class:`EndpointError`, :class:`NotCovered`), which is always raised; and everything else, after which the backend compiles locally unless it
 was told ``on_error="raise"``.
 """
 
@@ -41,6 +41,10 @@ class PlanError(PiecewisedError, ValueError):
 
 class OptionError(PiecewisedError, ValueError):
     """An option that doesn't exist, that is the operator's, or whose value is not possible."""
+
+
+class ProgramError(PiecewisedError, ValueError):
+    """A program's name, or a piece's place in it, that is not possible."""
 
 
 class EndpointError(PiecewisedError, ValueError):
@@ -89,3 +93,7 @@ class CacheError(PiecewisedError):
 
 class PiecewisedWarning(UserWarning):
     """Something was done another way than asked for, and still is right."""
+
+
+#: What the caller has to put right: no other way of compiling does.
+MISTAKES = (PlanError, OptionError, ProgramError, EndpointError, NotCovered)

@@ -21,17 +21,5 @@ def input_devices(graph: dict[str, Any]) -> list[dict[str, Any]]:
     return [value["tensor"]["device"] for value in _inputs(graph) if "tensor" in value]
 
 
-def forget_first_size(graph: dict[str, Any]) -> None:
-    """Removes the hint of the symbol that is dispatched on.
-
-    Dynamo's hint is the size that this process happened to be called with first. Each range gets its own hint from the
-    daemon; with this one, two workers whose first batches differ would compile the same range twice.
-    """
-    dispatched = next((expression["symbol"] for expression in symbolic_inputs(graph) if "symbol" in expression), None)
-    for symbol in graph.get("symbols", ()):
-        if symbol["name"] == dispatched:
-            symbol.pop("hint", None)
-
-
 def _inputs(graph: dict[str, Any]) -> list[dict[str, Any]]:
     return [node["op"]["placeholder"]["value"] for node in graph["nodes"] if "placeholder" in node["op"]]

@@ -6,6 +6,7 @@ Each reason is said once per process, with what to do about it, and counted in :
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -31,6 +32,40 @@ def compile_locally(
     gm: Any, example_inputs: Sequence[Any], inductor: dict[str, Any], why: PiecewisedError
 ) -> Callable[..., Any]:
     """Compiles ``gm`` by Inductor in this process, and says why."""
+    _announce(why)
+    # Late: this brings Inductor into a process that otherwise needs no compiler.
+    from torch._inductor.compile_fx import compile_fx
+
+    _check_options(inductor, why)
+    return cast("Callable[..., Any]", compile_fx(gm, list(example_inputs), config_patches=dict(inductor)))
+
+
+class LocalPiece:
+    """A piece compiled in this process, for the ranges that the daemon doesn't have: one compile for all of them.
+
+    Dynamo captures it anew at its first call, as a function of every size. Its guards, unlike the daemon's proof, know
+    nothing of ranges: where sizes come that the code is not valid for, it captures again.
+    """
+
+    def __init__(self, gm: Any, inductor: dict[str, Any]) -> None:
+        self._gm = gm
+        self._inductor = inductor
+        self._lock = threading.Lock()
+        self._run: Callable[..., Any] | None = None
+
+    def runnable(self, why: PiecewisedError) -> Callable[..., Any]:
+        """What runs any size; says why it has to."""
+        with self._lock:
+            _announce(why)
+            if self._run is None:
+                import torch
+
+                _check_options(self._inductor, why)
+                self._run = torch.compile(self._gm, dynamic=True, options=dict(self._inductor) or None)
+            return self._run
+
+
+def _announce(why: PiecewisedError) -> None:
     reason = why.reason or type(why).__name__
     if counters.record_local(reason):
         advice = _ADVICE.get(reason)
@@ -38,13 +73,14 @@ def compile_locally(
             f"piecewised: {_sentence(why)}. The model runs all the same: this process compiles it by itself, as every "
             f"other one has to.{f' To change that, {advice}.' if advice else ''}",
             PiecewisedWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     else:
         log.debug("compiling locally: %s", why)
-    # Late: this brings Inductor into a process that otherwise needs no compiler.
+
+
+def _check_options(inductor: dict[str, Any], why: PiecewisedError) -> None:
     from torch._inductor import config
-    from torch._inductor.compile_fx import compile_fx
 
     known = config.get_config_copy()
     for name in inductor:
@@ -52,7 +88,6 @@ def compile_locally(
             raise OptionError(
                 f"Inductor has no option {name!r}", reason="UNKNOWN_OPTION", metadata={"option": name}
             ) from why
-    return cast("Callable[..., Any]", compile_fx(gm, list(example_inputs), config_patches=dict(inductor)))
 
 
 def _sentence(error: PiecewisedError) -> str:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import _core
-from .errors import OptionError, PlanError
+from .errors import OptionError
+from .plan import PLAN_OPTIONS, Entry, parse_plan
 
 _OWN = (
-    "compile_ranges",
-    "compile_range_endpoints",
-    "compile_sizes",
+    *PLAN_OPTIONS,
+    "splitting_ops",
+    "program",
+    "compile_mode",
     "endpoint",
     "on_error",
     "progress",
@@ -32,8 +33,14 @@ class BackendOptions:
     """The options of one ``torch.compile`` call, checked."""
 
     #: The plan: ranges and single sizes; not both empty.
-    ranges: list[tuple[int, int]]
+    ranges: list[Entry]
     sizes: list[int]
+    #: The operators that the graph is split at, by name, and which run as they are.
+    splitting_ops: list[str] = field(default_factory=list)
+    #: The name that the manifest is kept under; None: one that is made from what is compiled.
+    program: str | None = None
+    #: When ranges compile, where the graph is split: "upfront" or "lazy".
+    compile_mode: str = "upfront"
     #: The daemon's address; None: ``PIECEWISED_ENDPOINT``, else the default socket.
     endpoint: str | None = None
     #: What follows when the daemon can't help: "local" or "raise".
@@ -61,10 +68,13 @@ def parse(options: Mapping[str, Any] | None, inductor: Mapping[str, Any] | None 
     for name in given:
         if not isinstance(name, str):
             raise _bad_option(f"the name of an option is a string, not {name!r}", str(name))
-    ranges, sizes = _plan(given)
+    plan = parse_plan(given)
     parsed = BackendOptions(
-        ranges=ranges,
-        sizes=sizes,
+        ranges=plan.ranges,
+        sizes=plan.sizes,
+        splitting_ops=_names(given, "splitting_ops"),
+        program=_text(given, "program"),
+        compile_mode=_choice(given, "compile_mode", ("upfront", "lazy"), "upfront"),
         endpoint=_text(given, "endpoint"),
         on_error=_choice(given, "on_error", ("local", "raise"), "local"),
         progress=_progress(given),
@@ -78,84 +88,20 @@ def parse(options: Mapping[str, Any] | None, inductor: Mapping[str, Any] | None 
     return parsed
 
 
-def _plan(given: Mapping[str, Any]) -> tuple[list[tuple[int, int]], list[int]]:
-    explicit, endpoints = given.get("compile_ranges"), given.get("compile_range_endpoints")
-    if explicit is not None and endpoints is not None:
-        raise PlanError(
-            "give compile_ranges or compile_range_endpoints, not both: the second is another way to write the first",
-            reason="BAD_RANGE",
-        )
-    if endpoints is not None:
-        ranges = _core.ranges_from_endpoints(_integers("compile_range_endpoints", endpoints, "BAD_ENDPOINT"))
-    else:
-        ranges = _ranges(explicit)
-    sizes = _integers("compile_sizes", given.get("compile_sizes"), "BAD_SIZE")
-    if not ranges and not sizes:
-        raise PlanError(
-            "the plan is empty: say which sizes the model will see, "
-            'as in options={"compile_ranges": [[1, 16], [17, 512]], "compile_sizes": [1, 4]}',
-            reason="EMPTY_PLAN",
-        )
-    _core.plan_entries(ranges, sizes)
-    return ranges, sizes
-
-
-def _ranges(given: Any) -> list[tuple[int, int]]:
-    if given is None:
-        return []
-    ranges = []
-    for item in _items("compile_ranges", given, "BAD_RANGE"):
-        pair = _integers("a range of compile_ranges", item, "BAD_RANGE") if not _is_int(item) else []
-        if len(pair) != 2:
-            raise PlanError(
-                f"compile_ranges holds pairs [start, end], both inclusive; {item!r} is none", reason="BAD_RANGE"
-            )
-        ranges.append((pair[0], pair[1]))
-    return ranges
-
-
-def _integers(what: str, given: Any, reason: str) -> list[int]:
-    if given is None:
-        return []
-    items = list(_items(what, given, reason))
-    for item in items:
-        if isinstance(item, str):
-            _refuse_text(what, item, reason)
-        if not _is_int(item):
-            raise PlanError(f"{what} takes integers; {item!r} is a {type(item).__name__}", reason=reason)
-        if not -(2**63) <= item < 2**63:
-            raise PlanError(f"{what}: {item} does not fit 64 bits", reason=reason)
-    return items
-
-
-def _items(what: str, given: Any, reason: str) -> Iterable[Any]:
-    if isinstance(given, str):
-        _refuse_text(what, given, reason)
-    if not isinstance(given, Sequence | set | frozenset | range):
-        raise PlanError(f"{what} takes a list; {given!r} is a {type(given).__name__}", reason=reason)
-    return given
-
-
-def _refuse_text(what: str, text: str, reason: str) -> None:
-    if text == "cudagraph_capture_sizes":
-        raise PlanError(
-            f"{what}: 'cudagraph_capture_sizes' stands for a list that only the caller knows; "
-            "put the sizes themselves there",
-            reason=reason,
-        )
-    raise PlanError(f"{what} takes integers; {text!r} is a string", reason=reason)
-
-
-def _is_int(value: Any) -> bool:
-    # True is an int for Python, and a mistake in a plan.
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _text(given: Mapping[str, Any], name: str) -> str | None:
     value = given.get(name)
     if value is not None and not isinstance(value, str):
         raise _bad_option(f"option {name!r} takes a string, not {value!r}", name)
     return value
+
+
+def _names(given: Mapping[str, Any], name: str) -> list[str]:
+    value = given.get(name)
+    if value is None:
+        return []
+    if isinstance(value, str) or not isinstance(value, Sequence | set | frozenset):
+        raise _bad_option(f"option {name!r} takes a list of operators' names, not {value!r}", name)
+    return list(value)
 
 
 def _choice(given: Mapping[str, Any], name: str, choices: tuple[str, ...], default: str) -> str:

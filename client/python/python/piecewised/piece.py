@@ -9,35 +9,31 @@ dispatch table.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import _core, counters
-from .errors import ArtifactError, CompileFailed, PiecewisedError
+from .errors import ArtifactError, CompileFailed
+from .loading import Runnable, fetch_and_load
+from .plan import ANY_SIZE
 from .progress import Progress
 
-# The bounds of a plan don't count for a piece without a symbolic input, so they are always these: one key.
-_ANY_SIZE = (1, 2**63 - 1)
 # Sizes beyond this many are looked up each time; a server sees some thousands at most.
 _MAX_REMEMBERED = 1 << 16
 
-Runnable = Callable[..., Any]
 
+class Remembered(dict[int, Runnable]):
+    """From a size to what runs it. Finds it by ``find`` for a size that it doesn't have; what that raises isn't kept."""
 
-class _Remembered(dict[int, Runnable]):
-    """From a size to what runs it. Asks the dispatch table for a size that it doesn't have."""
+    __slots__ = ("_find",)
 
-    __slots__ = ("_lookup", "_runnables")
-
-    def __init__(self, lookup: Callable[[int], int], runnables: Sequence[Runnable]) -> None:
+    def __init__(self, find: Callable[[int], Runnable]) -> None:
         super().__init__()
-        self._lookup = lookup
-        self._runnables = runnables
+        self._find = find
 
     def __missing__(self, size: int) -> Runnable:
         # int(): a SymInt or a numpy integer is a size too, but no key of its own.
-        run = self._runnables[self._lookup(int(size))]
+        run = self._find(int(size))
         if len(self) < _MAX_REMEMBERED:
             self[int(size)] = run
         return run
@@ -92,7 +88,7 @@ class Piece:
         then.
         """
         if is_static:
-            ranges, sizes = [_ANY_SIZE], []
+            ranges, sizes = [ANY_SIZE], []
         events = client.compile(
             json.dumps(graph),
             list(ranges),
@@ -109,12 +105,12 @@ class Piece:
             event = json.loads(text)
             display.update(event)
             if event["event"] == "failed":
-                raise _failed(event)
+                raise failed(event)
             if event["event"] == "ready":
                 index = event["index"]
                 handles[index] = json.dumps(event["handle"])
-                loaded, record = _load(client, event)
-                runnables.update({(index, entry): run for entry, run in loaded.items()})
+                compiled, record = fetch_and_load(client, event["handle"], event["source"])
+                runnables.update({(index, entry): run for entry, run in compiled.runnables.items()})
                 records.append(record)
                 display.loaded(index, _words(record))
         missing = [entry for index, entry in enumerate(events.entries) if index not in handles]
@@ -128,45 +124,12 @@ class Piece:
 
 
 def _dispatching(argument: int, lookup: Callable[[int], int], targets: Sequence[Runnable]) -> Runnable:
-    runs = _Remembered(lookup, targets)
+    runs = Remembered(lambda size: targets[lookup(size)])
 
     def run(*args: Any) -> Any:
         return runs[args[argument]](*args)
 
     return run
-
-
-def _load(client: _core.Client, event: dict[str, Any]) -> tuple[dict[str, Runnable], dict[str, Any]]:
-    """Fetches an artifact and loads every part of it that its handle names."""
-    # Late: the loader brings in torch, and the tests of everything else don't need it.
-    from .runtime.load import load_entry
-
-    handle = event["handle"]
-    fetched = client.fetch(json.dumps(handle))
-    started = time.perf_counter()
-    loaded: dict[str, Runnable] = {}
-    for entry in {segment["entry"] for segment in handle["segments"]}:
-        try:
-            loaded[entry] = load_entry(fetched.folder, entry)
-        except PiecewisedError:
-            raise
-        except Exception as error:
-            raise ArtifactError(
-                f"artifact {handle['digest'][:12]} can't be loaded: {type(error).__name__}: {error}",
-                reason="LOAD_FAILED",
-                metadata={"digest": handle["digest"], "entry": entry},
-            ) from error
-    record = {
-        "key": handle["key"],
-        "range": handle["range"],
-        "source": event["source"],
-        "compile_s": handle["timings"]["total_s"],
-        "size_bytes": fetched.size_bytes,
-        "fetch_s": fetched.seconds,
-        "was_local": fetched.was_local,
-        "load_s": time.perf_counter() - started,
-    }
-    return loaded, record
 
 
 def _words(record: dict[str, Any]) -> str:
@@ -180,7 +143,8 @@ def _words(record: dict[str, Any]) -> str:
     return f"{how} ({record['compile_s']:.1f} s), {where}, loaded in {record['load_s']:.2f} s"
 
 
-def _failed(event: dict[str, Any]) -> CompileFailed:
+def failed(event: dict[str, Any]) -> CompileFailed:
+    """The error for a Failed event."""
     where = "the piece" if event["range"] is None else f"range {event['range']}"
     first_line = event["message"].strip().partition("\n")[0]
     return CompileFailed(

@@ -208,7 +208,8 @@ def _add_values(whole: torch.fx.GraphModule) -> None:
         elif node.op == "get_attr":
             held = operator.attrgetter(str(node.target))(whole)
             if isinstance(held, torch.Tensor):
-                node.meta["example_value"] = held if fake_mode is None else fake_mode.from_tensor(held)
+                fake = fake_mode and fake_mode.from_tensor(held, static_shapes=True)
+                node.meta["example_value"] = held if fake is None else fake
 
 
 def _bind_inputs(graph: torch.fx.Graph) -> dict[str, tuple[str, int]]:
@@ -329,10 +330,12 @@ def _groups(graph: torch.fx.Graph, ops: SplittingOps) -> list[_Group]:
 
 
 def _unpacks(node: torch.fx.Node) -> bool:
-    """Whether a node takes an item out of a tuple or list.
+    """Whether a node takes an item out of a tuple or list, or a size out of a tensor.
 
     Indexing a tensor is not that: its place counts if something changes the tensor, and its index may come later.
     """
+    if node.target is torch.ops.aten.sym_size.int:
+        return True
     if node.target is not operator.getitem or not isinstance(node.args[0], torch.fx.Node):
         return False
     return isinstance(node.args[1], int) and not isinstance(_value(node.args[0]), torch.Tensor)

@@ -1,0 +1,77 @@
+"""From a handle to what can be called: fetched, loaded, and counted.
+
+Pieces that are alike share one artifact, and here one loaded program: it is kept for as long as some piece uses it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from . import _core
+from .errors import ArtifactError, PiecewisedError
+
+Runnable = Callable[..., Any]
+
+# By digest and entry. Two threads that load the same at once both do; one of the results is kept.
+_loaded: weakref.WeakValueDictionary[tuple[str, str], Any] = weakref.WeakValueDictionary()
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One entry of a plan, ready to be called."""
+
+    #: Names the artifact and says what it is.
+    handle: dict[str, Any]
+    #: What runs each part of it that the handle names.
+    runnables: Mapping[str, Runnable]
+
+
+def load_folder(handle: dict[str, Any], folder: str | os.PathLike[str]) -> Compiled:
+    """What a handle names, from its materialised artifact. Raises ArtifactError."""
+    # Late: the loader brings in torch, and the tests of everything else don't need it.
+    from .runtime.load import load_entry
+
+    runnables: dict[str, Runnable] = {}
+    for entry in {segment["entry"] for segment in handle["segments"]}:
+        key = (handle["digest"], entry)
+        run = _loaded.get(key)
+        if run is None:
+            try:
+                run = load_entry(folder, entry)
+            except PiecewisedError:
+                raise
+            except Exception as error:
+                raise ArtifactError(
+                    f"artifact {handle['digest'][:12]} can't be loaded: {type(error).__name__}: {error}",
+                    reason="LOAD_FAILED",
+                    metadata={"digest": handle["digest"], "entry": entry},
+                ) from error
+            _loaded[key] = run
+        runnables[entry] = run
+    return Compiled(handle, runnables)
+
+
+def fetch_and_load(
+    client: _core.Client, handle: dict[str, Any], source: str, stop: _core.Stop | None = None
+) -> tuple[Compiled, dict[str, Any]]:
+    """What a handle names, and the record of it for :func:`piecewised.stats`."""
+    fetched = client.fetch(json.dumps(handle), stop)
+    started = time.perf_counter()
+    compiled = load_folder(handle, fetched.folder)
+    record = {
+        "key": handle["key"],
+        "range": handle["range"],
+        "source": source,
+        "compile_s": handle["timings"]["total_s"],
+        "size_bytes": fetched.size_bytes,
+        "fetch_s": fetched.seconds,
+        "was_local": fetched.was_local,
+        "load_s": time.perf_counter() - started,
+    }
+    return compiled, record

@@ -1,0 +1,99 @@
+"""One request to the daemon, followed to its end: what is ready is fetched and loaded as it comes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from . import _core, counters
+from .connections import connect
+from .errors import ArtifactError, PiecewisedError
+from .loading import Compiled, fetch_and_load
+from .piece import failed
+from .plan import Entry, Plan
+
+
+class Sink(Protocol):
+    """Is told what became of each entry, by its position in the plan, in a thread of its own."""
+
+    def ready(self, position: int, compiled: Compiled) -> None:
+        """It can be called."""
+
+    def failed(self, position: int, error: PiecewisedError) -> None:
+        """It can't be had from the daemon."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is the same for every range of a piece; texts are JSON in the project's form."""
+
+    graph: str
+    options: str
+    toolchain: str
+    device: str
+    endpoint: str | None
+    budget_s: float | None
+    cache_dir: str | None
+
+    def client(self) -> _core.Client:
+        """The connection. Raises EndpointError and Unreachable."""
+        return connect(self.endpoint, budget_s=self.budget_s, cache_dir=self.cache_dir)
+
+
+def follow(
+    request: Request, entries: list[Entry], program: dict[str, Any] | None, sink: Sink, stop: _core.Stop
+) -> dict[str, Any] | None:
+    """Has the entries compiled, and tells ``sink`` exactly once about each. The ProgramStatus at the end, if there is one.
+
+    One entry that fails costs no other; what fails for all of them is told of each that has no end yet.
+    """
+    waiting = dict(enumerate(entries))
+    try:
+        return _follow(request, entries, program, sink, stop, waiting)
+    except PiecewisedError as error:
+        for position in list(waiting):
+            sink.failed(position, error)
+        return None
+
+
+def _follow(
+    request: Request,
+    entries: list[Entry],
+    program: dict[str, Any] | None,
+    sink: Sink,
+    stop: _core.Stop,
+    waiting: dict[int, Entry],
+) -> dict[str, Any] | None:
+    client = request.client()
+    # The daemon puts them into the plan's order, which need not be this one.
+    plan = Plan.of_entries(entries)
+    events = client.compile(
+        *(request.graph, plan.ranges, plan.sizes, request.options, request.toolchain, request.device),
+        program=None if program is None else json.dumps(program),
+        stop=stop,
+    )
+    positions = [entries.index(entry) for entry in events.entries]
+    status = None
+    for text in events:
+        event = json.loads(text)
+        kind = event["event"]
+        if kind == "completed":
+            status = event["program"]
+        elif kind in ("ready", "failed"):
+            position = positions[event["index"]]
+            try:
+                if kind == "failed":
+                    raise failed(event)
+                compiled, record = fetch_and_load(client, event["handle"], event["source"], stop)
+            except PiecewisedError as error:
+                del waiting[position]
+                sink.failed(position, error)
+            else:
+                del waiting[position]
+                counters.record_range(**record)
+                sink.ready(position, compiled)
+    if waiting:
+        missing = list(waiting.values())
+        raise ArtifactError(f"the daemon finished without an answer for {missing}", reason="BAD_RESPONSE")
+    return status
