@@ -9,6 +9,9 @@ use serde_json::Value;
 /// A range as the files write it.
 pub(crate) type Pair = (i64, i64);
 
+/// What an implementation made of a plan: its entries and the order of compiling them, or reason and message.
+pub(crate) type Made = Result<(Vec<Pair>, Vec<Pair>), (&'static str, String)>;
+
 /// One case of plan.json.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -79,8 +82,8 @@ pub(crate) fn dispatches() -> impl Iterator<Item = DispatchCase> {
 }
 
 impl PlanCase {
-    /// Compares what an implementation made of it: entries and their order of compiling, or reason and message.
-    pub(crate) fn check(&self, made: Result<(Vec<Pair>, Vec<Pair>), (&str, String)>) {
+    /// Compares what an implementation made of it with what it should have.
+    pub(crate) fn check(&self, made: Made) {
         match made {
             Ok((entries, order)) => {
                 assert_eq!(Some(&entries), self.entries.as_ref(), "{}", self.name);

@@ -85,7 +85,8 @@ class Daemon:
         return [pid for pid in children(self.process.pid) if "piecewised_executor" in command_line(pid)]
 
     def __enter__(self) -> Daemon:
-        return self.start()
+        """Started, unless it runs already."""
+        return self if self.process is not None and self.process.poll() is None else self.start()
 
     def __exit__(self, *_: object) -> None:
         if self.process is not None and self.process.poll() is None:

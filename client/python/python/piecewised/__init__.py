@@ -25,6 +25,7 @@ from .errors import (
     PiecewisedError,
     PiecewisedWarning,
     PlanError,
+    ProgramError,
     Refused,
     Unreachable,
     UnsupportedPiece,
@@ -33,7 +34,10 @@ from .errors import (
 if TYPE_CHECKING:
     from ._core import VERSION as __version__
     from ._core import Client, DispatchTable, plan_entries, ranges_from_endpoints
+    from .manifest import get_manifest, load, save_manifest
     from .piece import Piece
+    from .piecewise_backend import PiecewiseBackend
+    from .program import Program, ProgramSummary, programs
 
 # Where the names are that cost an import.
 _LAZY = {
@@ -42,7 +46,14 @@ _LAZY = {
     "DispatchTable": ("._core", "DispatchTable"),
     "plan_entries": ("._core", "plan_entries"),
     "ranges_from_endpoints": ("._core", "ranges_from_endpoints"),
+    "get_manifest": (".manifest", "get_manifest"),
+    "load": (".manifest", "load"),
+    "save_manifest": (".manifest", "save_manifest"),
     "Piece": (".piece", "Piece"),
+    "PiecewiseBackend": (".piecewise_backend", "PiecewiseBackend"),
+    "Program": (".program", "Program"),
+    "ProgramSummary": (".program", "ProgramSummary"),
+    "programs": (".program", "programs"),
 }
 
 __all__ = [
@@ -58,15 +69,23 @@ __all__ = [
     "NotCovered",
     "OptionError",
     "Piece",
+    "PiecewiseBackend",
     "PiecewisedError",
     "PiecewisedWarning",
     "PlanError",
+    "Program",
+    "ProgramError",
+    "ProgramSummary",
     "Refused",
     "Unreachable",
     "UnsupportedPiece",
     "__version__",
+    "get_manifest",
+    "load",
     "plan_entries",
+    "programs",
     "ranges_from_endpoints",
+    "save_manifest",
     "stats",
 ]
 

@@ -4,37 +4,30 @@ The daemon compiles the ranges of the plan; this process loads and dispatches. W
 compiles by itself with Inductor and says so once, unless ``on_error="raise"``. What the user wrote wrongly is always
 raised: compiling anyway would hide it.
 
+With ``splitting_ops`` the graph is split at those operators, which run as they are, and what lies between them is
+compiled as one program (:mod:`.split_backend`).
+
 Options: ``compile_ranges`` ([[start, end], ...], inclusive) or ``compile_range_endpoints``, ``compile_sizes``,
-``endpoint``, ``on_error`` ("local", "raise"), ``progress`` ("auto", True, False), ``budget_s``, ``cache_dir``; every
+``is_encoder``, ``max_num_batched_tokens``, ``splitting_ops``, ``program``, ``compile_mode`` ("upfront", "lazy"), ``endpoint``, ``on_error`` ("local", "raise"), ``progress`` ("auto", True, False), ``budget_s``, ``cache_dir``; every
 other name is one of ``torch._inductor.config``.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from . import _core, settings
-from .errors import EndpointError, NotCovered, OptionError, PiecewisedError, PlanError, Unreachable, UnsupportedPiece
-from .graphs import forget_first_size, is_static
+from . import settings
+from .capture import graph_of, needs_gradient
+from .connections import connect
+from .errors import MISTAKES, OptionError, PiecewisedError
+from .graphs import is_static
 from .local import compile_locally
 from .options import BackendOptions, parse
 from .piece import Piece
-
-# The user's own mistakes, which no other way of compiling makes right.
-_MISTAKES = (PlanError, OptionError, EndpointError, NotCovered)
-
-# After a daemon didn't answer, the pieces that follow at once don't each wait for it again.
-_FORGET_UNREACHABLE_S = 10.0
-
-_lock = threading.Lock()
-_clients: dict[tuple[Any, ...], _core.Client] = {}
-_unreachable: dict[tuple[Any, ...], tuple[float, Unreachable]] = {}
+from .split_backend import compile_split
 
 
 def piecewised(
@@ -54,7 +47,7 @@ def piecewised(
     parsed = parse(options, _options_of_mode(mode))
     try:
         return _compile(gm, example_inputs, parsed)
-    except _MISTAKES:
+    except MISTAKES:
         raise
     except PiecewisedError as error:
         if parsed.on_error == "raise":
@@ -64,9 +57,10 @@ def piecewised(
 
 def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: BackendOptions) -> Callable[..., Any]:
     _refuse_training(example_inputs)
-    client = _client(options)
-    graph = _graph(gm, example_inputs)
-    forget_first_size(graph)
+    if options.splitting_ops or options.program is not None:
+        return compile_split(gm, options)
+    client = connect(options.endpoint, budget_s=options.budget_s, cache_dir=options.cache_dir)
+    graph = graph_of(gm, example_inputs)
     piece = Piece.compile(
         client,
         graph,
@@ -81,23 +75,9 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: B
     return piece.run
 
 
-def _graph(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str, Any]:
-    from .fxgraph import UnsupportedGraph, to_graph
-
-    try:
-        return to_graph(gm, example_inputs)
-    except UnsupportedGraph as error:
-        metadata = {"node": str(error.node), "type": str(error.type_name)}
-        raise UnsupportedPiece(
-            f"the graph can't be sent: {error}", reason="UNSUPPORTED_GRAPH", metadata=metadata
-        ) from error
-
-
 def _refuse_training(example_inputs: Sequence[Any]) -> None:
     if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in example_inputs):
-        raise UnsupportedPiece(
-            "the daemon compiles for inference, and this call records gradients", reason="NEEDS_GRADIENT"
-        )
+        raise needs_gradient()
 
 
 def _options_of_mode(mode: str | None) -> dict[str, Any]:

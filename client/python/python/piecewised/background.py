@@ -52,7 +52,7 @@ def _end() -> None:
 
 
 def _in_child() -> None:
-    global _lock
+    global _lock  # noqa: PLW0603
     # Another thread of the parent may have held it.
     _lock = threading.Lock()
     _live.clear()

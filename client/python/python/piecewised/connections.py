@@ -47,7 +47,7 @@ def connect(
 
 def _in_child() -> None:
     # Another thread of the parent may have held it.
-    global _lock
+    global _lock  # noqa: PLW0603
     _lock = threading.Lock()
 
 

@@ -32,11 +32,32 @@ class Compiled:
     runnables: Mapping[str, Runnable]
 
 
+def check_fits(what: str, toolchain: dict[str, str], devices: list[dict[str, str]]) -> None:
+    """Raises ArtifactError unless this process can run what was made by ``toolchain`` for ``devices``."""
+    from .runtime import fingerprint
+    from .runtime.load import toolchain_name
+
+    ours = fingerprint.toolchain()
+    if toolchain["fingerprint"] != ours["fingerprint"]:
+        raise ArtifactError(
+            f"{what} was made by {toolchain_name(toolchain)}; this process is {toolchain_name(ours)}",
+            reason="TOOLCHAIN_MISMATCH",
+        )
+    for device in devices:
+        here = fingerprint.devices(device["type"])
+        if device not in here:
+            raise ArtifactError(
+                f"{what} is for the device {device}; this process has {here or 'none of that kind'}",
+                reason="NO_DEVICE",
+            )
+
+
 def load_folder(handle: dict[str, Any], folder: str | os.PathLike[str]) -> Compiled:
     """What a handle names, from its materialised artifact. Raises ArtifactError."""
     # Late: the loader brings in torch, and the tests of everything else don't need it.
     from .runtime.load import load_entry
 
+    check_fits(f"artifact {handle['digest'][:12]}", handle["toolchain"], [handle["device"]])
     runnables: dict[str, Runnable] = {}
     for entry in {segment["entry"] for segment in handle["segments"]}:
         key = (handle["digest"], entry)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import types
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -61,8 +62,19 @@ class LocalPiece:
                 import torch
 
                 _check_options(self._inductor, why)
-                self._run = torch.compile(self._gm, dynamic=True, options=dict(self._inductor) or None)
+                options = dict(self._inductor) or None
+                self._run = torch.compile(_function_of(self._gm), dynamic=True, options=options)
             return self._run
+
+
+def _function_of(gm: Any) -> Callable[..., Any]:
+    """A graph as a function that Dynamo captures: the frames of a GraphModule's own call are none that it looks at."""
+
+    def piece(*args: Any) -> Any:
+        return gm(*args)
+
+    # Dynamo counts captures by code object, and gives up after some: each piece has its own.
+    return types.FunctionType(piece.__code__.replace(), globals(), piece.__name__, None, piece.__closure__)
 
 
 def _announce(why: PiecewisedError) -> None:

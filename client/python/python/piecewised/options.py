@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ _OWN = (
     "splitting_ops",
     "program",
     "compile_mode",
+    "on_complete",
     "endpoint",
     "on_error",
     "progress",
@@ -41,6 +42,8 @@ class BackendOptions:
     program: str | None = None
     #: When ranges compile, where the graph is split: "upfront" or "lazy".
     compile_mode: str = "upfront"
+    #: Called once with the ProgramSummary when the program's manifest is committed.
+    on_complete: Callable[[Any], object] | None = None
     #: The daemon's address; None: ``PIECEWISED_ENDPOINT``, else the default socket.
     endpoint: str | None = None
     #: What follows when the daemon can't help: "local" or "raise".
@@ -56,7 +59,7 @@ class BackendOptions:
 
     def inductor_values(self) -> dict[str, Any]:
         """Inductor's configuration in the project's JSON form."""
-        return {name: _option_value(name, value) for name, value in sorted(self.inductor.items())}
+        return inductor_values(self.inductor)
 
 
 def parse(options: Mapping[str, Any] | None, inductor: Mapping[str, Any] | None = None) -> BackendOptions:
@@ -75,6 +78,7 @@ def parse(options: Mapping[str, Any] | None, inductor: Mapping[str, Any] | None 
         splitting_ops=_names(given, "splitting_ops"),
         program=_text(given, "program"),
         compile_mode=_choice(given, "compile_mode", ("upfront", "lazy"), "upfront"),
+        on_complete=_callable(given, "on_complete"),
         endpoint=_text(given, "endpoint"),
         on_error=_choice(given, "on_error", ("local", "raise"), "local"),
         progress=_progress(given),
@@ -95,6 +99,13 @@ def _text(given: Mapping[str, Any], name: str) -> str | None:
     return value
 
 
+def _callable(given: Mapping[str, Any], name: str) -> Callable[[Any], object] | None:
+    value = given.get(name)
+    if value is not None and not callable(value):
+        raise _bad_option(f"option {name!r} takes a function, not {value!r}", name)
+    return value
+
+
 def _names(given: Mapping[str, Any], name: str) -> list[str]:
     value = given.get(name)
     if value is None:
@@ -106,9 +117,19 @@ def _names(given: Mapping[str, Any], name: str) -> list[str]:
 
 def _choice(given: Mapping[str, Any], name: str, choices: tuple[str, ...], default: str) -> str:
     value: str = given.get(name, default)
+    check_choice(name, value, choices)
+    return value
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises OptionError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise _bad_option(f"option {name!r} is one of {', '.join(map(repr, choices))}, not {value!r}", name)
-    return value
+
+
+def inductor_values(inductor: Mapping[str, Any]) -> dict[str, Any]:
+    """Inductor's configuration in the project's JSON form. Raises OptionError."""
+    return {name: _option_value(name, value) for name, value in sorted(inductor.items())}
 
 
 def _progress(given: Mapping[str, Any]) -> bool | None:

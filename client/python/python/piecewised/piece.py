@@ -9,6 +9,7 @@ dispatch table.
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -146,7 +147,7 @@ def _words(record: dict[str, Any]) -> str:
 def failed(event: dict[str, Any]) -> CompileFailed:
     """The error for a Failed event."""
     where = "the piece" if event["range"] is None else f"range {event['range']}"
-    first_line = event["message"].strip().partition("\n")[0]
+    first_line = textwrap.shorten(event["message"].strip().partition("\n")[0], 400, placeholder=" ...")
     return CompileFailed(
         f"the daemon could not compile {where}: {first_line} ({event['reason']})",
         reason=event["reason"],

@@ -45,11 +45,10 @@ class Plan:
 
     @classmethod
     def of_entries(cls, entries: Sequence[Entry]) -> Plan:
-        """The plan that has these entries, in any order: single sizes may lie in the others, which may not overlap."""
+        """The plan that has these entries, each once, in any order: single sizes may lie in the others, which may not overlap."""
         pairs = _ranges("a plan", entries)
         plan = cls([pair for pair in pairs if pair[0] != pair[1]], [pair[0] for pair in pairs if pair[0] == pair[1]])
-        for start, end in pairs:
-            _core.plan_entries([(start, end)])
+        _core.DispatchTable(pairs)
         plan.entries  # noqa: B018  # checks the whole
         return plan
 

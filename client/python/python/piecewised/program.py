@@ -152,6 +152,20 @@ class Program:
                 log.exception("on_complete of program %s raised", self.name)
 
 
+_begun: list[Program] = []
+
+
+def programs() -> list[Program]:
+    """The programs that ``torch.compile`` has begun in this process, oldest first: one for each graph that was split."""
+    return list(_begun)
+
+
+def begin(program: Program) -> Program:
+    """Adds one to :func:`programs`."""
+    _begun.append(program)
+    return program
+
+
 def check_index(index: int, n_pieces: int) -> None:
     """Raises ProgramError unless there is a piece ``index`` among ``n_pieces``."""
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < n_pieces:

@@ -1,9 +1,9 @@
 """A captured graph, split into pieces at the operators that are to run as they are.
 
 The rules are those of vLLM 0.26: every splitting operator starts a piece that is not compiled, and ends it; splitting
-operators that follow each other directly share one. What unpacks a tuple stays in the piece that makes the tuple. A
-piece that would hold one allocation and nothing else joins the last compiled piece before it. Everything else keeps its
-order, so that what changes a tensor in place does so when it did before.
+operators that follow each other directly share one. What unpacks a tuple stays in the piece that makes the tuple. An
+allocation that would be a compiled piece alone joins the last compiled piece before it. Everything else keeps its order,
+so that what changes a tensor in place does so when it did before.
 
 Guaranteed beyond that: the graph that is given stays as it is; every input of a piece has an ``example_value``; a piece
 with an input of symbolic size has that symbol as an integer input of its own, the symbols in the order of the whole
@@ -15,6 +15,7 @@ inputs of one piece may be views of one tensor, which the piece's graph doesn't 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import operator
@@ -96,15 +97,18 @@ def split_graph(gm: torch.fx.GraphModule, splitting_ops: Sequence[str]) -> Split
     _check_crossings(whole.graph, piece_of)
     module = split_module(whole, None, piece_of.__getitem__, keep_original_order=True)  # type: ignore[arg-type]
     _unbind_inputs(module.graph, bound)
-    _restore_grad_mode(whole.graph, module.graph)
+    is_changed = _restore_grad_mode(whole.graph, module.graph) or bool(bound)
     ranks = {_symbol(_value(node)): rank for rank, node in reversed([*enumerate(whole.graph.nodes)])}
     pieces = []
     for index, group in enumerate(groups):
         piece = GraphPiece(index, f"submod_{index}", getattr(module, f"submod_{index}"), group.is_splitting)
         (call,) = module.graph.find_nodes(op="call_module", target=piece.name)
-        _order_symbols(call, piece.module, ranks)
+        if _order_symbols(call, piece.module.graph, ranks):
+            piece.module.recompile()
+            is_changed = True
         pieces.append(piece)
-    module.recompile()
+    if is_changed:
+        module.recompile()
     return Split(module, pieces)
 
 
@@ -117,22 +121,17 @@ class SplittingOps:
     def __init__(self, names: Sequence[str]) -> None:
         if isinstance(names, str) or not isinstance(names, Sequence | set | frozenset):
             raise _bad_option(f"splitting_ops takes a list of operators' names, not {names!r}")
-        #: Overloads by operator; None: all of them.
-        self._overloads: dict[str, set[str] | None] = {}
-        for given in names:
-            op, overload = _parsed(given)
-            if overload is None:
-                self._overloads[op] = None
-            elif (overloads := self._overloads.setdefault(op, set())) is not None:
-                overloads.add(overload)
+        #: Operators with an overload; None: all of them.
+        self._names = {_parsed(given) for given in names}
 
     def called_by(self, node: torch.fx.Node) -> bool:
         """Whether a node calls one of them."""
         op, overload = _op_name(node)
-        if op not in self._overloads:
-            return False
-        overloads = self._overloads[op]
-        return overloads is None or (overload or _overload_of_call(node)) in (*overloads, None)
+        overloads = {overload for name, overload in self._names if name == op}
+        if not overloads or None in overloads:
+            return bool(overloads)
+        # Where it can't be told which overload is called, the graph is split: that is never wrong.
+        return (overload or _overload_of_call(node)) in (*overloads, None)
 
 
 def _op_name(node: torch.fx.Node) -> tuple[str, str | None]:
@@ -173,10 +172,9 @@ def _bad_option(message: str) -> OptionError:
 def _overload_of_call(node: torch.fx.Node) -> str | None:
     """Which overload a call that doesn't say it is; None: can't be told."""
     args, kwargs = torch.fx.map_arg((node.args, node.kwargs), _value)
-    try:
+    with contextlib.suppress(RuntimeError):
         return torch._C._jit_resolve_packet(_op_name(node)[0], *args, **kwargs)
-    except RuntimeError:
-        return None
+    return None
 
 
 def _value(node: torch.fx.Node) -> Any:
@@ -201,11 +199,9 @@ def _add_values(whole: torch.fx.GraphModule) -> None:
     """Gives the nodes an example_value that have it under another name, and the tensors that the graph holds."""
     fake_mode = torch._guards.detect_fake_mode([_value(node) for node in whole.graph.nodes])
     for node in whole.graph.nodes:
-        if "example_value" in node.meta:
-            continue
         if "val" in node.meta:
-            node.meta["example_value"] = node.meta["val"]
-        elif node.op == "get_attr":
+            node.meta.setdefault("example_value", node.meta["val"])
+        elif node.op == "get_attr" and "example_value" not in node.meta:
             held = operator.attrgetter(str(node.target))(whole)
             if isinstance(held, torch.Tensor):
                 fake = fake_mode and fake_mode.from_tensor(held, static_shapes=True)
@@ -274,33 +270,30 @@ def _replace_sizes(graph: torch.fx.Graph) -> None:
         if isinstance(value, torch.Size):
             _replace_whole_size(graph, node, tuple(number(node, dim, size) for dim, size in enumerate(value)))
         elif isinstance(value, int) or _symbol(value) in inputs:
-            _replace(node, number(node, 0, value))
+            _replace(node, number(node, 0, value), node.users)
+        if not node.users:
+            graph.erase_node(node)
 
 
 def _replace_whole_size(graph: torch.fx.Graph, node: torch.fx.Node, numbers: tuple[Any, ...]) -> None:
     for user in list(node.users):
         is_operator = getattr(user.target, "__module__", None) in ("_operator", "builtins")
         if user.target is operator.getitem and isinstance(user.args[1], int):
-            _replace(user, numbers[user.args[1]])
+            _replace(user, numbers[user.args[1]], user.users)
+            graph.erase_node(user)
         elif user.op == "output" or is_operator or (user.op == "call_method" and user.args[0] is node):
             # What is done with the size itself, such as `size.numel()` or `size == other`, needs one.
             with graph.inserting_before(user):
                 size = graph.call_function(torch.Size, (list(numbers),))
             size.meta = dict(node.meta)
-            _replace_in(user, node, size)
+            _replace(node, size, [user])
         else:
-            _replace_in(user, node, numbers)
-    graph.erase_node(node)
+            _replace(node, numbers, [user])
 
 
-def _replace(node: torch.fx.Node, new: Any) -> None:
-    for user in list(node.users):
-        _replace_in(user, node, new)
-    node.graph.erase_node(node)
-
-
-def _replace_in(user: torch.fx.Node, node: torch.fx.Node, new: Any) -> None:
-    user.args, user.kwargs = torch.fx.map_arg((user.args, user.kwargs), lambda arg: new if arg is node else arg)
+def _replace(node: torch.fx.Node, new: Any, users: Iterable[torch.fx.Node]) -> None:
+    for user in list(users):
+        user.args, user.kwargs = torch.fx.map_arg((user.args, user.kwargs), lambda arg: new if arg is node else arg)
 
 
 @dataclass(eq=False)
@@ -367,8 +360,6 @@ def _merge_lone_allocations(groups: Iterable[_Group]) -> list[_Group]:
 
 
 def _allocates(node: torch.fx.Node) -> bool:
-    if "out" in node.kwargs:
-        return False
     if node.op == "call_method":
         return node.target in _ALLOCATING_METHODS
     return node.target in _ALLOCATIONS or _op_name(node)[0].startswith(("aten::empty", "aten::new_empty"))
@@ -427,8 +418,8 @@ def _unsupported(node: torch.fx.Node, why: str) -> UnsupportedPiece:
     )
 
 
-def _restore_grad_mode(whole: torch.fx.Graph, stitched: torch.fx.Graph) -> None:
-    """Leaves gradients switched as the whole graph does.
+def _restore_grad_mode(whole: torch.fx.Graph, stitched: torch.fx.Graph) -> bool:
+    """Leaves gradients switched as the whole graph does; gives whether that takes something.
 
     A piece that runs as it is switches them for its caller, and the compiled piece that would switch them back need not.
     """
@@ -436,25 +427,26 @@ def _restore_grad_mode(whole: torch.fx.Graph, stitched: torch.fx.Graph) -> None:
     for last in list(switches)[-1:]:
         with stitched.inserting_before(stitched.output_node()):
             stitched.call_function(torch._C._set_grad_enabled, last.args)
+    return bool(switches)
 
 
-def _order_symbols(call: torch.fx.Node, piece: torch.fx.GraphModule, ranks: Mapping[sympy.Symbol | None, int]) -> None:
-    """Puts a piece's symbols into the order that they have among the whole graph's inputs.
+def _order_symbols(call: torch.fx.Node, piece: torch.fx.Graph, ranks: Mapping[sympy.Symbol | None, int]) -> bool:
+    """Puts a piece's symbols into the order that they have among the whole graph's inputs; gives whether that moved any.
 
     The first one is dispatched on; which that is must not depend on the tensors that the piece happens to use first.
     """
-    inputs = list(zip(piece.graph.find_nodes(op="placeholder"), call.args, strict=True))
+    inputs = list(zip(piece.find_nodes(op="placeholder"), call.args, strict=True))
     places = [at for at, (node, _) in enumerate(inputs) if _symbol(_value(node)) is not None]
     ordered = sorted((inputs[at] for at in places), key=lambda pair: ranks[_symbol(_value(pair[0]))])
     if ordered == [inputs[at] for at in places]:
-        return
+        return False
     for at, pair in zip(places, ordered, strict=True):
         inputs[at] = pair
     call.args = tuple(arg for _, arg in inputs)
-    first_call = next(node for node in piece.graph.nodes if node.op != "placeholder")
+    first_call = next(node for node in piece.nodes if node.op != "placeholder")
     for node, _ in inputs:
         first_call.prepend(node)
-    piece.recompile()
+    return True
 
 
 def _stitched(module: torch.fx.GraphModule, runnables: Mapping[str, Runnable]) -> Runnable:

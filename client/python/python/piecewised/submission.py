@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +13,8 @@ from .errors import ArtifactError, PiecewisedError
 from .loading import Compiled, fetch_and_load
 from .piece import failed
 from .plan import Entry, Plan
+
+log = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
@@ -42,17 +45,19 @@ class Request:
 
 
 def follow(
-    request: Request, entries: list[Entry], program: dict[str, Any] | None, sink: Sink, stop: _core.Stop
+    request: Request, entries: list[Entry], program: dict[str, Any] | None, sink: Sink | None, stop: _core.Stop
 ) -> dict[str, Any] | None:
     """Has the entries compiled, and tells ``sink`` exactly once about each. The ProgramStatus at the end, if there is one.
 
-    One entry that fails costs no other; what fails for all of them is told of each that has no end yet.
+    One entry that fails costs no other; what fails for all of them is told of each that has no end yet. Without a sink
+    nothing is fetched: the daemon is only told, for the program's sake.
     """
     waiting = dict(enumerate(entries))
     try:
-        return _follow(request, entries, program, sink, stop, waiting)
+        return _follow(request, entries, program, sink=sink, stop=stop, waiting=waiting)
     except PiecewisedError as error:
-        for position in list(waiting):
+        log.debug("entries %s can't be had: %s", list(waiting.values()), error)
+        for position in waiting if sink is not None else ():
             sink.failed(position, error)
         return None
 
@@ -61,7 +66,8 @@ def _follow(
     request: Request,
     entries: list[Entry],
     program: dict[str, Any] | None,
-    sink: Sink,
+    *,
+    sink: Sink | None,
     stop: _core.Stop,
     waiting: dict[int, Entry],
 ) -> dict[str, Any] | None:
@@ -82,18 +88,22 @@ def _follow(
             status = event["program"]
         elif kind in ("ready", "failed"):
             position = positions[event["index"]]
-            try:
-                if kind == "failed":
-                    raise failed(event)
-                compiled, record = fetch_and_load(client, event["handle"], event["source"], stop)
-            except PiecewisedError as error:
-                del waiting[position]
-                sink.failed(position, error)
-            else:
-                del waiting[position]
-                counters.record_range(**record)
-                sink.ready(position, compiled)
+            del waiting[position]
+            if sink is not None:
+                _settle(client, event, position, sink, stop)
     if waiting:
         missing = list(waiting.values())
         raise ArtifactError(f"the daemon finished without an answer for {missing}", reason="BAD_RESPONSE")
     return status
+
+
+def _settle(client: _core.Client, event: dict[str, Any], position: int, sink: Sink, stop: _core.Stop) -> None:
+    try:
+        if event["event"] == "failed":
+            raise failed(event)
+        compiled, record = fetch_and_load(client, event["handle"], event["source"], stop)
+    except PiecewisedError as error:
+        sink.failed(position, error)
+    else:
+        counters.record_range(**record)
+        sink.ready(position, compiled)

@@ -68,14 +68,15 @@ def check(manifest: dict[str, Any]) -> None:
         )
     theirs, ours = manifest["toolchain"], fingerprint.toolchain()
     if theirs["fingerprint"] != ours["fingerprint"]:
-        raise LoadError(f"the artifact was made by {_name(theirs)}; this process is {_name(ours)}")
+        raise LoadError(f"the artifact was made by {toolchain_name(theirs)}; this process is {toolchain_name(ours)}")
     device = manifest["device"]
     here = fingerprint.devices(device["type"])
     if device not in here:
         raise LoadError(f"the artifact is for the device {device}; this process has {here or 'none of that kind'}")
 
 
-def _name(toolchain: dict[str, str]) -> str:
+def toolchain_name(toolchain: dict[str, str]) -> str:
+    """A toolchain for people."""
     return (
         f"toolchain {toolchain['fingerprint'][:16]} (Python {toolchain['python_version']}, torch "
         f"{toolchain['torch_version']}, triton {toolchain['triton_version'] or 'none'}, CUDA "

@@ -1,0 +1,186 @@
+"""A 32-layer transformer as one program: how many compiles, and how long until its first answer, against one compile per piece.
+
+The model is split at its attention, a custom operator, into 33 pieces. Twice, each time with a daemon that has an empty store and in a
+process of its own:
+
+* `alike`: the layers differ in their weights only, as a transformer's do, so that their pieces are the same graph;
+* `unlike`: the same model, but every layer's norm has an epsilon of its own. It is a literal in the graph, and changes nothing about how
+  long a compile takes, but no two pieces are the same graph any more. That is what compiling piece by piece costs.
+
+The second is what is compared with, rather than one piece's compile times 33, because it is measured with all that comes with it: the same
+daemon, the same number of executors, starting them, fetching, loading. Prints one JSON object and a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import piecewised
+import torch
+from bench import Daemon, machine
+from torch import nn
+from torch.nn import functional
+
+RANGES = [[1, 512]]
+HIDDEN = 128
+N_HEADS = 4
+N_TOKENS = 64
+
+
+def main() -> None:
+    """Measures and prints; with --worker, is the process that compiles."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--daemon", type=pathlib.Path, help="a release build of the binary")
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--worker", nargs=2, metavar=("ENDPOINT", "KIND"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker is not None:
+        print(json.dumps(worker(*args.worker, args.layers)))
+        return
+    if args.daemon is None:
+        parser.error("--daemon is required")
+    report: dict[str, Any] = {"machine": machine(), "n_layers": args.layers, "ranges": RANGES}
+    for kind in ("alike", "unlike"):
+        report[kind] = run(args.daemon.resolve(), kind, args.layers)
+    print(json.dumps(report, indent=1))
+    table(report)
+
+
+def run(binary: pathlib.Path, kind: str, n_layers: int) -> dict[str, Any]:
+    """One process against one new daemon."""
+    import service_harness
+
+    service_harness.DAEMON = binary
+    with tempfile.TemporaryDirectory() as folder, Daemon(pathlib.Path(folder)) as daemon:
+        command = [sys.executable, __file__, "--worker", daemon.endpoint, kind, "--layers", str(n_layers)]
+        # The client's own cache has to be empty too.
+        command = ["env", f"PIECEWISED_CACHE_DIR={folder}/cache", *command]
+        lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+        result: dict[str, Any] = json.loads(lines[-1])
+        return result
+
+
+def worker(endpoint: str, kind: str, n_layers: int) -> dict[str, Any]:
+    """Compiles the model, calls it, and says what it took."""
+    model = Model(n_layers, is_alike=kind == "alike").eval()
+    compiled = torch.compile(
+        model,
+        backend="piecewised",
+        fullgraph=True,
+        options={
+            "compile_ranges": RANGES,
+            "splitting_ops": ["bench::attention"],
+            "program": f"bench-{kind}",
+            "endpoint": endpoint,
+            "on_error": "raise",
+            "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
+        },
+    )
+    tokens = torch.randint(0, 256, (N_TOKENS,), generator=torch.Generator().manual_seed(0))
+    torch._dynamo.mark_dynamic(tokens, 0)
+    with torch.inference_mode():
+        started = time.perf_counter()
+        actual = compiled(tokens)
+        first_answer_s = time.perf_counter() - started
+        torch.testing.assert_close(actual, model(tokens), rtol=1e-3, atol=1e-3)
+    stats = piecewised.stats()
+    assert not stats["n_local"], stats["local_reasons"]
+    ranges = stats["ranges"]
+    by_key = {record["key"]: record for record in ranges}
+    return {
+        "n_pieces": stats["n_pieces"],
+        "n_ranges": len(ranges),
+        "n_distinct": len(by_key),
+        "n_compiled": sum(record["source"] == "compiled" for record in ranges),
+        "n_shared": sum(record["source"] != "compiled" for record in ranges),
+        # Until the whole model has answered once: capture, split, compile, fetch, load, run.
+        "first_answer_s": first_answer_s,
+        # In executors, each compile once.
+        "compile_s": sum(record["compile_s"] for record in by_key.values()),
+    }
+
+
+@torch.library.custom_op(
+    "bench::attention", mutates_args=(), schema="(Tensor query, Tensor key, Tensor value) -> Tensor"
+)
+def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Stands in for a serving engine's: opaque to the compiler."""
+    heads = [x.view(-1, N_HEADS, HIDDEN // N_HEADS).transpose(0, 1) for x in (query, key, value)]
+    return functional.scaled_dot_product_attention(*heads, is_causal=True).transpose(0, 1).reshape(query.shape)
+
+
+@attention.register_fake
+def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(query)
+
+
+class Norm(nn.Module):
+    """RMSNorm."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(HIDDEN))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalised and weighted."""
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each with its norm before and the residual around it."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.before_attention, self.before_mlp = Norm(eps), Norm(eps)
+        self.qkv = nn.Linear(HIDDEN, 3 * HIDDEN, bias=False)
+        self.out = nn.Linear(HIDDEN, HIDDEN, bias=False)
+        self.gate_up = nn.Linear(HIDDEN, 4 * HIDDEN, bias=False)
+        self.down = nn.Linear(2 * HIDDEN, HIDDEN, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Shape [tokens, hidden]."""
+        query, key, value = self.qkv(self.before_attention(x)).chunk(3, dim=-1)
+        x = x + self.out(torch.ops.bench.attention(query.contiguous(), key.contiguous(), value.contiguous()))
+        gate, up = self.gate_up(self.before_mlp(x)).chunk(2, dim=-1)
+        return x + self.down(functional.silu(gate) * up)
+
+
+class Model(nn.Module):
+    """A small Llama-like transformer over a flat batch of tokens, as a serving engine has it; random weights."""
+
+    def __init__(self, n_layers: int, *, is_alike: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(256, HIDDEN)
+        # 1e-6 in every layer, or 1.000e-6, 1.001e-6, 1.002e-6 and so on.
+        self.layers = nn.ModuleList(Layer(1e-6 * (1 if is_alike else 1 + i / 1000)) for i in range(n_layers))
+        self.norm = Norm(1e-6)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Of token ids, shape [tokens]."""
+        x = self.embed(tokens)
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x)
+
+
+def table(report: dict[str, Any]) -> None:
+    """The numbers for a reader."""
+    print(f"\n{'pieces are':<12}{'pieces':>8}{'distinct':>10}{'compiles':>10}{'first answer':>14}{'compiling':>12}")
+    for kind in ("alike", "unlike"):
+        row = report[kind]
+        print(f"{kind:<12}{row['n_pieces']:>8}{row['n_distinct']:>10}{row['n_compiled']:>10}", end="")
+        print(f"{row['first_answer_s']:>12.1f} s{row['compile_s']:>10.1f} s")
+    print(f"{report['unlike']['first_answer_s'] / report['alike']['first_answer_s']:.1f} times as long without sharing")
+
+
+if __name__ == "__main__":
+    main()
