@@ -104,6 +104,7 @@ def worker(endpoint: str, kind: str, n_layers: int) -> dict[str, Any]:
         "first_answer_s": first_answer_s,
         # In executors, each compile once.
         "compile_s": sum(record["compile_s"] for record in by_key.values()),
+        "each_compile_s": [record["compile_s"] for record in by_key.values()],
     }
 
 

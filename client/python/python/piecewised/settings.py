@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .errors import UnsupportedPiece
 from .graphs import input_devices
 from .runtime import fingerprint
 
@@ -37,10 +38,21 @@ def toolchain() -> dict[str, str]:
 
 
 def device_of(graph: dict[str, Any]) -> dict[str, str]:
-    """The DeviceKind that a graph runs on: the GPU where one of its inputs is on a GPU, else the CPU."""
-    on_gpu = next((device for device in input_devices(graph) if device["type"] == "cuda"), None)
-    if on_gpu is None:
+    """The DeviceKind that a graph runs on: the GPU where one of its inputs is on a GPU, else the CPU.
+
+    Raises UnsupportedPiece where that is not the process's first GPU. Inductor writes the device's index into its code, artifacts
+    are made for the first one, and code for it would read another GPU's tensors through the wrong stream, or not at all.
+    """
+    on_gpus = [device for device in input_devices(graph) if device["type"] == "cuda"]
+    if not on_gpus:
         return fingerprint.devices("cpu")[0]
+    on_gpu = next((device for device in on_gpus if device.get("index") not in (None, 0)), on_gpus[0])
+    if on_gpu.get("index") not in (None, 0):
+        raise UnsupportedPiece(
+            f"the piece is on cuda:{on_gpu['index']}, and artifacts run on a process's first GPU; start each worker with "
+            "CUDA_VISIBLE_DEVICES naming its own",
+            reason="NOT_FIRST_GPU",
+        )
     kinds = fingerprint.devices("cuda")
     if len(kinds) == 1:
         return kinds[0]
