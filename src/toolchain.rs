@@ -16,6 +16,7 @@ pub(crate) fn executor_config(config: &Config, folder: &RuntimeFolder) -> std::i
     let source_dir = ExecutorSource.lay_down(folder.path())?;
     let temp_root = folder.subfolder("executors")?;
     Ok(ExecutorConfig {
+        headers_dir: Some(folder.subfolder("precompiled_headers")?),
         ready_deadline: Duration::from_secs(config.executor_ready_deadline_s),
         job_deadline: Duration::from_secs(config.job_deadline_s),
         max_artifact_bytes: config.max_artifact_bytes,

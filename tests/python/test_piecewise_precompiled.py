@@ -11,7 +11,7 @@ import piecewised
 import pytest
 import torch
 from conftest import Daemon
-from piece_harness import arguments, capture
+from piece_harness import arguments, capture, symbols
 from piecewised import PiecewiseBackend
 
 WEIGHT = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
@@ -61,7 +61,7 @@ def answers(*names: str) -> dict[str, Callable[..., Any]]:
 def test_bytes_load_again(compiled: dict[str, bytes], gm: torch.fx.GraphModule) -> None:
     assert list(compiled) == ["[1, 16]", "[4, 4]"]
     backend = PiecewiseBackend(compiled_runnables=compiled)
-    assert backend.argument == [str(node.target) for node in gm.graph.find_nodes(op="placeholder")].index("s77")
+    assert [backend.argument] == symbols(gm)
     for n in (1, 2, 4, 16):
         check(backend, gm, n)
     with pytest.raises(piecewised.NotCovered, match=r"size 17 .*\[1, 16\], \[4, 4\]"):
@@ -150,9 +150,7 @@ def test_a_range_that_is_missing_is_an_error_that_lists_what_there_is(compiled: 
     with pytest.raises(
         piecewised.ArtifactError, match=r"for \[17, 64\], \[5, 5\]; there is \[1, 16\], \[4, 4\]"
     ) as raised:
-        PiecewiseBackend(
-            compiled_runnables=compiled, compile_range_endpoints=[64, 16], compile_sizes=[4, 5], sym_shape_indices=[1]
-        )
+        PiecewiseBackend(compiled_runnables=compiled, compile_range_endpoints=[64, 16], compile_sizes=[4, 5])
     assert raised.value.reason == "MISSING_RANGE"
     # What the plan doesn't ask for is left.
     assert PiecewiseBackend(compiled_runnables=compiled, compile_ranges=[[1, 16]]).entries == [(1, 16)]

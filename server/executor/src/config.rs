@@ -11,6 +11,9 @@ pub struct ExecutorConfig {
     pub source_dir: PathBuf,
     /// Where each executor gets its private temporary folder.
     pub temp_root: PathBuf,
+    /// Where executors share g++'s precompiled headers of torch, which take seconds to make and are the same for all; none: each
+    /// makes its own.
+    pub headers_dir: Option<PathBuf>,
     /// From the start to `ready`: importing torch takes seconds, on cold network storage minutes.
     pub ready_deadline: Duration,
     /// For one compile, from the request to the last byte of the artifact.
@@ -35,6 +38,7 @@ impl ExecutorConfig {
             python: python.into(),
             source_dir: source_dir.into(),
             temp_root: temp_root.into(),
+            headers_dir: None,
             ready_deadline: Duration::from_secs(120),
             job_deadline: Duration::from_secs(1800),
             max_artifact_bytes: 1 << 30,

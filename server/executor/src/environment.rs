@@ -77,6 +77,7 @@ pub(crate) fn compose(
     extra: &[String],
     source_dir: &Path,
     folder: &Path,
+    headers_dir: Option<&Path>,
     n_compile_threads: Option<usize>,
 ) -> BTreeMap<OsString, OsString> {
     let patterns = || ALLOWED.iter().copied().chain(extra.iter().map(String::as_str));
@@ -97,9 +98,8 @@ pub(crate) fn compose(
     set("XDG_CACHE_HOME", folder.join("cache").as_os_str());
     set("TORCHINDUCTOR_CACHE_DIR", folder.join("inductor").as_os_str());
     set("TRITON_CACHE_DIR", folder.join("triton").as_os_str());
-    // Shared by the daemon's executors: g++ takes seconds to precompile torch's headers, and they are the same for all.
-    if let Some(root) = folder.parent() {
-        set("PIECEWISED_PRECOMPILED_HEADERS", root.join("precompiled_headers").as_os_str());
+    if let Some(headers) = headers_dir {
+        set("PIECEWISED_PRECOMPILED_HEADERS", headers.as_os_str());
     }
     if let Some(n) = n_compile_threads {
         set("TORCHINDUCTOR_COMPILE_THREADS", n.to_string().as_ref());
@@ -120,7 +120,7 @@ mod tests {
     fn composed(from: &[(&str, &str)], extra: &[&str]) -> BTreeMap<OsString, OsString> {
         let from = from.iter().map(|(name, value)| (name.into(), value.into())).collect();
         let extra: Vec<_> = extra.iter().map(ToString::to_string).collect();
-        compose(&from, &extra, Path::new("/source"), Path::new("/private"), Some(3))
+        compose(&from, &extra, Path::new("/source"), Path::new("/private"), None, Some(3))
     }
 
     #[test]

@@ -292,11 +292,13 @@ fn start(config: &ExecutorConfig) -> io::Result<(Process, Pipes)> {
     } else {
         config.python.clone()
     };
+    let headers_dir = config.headers_dir.as_deref().map(std::path::absolute).transpose()?;
     let variables = environment::compose(
         &config.environment,
         &config.extra_environment,
         &source_dir,
         &root,
+        headers_dir.as_deref(),
         config.n_compile_threads,
     );
     let mut command = Command::new(python);

@@ -35,7 +35,6 @@ def entries_of(plan: Plan, argument: int | None) -> list[Entry]:
 
 def precompiled_argument(values: Sequence[Any], sym_shape_indices: Sequence[int] | None) -> int | None:
     """What is dispatched on: what was compiled says so, else the caller has to. Raises OptionError."""
-    """What is dispatched on: what was compiled says so, else the caller has to."""
     found = next((value.handle["dispatch_argument"] for value in values if isinstance(value, Compiled)), -1)
     if sym_shape_indices is None:
         if found == -1:
