@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from conftest import Daemon
 from piece_harness import arguments, capture, symbols
 from piecewised import PiecewiseBackend
+from piecewised.entries import Entries
 
 WEIGHT = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -74,6 +76,7 @@ import json, sys
 import torch
 import piecewised
 from piecewised import PiecewiseBackend
+from piecewised.entries import Entries
 
 class Never:
     # Nothing may be captured, traced or compiled here.
@@ -135,6 +138,25 @@ def test_bytes_under_another_name_are_refused(compiled: dict[str, bytes]) -> Non
         PiecewiseBackend(compiled_runnables={"[5, 5]": compiled["[4, 4]"]})
     with pytest.raises(piecewised.FormatError, match=r"'\(4, 4\)' is not the name of a range"):
         PiecewiseBackend(compiled_runnables={"(4, 4)": compiled["[4, 4]"]})
+
+
+def test_what_can_not_run_is_refused() -> None:
+    with pytest.raises(piecewised.FormatError, match="not a str"):
+        PiecewiseBackend(compiled_runnables={"[4, 4]": "x"}, sym_shape_indices=[0])  # type: ignore[dict-item]
+
+
+def test_a_call_waits_for_its_own_entry_and_for_no_other() -> None:
+    entries = Entries([(1, 16), (17, 64)], 0, None)
+    assert entries.ask([0, 1]) == [0, 1] and entries.ask([0, 1]) == []
+    entries.put_callable(0, lambda n: n)
+    state = entries.wait(entries.position(5))
+    assert state.find is not None and state.find(5)(5) == 5
+    assert not entries.states[1].has_end
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(entries.wait, entries.position(17))
+        entries.fail(1, piecewised.CompileFailed("so"))
+        assert isinstance(waiting.result().error, piecewised.CompileFailed)
+    assert entries.states[0].error is None
 
 
 def test_what_the_cache_folder_lost_is_fetched_again(daemon: Daemon, gm: torch.fx.GraphModule, cache_dir: Path) -> None:

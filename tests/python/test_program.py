@@ -119,7 +119,7 @@ def test_a_manifest_of_another_toolchain_or_device_is_refused_with_both_named(
         piecewised.load(foreign)
     assert fingerprint.toolchain()["fingerprint"][:16] in str(raised.value)
     foreign = {**manifest, "devices": [{"type": "cuda", "name": "NVIDIA Z", "capability": "99.0"}]}
-    with pytest.raises(piecewised.ArtifactError, match="NVIDIA Z.*this process has") as raised:
+    with pytest.raises(piecewised.ArtifactError, match=r"NVIDIA Z.*this process has") as raised:
         piecewised.load(foreign)
     assert raised.value.reason == "NO_DEVICE"
 

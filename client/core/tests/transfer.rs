@@ -12,8 +12,10 @@ use std::{
 };
 
 use common::{good, handle};
-use piecewised_client::{Cache, Client, ClientError, ClientOptions, CompileRequest, Endpoint, EventKind};
-use piecewised_graph::{Digest, Handle, model::Graph, request::ArtifactFormat};
+use piecewised_client::{
+    Cache, Client, ClientError, ClientOptions, CompileRequest, Endpoint, Event, EventKind, check_manifest,
+};
+use piecewised_graph::{Digest, Handle, Manifest, ManifestPiece, model::Graph, request::ArtifactFormat};
 use piecewised_plan::{Plan, Range};
 use piecewised_proto::v1::{
     self,
@@ -324,5 +326,81 @@ async fn where_nobody_listens_the_daemon_is_unreachable() {
         assert_eq!(error.reason(), "UNREACHABLE");
         assert!(error.to_string().contains(&named), "{error}");
         assert!(error.falls_back());
+    }
+}
+
+fn manifest() -> Manifest {
+    let handle = handle(Some((1, 4)), &[Some((1, 4))]);
+    Manifest {
+        program: "backbone".parse().unwrap(),
+        toolchain: handle.toolchain.clone(),
+        devices: vec![handle.device.clone()],
+        pieces: vec![ManifestPiece { index: 0, entries: vec![Range::new(1, 4).unwrap()], handles: vec![handle] }],
+        n_distinct_pieces: 1,
+        created_unix_ms: 7,
+    }
+}
+
+#[tokio::test]
+async fn a_manifest_is_the_one_that_was_asked_for_and_whole() {
+    let world = world(|_| {}).await;
+    let whole = || v1::GetManifestResponse {
+        manifest: Some(piecewised_wire::manifest_to_proto(&manifest())),
+        manifest_digest: manifest().digest().0.to_vec(),
+    };
+    let changed = |change: fn(&mut v1::GetManifestResponse)| {
+        let mut response = whole();
+        change(&mut response);
+        Some(response)
+    };
+    let answers = [
+        Some(whole()),
+        changed(|response| response.manifest = None),
+        changed(|response| response.manifest_digest.clear()),
+        changed(|response| response.manifest.as_mut().unwrap().program = "draft".into()),
+        changed(|response| response.manifest.as_mut().unwrap().pieces[0].index = 1),
+        changed(|response| response.manifest.as_mut().unwrap().pieces[0].handles.clear()),
+    ];
+    world.server.0.lock().unwrap().manifests.extend(answers);
+    let name = "backbone".parse().unwrap();
+    assert_eq!(world.client.manifest(&name).await.unwrap(), (manifest(), manifest().digest()));
+    for _ in 0..5 {
+        assert_eq!(world.client.manifest(&name).await.unwrap_err().reason(), "BAD_RESPONSE");
+    }
+    let error = world.client.manifest(&name).await.unwrap_err();
+    assert_eq!(error.reason(), "NO_SUCH_MANIFEST");
+    assert!(check_manifest(&manifest()).is_ok());
+    let mut swapped = manifest();
+    swapped.pieces[0].index = 1;
+    assert_eq!(check_manifest(&swapped).unwrap_err().reason(), "BAD_RESPONSE");
+}
+
+#[tokio::test]
+async fn the_end_of_a_compile_says_how_far_the_program_is() {
+    let world = world(|_| {}).await;
+    let status = |digest: &[u8]| v1::ProgramStatus {
+        program: "backbone".into(),
+        n_pieces: 2,
+        n_pieces_ready: 2,
+        is_complete: true,
+        manifest_digest: digest.to_vec(),
+        phases: vec![v1::PhaseTiming { phase: "compile".into(), seconds: 1.5 }],
+        ..Default::default()
+    };
+    for (digest, is_right) in [(vec![3; 32], true), (Vec::new(), true), (vec![3; 31], false)] {
+        let program = Some(status(&digest));
+        let completed = v1::compile_event::Event::Completed(v1::Completed { program, ..Default::default() });
+        world.server.0.lock().unwrap().compiles.push_back(Ok(vec![event(0, None, completed)]));
+        let mut stream = world.client.compile(request()).await.unwrap();
+        match stream.next().await.unwrap() {
+            Ok(Event { kind: EventKind::Completed(completed), .. }) if is_right => {
+                let program = completed.program.unwrap();
+                assert_eq!((program.n_pieces, program.is_complete), (2, true));
+                assert_eq!(program.manifest_digest, (!digest.is_empty()).then_some(Digest([3; 32])));
+                assert_eq!(program.phases[0].seconds, 1.5);
+            }
+            Err(error) if !is_right => assert_eq!(error.reason(), "BAD_RESPONSE"),
+            other => panic!("{other:?}"),
+        }
     }
 }

@@ -22,7 +22,7 @@ from typing import Any
 from . import _core, background, counters
 from .arguments import entries_of, plan_of, precompiled_argument, program_of
 from .entries import Entries, State
-from .errors import MISTAKES, ArtifactError, OptionError, PiecewisedError
+from .errors import MISTAKES, ArtifactError, FormatError, OptionError, PiecewisedError
 from .graphs import dispatched_argument
 from .loading import Compiled, Runnable, load_folder
 from .local import LocalPiece
@@ -270,13 +270,21 @@ class PiecewiseBackend:
         sym_shape_indices: Sequence[int] | None,
         returns_tuple: bool | None,
     ) -> None:
-        by_entry = {parse_name(name): value for name, value in runnables.items()}
+        by_entry: dict[Entry, Runnable | Compiled] = {}
         cache = None
-        for entry, value in by_entry.items():
-            if isinstance(value, bytes | bytearray | memoryview):
+        for name, value in runnables.items():
+            entry = parse_name(name)
+            if isinstance(value, bytes):
                 cache = cache or _core.Cache(self._cache_dir)
-                handle, folder = cache.take_bundle(bytes(value))
+                handle, folder = cache.take_bundle(value)
                 by_entry[entry] = load_folder(json.loads(handle), folder)
+            elif isinstance(value, Compiled) or callable(value):
+                by_entry[entry] = value
+            else:
+                raise FormatError(
+                    f"what is to run {name} is a value of to_bytes or a callable, not a {type(value).__name__}",
+                    reason="BAD_RUNNABLE",
+                )
         argument = precompiled_argument(list(by_entry.values()), sym_shape_indices)
         spans = entries_of(plan or Plan.of_entries(list(by_entry)), argument)
         missing = [entry for entry in spans if entry not in by_entry]
@@ -288,11 +296,11 @@ class PiecewiseBackend:
             )
         self._entries = Entries(spans, argument, returns_tuple)
         for position, entry in enumerate(spans):
-            value = by_entry[entry]
-            if isinstance(value, Compiled):
-                self._entries.put(position, value)
+            found = by_entry[entry]
+            if isinstance(found, Compiled):
+                self._entries.put(position, found)
             else:
-                self._entries.put_callable(position, value)
+                self._entries.put_callable(position, found)
 
     def _bundle(self, compiled: Compiled) -> bytes:
         cache = _core.Cache(self._cache_dir)

@@ -60,8 +60,8 @@ def _backend(module: torch.fx.GraphModule, place: int, program: Program, options
 
 def _program_name(split: Split, options: BackendOptions) -> str:
     """The user's name; with a number behind it for the second and further graphs. Without one, a digest of what is compiled."""
-    content = [_without_traces(graph_of(piece.module)) for piece in split.compiled]
-    content += [options.ranges, options.sizes, options.inductor_values()]
+    graphs = [_without_traces(graph_of(piece.module)) for piece in split.compiled]
+    content = [graphs, options.ranges, options.sizes, options.inductor_values()]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     if options.program is None:
         return f"graph-{digest[:32]}"

@@ -57,8 +57,9 @@ def follow(
         return _follow(request, entries, program, sink=sink, stop=stop, waiting=waiting)
     except PiecewisedError as error:
         log.debug("entries %s can't be had: %s", list(waiting.values()), error)
-        for position in waiting if sink is not None else ():
-            sink.failed(position, error)
+        if sink is not None:
+            for position in waiting:
+                sink.failed(position, error)
         return None
 
 

@@ -60,10 +60,12 @@ async fn a_damaged_manifest_is_dropped_and_counted() {
     store.put_manifest(manifest("model", 33)).await.unwrap();
     let [path] = files(dir.path()).try_into().unwrap();
     let whole = fs::read(&path).unwrap();
-    let damaged: [&dyn Fn(&mut Vec<u8>); 4] =
-        [&|bytes| bytes[200] ^= 1, &|bytes| bytes[3] ^= 1, &|bytes| bytes.truncate(bytes.len() / 2), &|bytes| {
-            bytes.clear()
-        }];
+    let damaged: [fn(&mut Vec<u8>); 4] = [
+        |bytes| bytes[200] ^= 1,
+        |bytes| bytes[3] ^= 1,
+        |bytes| bytes.truncate(bytes.len() / 2),
+        |bytes| bytes.clear(),
+    ];
     for (n, damage) in (1..).zip(damaged) {
         let mut bytes = whole.clone();
         damage(&mut bytes);
