@@ -316,8 +316,9 @@ def test_a_daemon_that_dies_and_comes_back(own_daemon: Daemon) -> None:
     own_daemon.stop(signal.SIGKILL)
     torch.testing.assert_close(run(y := tokens(7, 12)), model(y), msg="what is loaded needs no daemon")
     torch._dynamo.reset()
-    with pytest.warns(piecewised.PiecewisedWarning):
-        torch.testing.assert_close(run(x), model(x))
+    n_local = piecewised.stats()["n_local"]
+    torch.testing.assert_close(run(x), model(x))
+    assert piecewised.stats()["n_local"] == n_local + 1
 
     own_daemon.start()
     torch._dynamo.reset()

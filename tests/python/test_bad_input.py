@@ -54,6 +54,15 @@ def nodes(request: dict[str, Any]) -> list[dict[str, Any]]:
     return request["graph"]["nodes"]
 
 
+def make_static(request: dict[str, Any]) -> None:
+    """Without its symbol: one entry is all that a plan may come to."""
+    request["graph"].pop("symbols")
+    tensor = nodes(request)[1]["placeholder"]["value"]["tensor"]
+    tensor["sizes"] = [{"integer": "4"}, {"integer": "8"}]
+    del nodes(request)[0]
+    request["plan"] = {"compileRangeEndpoints": {"endpoints": ["16", "32"]}}
+
+
 CASES: list[tuple[str, grpc.StatusCode, str, Callable[[dict[str, Any]], Any]]] = [
     ("no graph", INVALID, "MISSING_FIELD", lambda r: r.pop("graph")),
     ("no plan", INVALID, "MISSING_FIELD", lambda r: r.pop("plan")),
@@ -118,6 +127,7 @@ CASES: list[tuple[str, grpc.StatusCode, str, Callable[[dict[str, Any]], Any]]] =
             plan={"compileRanges": {"ranges": [{"start": "1", "end": "4"}, {"start": "4", "end": "8"}]}}
         ),
     ),
+    ("two entries for a graph without symbolic input", INVALID, "STATIC_GRAPH", make_static),
     (
         "too many ranges",
         INVALID,

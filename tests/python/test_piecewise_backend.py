@@ -250,7 +250,8 @@ def test_a_range_that_fails_is_compiled_here_and_no_other(daemon: Daemon) -> Non
     for n in (6, 2, 8, 200):
         x = torch.randn(n, 8)
         torch.testing.assert_close(backend(*arguments(gm, x=x)), (halves(x),))
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1, "compiled, and not run as it is"
+    # Compiled, and not run as it is: once for the even sizes, and 2 // 2 is a size of 1, which Dynamo takes apart.
+    assert 1 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
     assert piecewised.stats()["n_local"] == before["n_local"] + 1
     assert list(backend.to_bytes()) == ["[4, 4]"]
     summary = program.wait()
@@ -288,12 +289,15 @@ def test_a_daemon_that_dies_takes_no_call_with_it(own_daemon: Daemon, gm: torch.
     """Threads wait for their ranges when it is killed; each is answered by a compile of this process."""
     own_daemon.start()
     backend = make(own_daemon, gm, compile_ranges=RANGES, on_error="local")
-    with pytest.warns(piecewised.PiecewisedWarning), ThreadPoolExecutor(2) as threads:
+    n_local = piecewised.stats()["n_local"]
+    with ThreadPoolExecutor(2) as threads:
         results = [threads.submit(in_inference, check, backend, gm, n) for n in (5, 50)]
         threading.Event().wait(0.3)
         own_daemon.stop(signal.SIGKILL)
         for result in results:
             result.result()
+    assert piecewised.stats()["n_local"] == n_local + 2
+    assert torch._dynamo.config.assume_static_by_default, "no thread has changed the process's settings"
 
 
 def in_inference(action: Callable[..., Any], *args: Any) -> None:

@@ -65,6 +65,14 @@ def test_the_manifest_is_there_with_the_last_piece_and_not_before(client: Client
     assert [(entry.start, entry.end) for entry in manifest.pieces[0].entries] == [(1, 16)]
 
 
+def test_a_caller_that_leaves_with_its_last_handle_leaves_a_manifest_too(client: Client) -> None:
+    for constant, run in ((3, "compiled"), (3, "from-the-store")):
+        events = client.compile(piece(f"hasty-{run}", run, 0, 1, constant))
+        assert any(event.WhichOneof("event") == "ready" for event in events)
+        events.cancel()
+        assert len(client.manifest(f"hasty-{run}").manifest.pieces) == 1
+
+
 def test_another_run_of_the_same_pieces_compiles_nothing_and_hears_of_the_same_manifest(client: Client) -> None:
     digests = set()
     for _ in range(2):

@@ -16,23 +16,29 @@ use crate::status::ApiError;
 /// The events of a request: first one for each entry of the plan, then progress and results as they come, last Completed.
 ///
 /// For a piece of a program, each result is noted in its run, and the manifest of a program that is complete by now is durable
-/// before Completed says so.
+/// before the last Ready is sent: a caller that has all its handles and leaves without waiting for Completed leaves a manifest too.
 pub(crate) fn events(
     tickets: Vec<(Option<Range>, Ticket)>,
     program: Option<(Place, Scheduler)>,
     started: Instant,
 ) -> impl Stream<Item = Result<v1::CompileEvent, Status>> + Send + 'static {
     stream! {
+        let n_entries = u32::try_from(tickets.len()).unwrap_or(u32::MAX);
         let mut summary = v1::Completed::default();
+        let mut end = None;
         let mut running = StreamMap::new();
         for (position, (range, ticket)) in tickets.into_iter().enumerate() {
             let index = u32::try_from(position).unwrap_or(u32::MAX);
             let at = move |event| v1::CompileEvent { index, range: range.map(wire::range_to_proto), event: Some(event) };
             match ticket {
                 Ticket::Stored(handle) => {
-                    count(&mut summary, &ready(&handle, v1::Source::Store));
+                    let event = ready(&handle, v1::Source::Store);
+                    count(&mut summary, &event);
                     note(program.as_ref(), position, &handle, CameFrom::Store);
-                    yield Ok(at(ready(&handle, v1::Source::Store)));
+                    if summary.n_ready == n_entries {
+                        end = Some(end_piece(program.as_ref()).await);
+                    }
+                    yield Ok(at(event));
                 }
                 Ticket::Running(watcher) => {
                     yield Ok(at(first(&watcher)));
@@ -46,20 +52,32 @@ pub(crate) fn events(
             if let Some(kind) = &event.event {
                 count(&mut summary, kind);
             }
+            if end.is_none() && summary.n_ready == n_entries {
+                end = Some(end_piece(program.as_ref()).await);
+            }
             yield Ok(event);
         }
-        if let Some((place, scheduler)) = &program {
-            match scheduler.end_piece(place).await {
-                Ok(status) => summary.program = status.map(program_status),
-                // Every handle was sent; what failed is the program's completion, and that must not look like success.
-                Err(error) => {
-                    yield Err(ApiError::from(error).into());
-                    return;
-                }
+        let end = match end {
+            Some(end) => end,
+            None => end_piece(program.as_ref()).await,
+        };
+        match end {
+            Ok(status) => summary.program = status,
+            // Every handle was sent; what failed is the program's completion, and that must not look like success.
+            Err(error) => {
+                yield Err(error.into());
+                return;
             }
         }
         summary.elapsed_s = started.elapsed().as_secs_f64();
         yield Ok(v1::CompileEvent { index: 0, range: None, event: Some(Event::Completed(summary)) });
+    }
+}
+
+async fn end_piece(program: Option<&(Place, Scheduler)>) -> Result<Option<v1::ProgramStatus>, ApiError> {
+    match program {
+        Some((place, scheduler)) => Ok(scheduler.end_piece(place).await?.map(program_status)),
+        None => Ok(None),
     }
 }
 

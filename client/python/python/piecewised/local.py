@@ -59,12 +59,42 @@ class LocalPiece:
         with self._lock:
             _announce(why)
             if self._run is None:
-                import torch
-
                 _check_options(self._inductor, why)
-                options = dict(self._inductor) or None
-                self._run = torch.compile(_function_of(self._gm), dynamic=True, options=options)
+                self._run = _compiled(self._gm, self._inductor)
             return self._run
+
+
+# While one holds it, Dynamo's settings are others than the process's: see _compiled.
+_CAPTURING = threading.Lock()
+
+
+def _compiled(gm: Any, inductor: dict[str, Any]) -> Callable[..., Any]:
+    """What runs a graph for any size, compiled at its first call."""
+    import torch
+    from torch._inductor.compile_fx import compile_fx
+
+    def backend(captured: Any, example_inputs: Sequence[Any]) -> Any:
+        return compile_fx(captured, list(example_inputs), config_patches=dict(inductor))
+
+    function = _function_of(gm)
+    # dynamic=True changes a setting of the whole process during each call, and two threads that do so at once can leave
+    # it changed. So only the first call has it, one at a time, and the others find what that one compiled.
+    # (torch.compile would wrap the backend, and each of the two would have code of its own.)
+    first = torch._dynamo.optimize(backend, dynamic=True)(function)
+    further = torch._dynamo.optimize(backend)(function)
+    is_captured = False
+
+    def run(*args: Any) -> Any:
+        nonlocal is_captured
+        if not is_captured:
+            with _CAPTURING:
+                if not is_captured:
+                    result = first(*args)
+                    is_captured = True
+                    return result
+        return further(*args)
+
+    return run
 
 
 def _function_of(gm: Any) -> Callable[..., Any]:
