@@ -37,8 +37,7 @@ build: ## the daemon, target/debug/piecewised
 # Installs the package as pip would, but bound to this folder's Python sources. Cargo knows what is up to date.
 .PHONY: client
 client: $(VENV)/.ready ## the Python package, into .venv
-	cd client/python && VIRTUAL_ENV=$(CURDIR)/$(VENV) $(CURDIR)/$(VENV)/bin/maturin develop --locked --quiet --skip-install-check 2>/dev/null \
-	  || VIRTUAL_ENV=$(CURDIR)/$(VENV) $(CURDIR)/$(VENV)/bin/maturin develop --locked --quiet
+	cd client/python && VIRTUAL_ENV=$(CURDIR)/$(VENV) $(CURDIR)/$(VENV)/bin/maturin develop --locked --quiet
 
 .PHONY: demo
 demo: build client ## the main job on a real model, three workers at once, then again from the store

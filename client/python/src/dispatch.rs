@@ -16,8 +16,17 @@ pub(crate) fn plan_entries(py: Python<'_>, ranges: Vec<(i64, i64)>, sizes: Vec<i
 
 /// The ranges between endpoints.
 #[pyfunction]
-pub(crate) fn ranges_from_endpoints(py: Python<'_>, endpoints: Vec<i64>) -> PyResult<Vec<(i64, i64)>> {
-    let ranges = piecewised_plan::ranges_from_endpoints(&endpoints).map_err(|error| raise_plan(py, error))?;
+#[pyo3(signature = (endpoints, max_num_batched_tokens=None))]
+pub(crate) fn ranges_from_endpoints(
+    py: Python<'_>,
+    endpoints: Vec<i64>,
+    max_num_batched_tokens: Option<i64>,
+) -> PyResult<Vec<(i64, i64)>> {
+    let ranges = match max_num_batched_tokens {
+        Some(max) => piecewised_plan::ranges_up_to(&endpoints, max),
+        None => piecewised_plan::ranges_from_endpoints(&endpoints),
+    };
+    let ranges = ranges.map_err(|error| raise_plan(py, error))?;
     Ok(ranges.into_iter().map(<(i64, i64)>::from).collect())
 }
 

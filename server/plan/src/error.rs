@@ -39,6 +39,16 @@ pub enum PlanError {
         /// As given.
         endpoint: i64,
     },
+    /// An endpoint beyond the largest batch.
+    #[error(
+        "range endpoint {endpoint} is above max_num_batched_tokens, which is {max_num_batched_tokens}: no batch has such a size"
+    )]
+    EndpointAboveBatch {
+        /// As given.
+        endpoint: i64,
+        /// As given.
+        max_num_batched_tokens: i64,
+    },
     /// An encoder's plan that was made for another number of tokens.
     #[error(
         "an encoder's highest range must end at max_num_batched_tokens, which is {}; it ends at {end}",
@@ -83,7 +93,7 @@ impl PlanError {
             Self::BadRange { .. } => "BAD_RANGE",
             Self::OverlappingRanges { .. } => "OVERLAPPING_RANGES",
             Self::BadSize { .. } => "BAD_SIZE",
-            Self::BadEndpoint { .. } => "BAD_ENDPOINT",
+            Self::BadEndpoint { .. } | Self::EndpointAboveBatch { .. } => "BAD_ENDPOINT",
             Self::BadEncoderPlan { .. } => "BAD_ENCODER_PLAN",
             Self::TooManyRanges { .. } => "TOO_MANY_RANGES",
             Self::NotCovered { .. } => "SIZE_NOT_COVERED",

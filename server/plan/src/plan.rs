@@ -91,6 +91,18 @@ pub fn extend_for_encoder(ranges: &[Range], max_num_batched_tokens: Option<i64>)
     }
 }
 
+/// The ranges between endpoints as [`ranges_from_endpoints`] gives them, the last of which ends at `max_num_batched_tokens`: it is an endpoint
+/// whether it is among them or not.
+///
+/// # Errors
+/// [`PlanError::BadEndpoint`] as there, and [`PlanError::EndpointAboveBatch`] where an endpoint lies above it.
+pub fn ranges_up_to(endpoints: &[i64], max_num_batched_tokens: i64) -> Result<Vec<Range>, PlanError> {
+    if let Some(&endpoint) = endpoints.iter().find(|&&endpoint| endpoint > max_num_batched_tokens) {
+        return Err(PlanError::EndpointAboveBatch { endpoint, max_num_batched_tokens });
+    }
+    ranges_from_endpoints(&[endpoints, &[max_num_batched_tokens]].concat())
+}
+
 /// The ranges between endpoints: sorted and de-duplicated, `e0 < e1 < ...` give `[1, e0], [e0 + 1, e1], ...`
 ///
 /// # Errors

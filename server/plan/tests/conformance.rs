@@ -5,12 +5,15 @@
 #[path = "../../../tests/conformance/vectors.rs"]
 mod vectors;
 
-use piecewised_plan::{DispatchTable, Plan, PlanError, Range, extend_for_encoder, ranges_from_endpoints};
+use piecewised_plan::{DispatchTable, Plan, PlanError, Range, extend_for_encoder, ranges_from_endpoints, ranges_up_to};
 use vectors::{Given, Pair};
 
 fn plan(given: &Given) -> Result<Plan, PlanError> {
     let mut ranges = match (&given.compile_ranges, &given.compile_range_endpoints) {
-        (_, Some(endpoints)) => ranges_from_endpoints(endpoints)?,
+        (_, Some(endpoints)) => match given.max_num_batched_tokens.filter(|_| !given.is_encoder) {
+            Some(max) => ranges_up_to(endpoints, max)?,
+            None => ranges_from_endpoints(endpoints)?,
+        },
         (Some(pairs), None) => pairs.iter().copied().map(Range::try_from).collect::<Result<_, _>>()?,
         (None, None) => Vec::new(),
     };

@@ -1,6 +1,6 @@
 //! Ranges and plans.
 
-use piecewised_plan::{Plan, PlanError, Range, extend_for_encoder, ranges_from_endpoints};
+use piecewised_plan::{Plan, PlanError, Range, extend_for_encoder, ranges_from_endpoints, ranges_up_to};
 use piecewised_proto::v1;
 
 /// The range of a message.
@@ -24,7 +24,10 @@ pub fn plan_from_proto(plan: v1::Plan) -> Result<Plan, PlanError> {
     use v1::plan::Ranges;
     let mut ranges = match plan.ranges {
         None => Vec::new(),
-        Some(Ranges::CompileRangeEndpoints(list)) => ranges_from_endpoints(&list.endpoints)?,
+        Some(Ranges::CompileRangeEndpoints(list)) => match plan.max_num_batched_tokens.filter(|_| !plan.is_encoder) {
+            Some(max) => ranges_up_to(&list.endpoints, max)?,
+            None => ranges_from_endpoints(&list.endpoints)?,
+        },
         Some(Ranges::CompileRanges(list)) => list.ranges.into_iter().map(range_from_proto).collect::<Result<_, _>>()?,
     };
     if plan.is_encoder {

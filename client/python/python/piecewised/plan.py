@@ -62,7 +62,9 @@ def parse_plan(given: Mapping[str, Any]) -> Plan:
             reason="BAD_RANGE",
         )
     if endpoints is not None:
-        ranges = _core.ranges_from_endpoints(_integers("compile_range_endpoints", endpoints, "BAD_ENDPOINT"))
+        # An encoder's endpoints have to end at the limit by themselves: a plan that was made for another is a mistake.
+        limit = None if _is_encoder(given) else _batch_limit(given)
+        ranges = _core.ranges_from_endpoints(_integers("compile_range_endpoints", endpoints, "BAD_ENDPOINT"), limit)
     else:
         ranges = _ranges("compile_ranges", explicit)
     if _is_encoder(given):
