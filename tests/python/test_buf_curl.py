@@ -53,12 +53,16 @@ def test_every_rpc(daemon: Daemon) -> None:
     (capabilities,) = answers(curl(daemon, f"{service}/GetCapabilities"))
     assert capabilities["limits"]["maxNodes"] > 0
 
-    events = answers(curl(daemon, f"{service}/Compile", small_request(2000)))
+    program = {"program": "curl", "run": "by-hand", "index": 0, "nPieces": 1}
+    events = answers(curl(daemon, f"{service}/Compile", small_request(2000) | {"program": program}))
     assert "queued" in events[0] and "completed" in events[-1]
     (handle,) = [event["ready"]["handle"] for event in events if "ready" in event]
 
     chunks = answers(curl(daemon, f"{service}/FetchArtifact", {"digest": handle["digest"]}))
     assert chunks[0]["totalBytes"] == handle["sizeBytes"]
+
+    (manifest,) = answers(curl(daemon, f"{service}/GetManifest", {"program": "curl"}))
+    assert manifest["manifest"]["pieces"][0]["handles"][0]["digest"] == handle["digest"]
 
     (health,) = answers(curl(daemon, "grpc.health.v1.Health/Check", {"service": service}))
     assert health["status"] == "SERVING"
@@ -68,7 +72,7 @@ def test_the_services_and_methods_are_listed(daemon: Daemon) -> None:
     services = curl(daemon, "", None, "--list-services").stdout.split()
     assert "piecewised.v1.CompileService" in services and "grpc.health.v1.Health" in services
     methods = curl(daemon, "", None, "--list-methods").stdout
-    for method in ("GetCapabilities", "Compile", "FetchArtifact"):
+    for method in ("GetCapabilities", "Compile", "FetchArtifact", "GetManifest"):
         assert f"piecewised.v1.CompileService/{method}" in methods
 
 
