@@ -137,15 +137,24 @@ impl Scheduler {
         }
         let missing: Vec<JobSpec> =
             specs.into_iter().zip(&stored).filter(|(_, handle)| handle.is_none()).map(|(spec, _)| spec).collect();
-        let mut joined = self.shared.flights.join_or_create(missing)?.into_iter();
-        let mut tickets = Vec::with_capacity(stored.len());
-        for handle in stored {
-            tickets.push(match handle {
-                Some(handle) => Ticket::Stored(Box::new(handle)),
-                None => self.settle(joined.next().expect("there is one for each that was missing")).await?,
-            });
-        }
-        Ok(tickets)
+        let joined = self.shared.flights.join_or_create(missing)?;
+        // In a task of its own, and all of them before any error is told: a caller that leaves now, or a store that fails for one key,
+        // must not leave jobs behind that are neither queued nor ended, since every later caller of their keys would wait for them.
+        let scheduler = self.clone();
+        let settled = self.shared.tasks.spawn(async move {
+            let mut tickets = Vec::with_capacity(joined.len());
+            for joined in joined {
+                tickets.push(scheduler.settle(joined).await);
+            }
+            tickets
+        });
+        // It is aborted only when the runtime ends.
+        let mut settled = settled.await.map_err(|_| SubmitError::Draining)?.into_iter();
+        let ticket = |handle: Option<Handle>| match handle {
+            Some(handle) => Ok(Ticket::Stored(Box::new(handle))),
+            None => settled.next().expect("there is one for each that was missing"),
+        };
+        stored.into_iter().map(ticket).collect()
     }
 
     /// A job that ended between our look into the store and the creation of the flight has left its result in the store and
@@ -171,14 +180,6 @@ impl Scheduler {
                 }
             }
         }
-    }
-
-    /// The handle of a key, if it is in the store.
-    ///
-    /// # Errors
-    /// [`SubmitError::Store`].
-    pub async fn lookup(&self, key: &Digest) -> Result<Option<Handle>, SubmitError> {
-        Ok(self.shared.store.get(key).await?)
     }
 
     /// Notes a submitted piece of a program, before its jobs are.

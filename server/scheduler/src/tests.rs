@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use futures::FutureExt as _;
@@ -13,10 +14,12 @@ use piecewised_graph::{
     Digest,
     request::{ArtifactFormat, CompileOptions, DeviceKind, Toolchain},
 };
+use piecewised_store::{Store, StoreConfig};
 use proptest::prelude::*;
+use tokio::sync::watch;
 
 use crate::{
-    JobFailure, JobSpec, Origin, Watcher,
+    JobFailure, JobSpec, Origin, Scheduler, SchedulerConfig, ToolchainStatus, Watcher,
     flights::{Flights, Joined},
     job::Job,
 };
@@ -365,4 +368,25 @@ mod programs {
         it.submit(&place("other", 0, 1), &[2]).unwrap();
         assert_eq!(it.status(&place("r", 0, 2)), None);
     }
+}
+
+/// A caller whose call is cancelled between the making of its jobs and their queueing leaves none behind: they are queued, found to be
+/// wanted by nobody, and dropped. A job that stayed would keep every later caller of its key, and a shutdown, waiting.
+#[tokio::test]
+async fn a_submission_that_is_cancelled_half_way_leaves_no_job_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(StoreConfig::new(folder.path())).await.unwrap();
+    let (_status, toolchain) = watch::channel(ToolchainStatus::Probing);
+    let config = SchedulerConfig {
+        n_executors: 1,
+        max_queued_jobs: MAX_QUEUED,
+        max_attempts: 1,
+        max_pieces: 1,
+        idle_timeout: Duration::from_secs(3600),
+    };
+    let scheduler = Scheduler::start(config, store, toolchain);
+    assert!(scheduler.submit(vec![spec(1), spec(2)]).now_or_never().is_none(), "dropped while it was under way");
+    // Waits for every job; one that is neither queued nor ended would never let it.
+    scheduler.shutdown(Duration::from_secs(3600)).await;
+    assert_eq!(scheduler.drain(), 0);
 }

@@ -37,7 +37,7 @@ pub(crate) async fn run(shared: Arc<Shared>, number: usize) {
             range = job.spec.range.map(tracing::field::display)
         );
         let outcome = tokio::select! {
-            outcome = compile(&shared, &job, &mut executor) => outcome,
+            outcome = compile(&shared, &job, &mut executor).instrument(span.clone()) => outcome,
             () = shared.stop.cancelled() => {
                 // The compile was dropped half-way: the executor's protocol is not at a frame boundary.
                 executor = None;
@@ -69,7 +69,6 @@ fn first_line(text: &str) -> &str {
 
 /// Tries the job until it ends in a result, a failure of its own, or has used up its attempts.
 async fn compile(shared: &Shared, job: &Arc<Job>, slot: &mut Option<Executor>) -> Result<Handle, JobFailure> {
-    let span = tracing::info_span!("job", id = job.id, key = job.spec.key.short());
     let config = shared.executor_config().await.map_err(|reason| JobFailure::new("NO_TOOLCHAIN", reason, true))?;
     let mut attempt = 0;
     loop {
@@ -77,10 +76,10 @@ async fn compile(shared: &Shared, job: &Arc<Job>, slot: &mut Option<Executor>) -
         // Taken out of its slot while it runs: only an executor that ended its job well goes back.
         let mut executor = match slot.take().or_else(|| shared.take_spare()) {
             Some(executor) => executor,
-            None => match Executor::spawn(&config).instrument(span.clone()).await {
+            None => match Executor::spawn(&config).await {
                 Ok(executor) => executor,
                 Err(error) if attempt < shared.config.max_attempts && error.is_retryable() => {
-                    tracing::warn!(parent: &span, attempt, "an executor did not start, trying another: {error}");
+                    tracing::warn!(attempt, "an executor did not start, trying another: {error}");
                     continue;
                 }
                 Err(error) => return Err(JobFailure::executor(&error)),
@@ -95,13 +94,12 @@ async fn compile(shared: &Shared, job: &Arc<Job>, slot: &mut Option<Executor>) -
         });
         let result = executor
             .compile(&compile_job(job), |phase| job.state.send_modify(|state| state.phase = phase.to_owned()))
-            .instrument(span.clone())
             .await;
         match result {
             Ok(outcome) => {
                 *slot = Some(executor);
                 job.state.send_modify(|state| state.phase = "store".into());
-                return store(shared, job, outcome).instrument(span).await;
+                return store(shared, job, outcome).await;
             }
             Err(error) => {
                 if error.executor_can_go_on() {
@@ -110,7 +108,7 @@ async fn compile(shared: &Shared, job: &Arc<Job>, slot: &mut Option<Executor>) -
                 // A compile that was too slow once is too slow again.
                 let is_retryable = error.is_retryable() && !matches!(error, ExecutorError::TimedOut { .. });
                 if attempt < shared.config.max_attempts && is_retryable {
-                    tracing::warn!(parent: &span, attempt, "trying again on a new executor: {error}");
+                    tracing::warn!(attempt, "trying again on a new executor: {error}");
                     continue;
                 }
                 return Err(JobFailure::executor(&error));
