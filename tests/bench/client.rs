@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use piecewised_client::{Cache, Client, ClientOptions, CompileRequest, Endpoint, EventKind, Source};
+use piecewised_client::{Cache, Client, ClientOptions, CompileRequest, Delivery, Endpoint, EventKind, Source};
 use piecewised_graph::{
     Handle,
     request::{ArtifactFormat, CompileOptions},
@@ -33,7 +33,8 @@ async fn main() -> Result<(), Error> {
         plan: Plan::new(&[Range::new(1, 16)?], &[])?,
         options,
         format: ArtifactFormat::Inductor,
-        hints: Vec::new(),
+        delivery: Delivery::default(),
+        is_background: false,
         toolchain: None,
         device: None,
         program: None,

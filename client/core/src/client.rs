@@ -13,7 +13,7 @@ use piecewised_graph::{
 };
 use piecewised_plan::{Plan, Range};
 use piecewised_proto::v1::{self, client::compile_service_client::CompileServiceClient};
-use piecewised_wire::{device_to_proto, graph_to_proto, options_to_proto, plan_to_proto, toolchain_to_proto};
+use piecewised_wire::{Delivery, device_to_proto, graph_to_proto, options_to_proto, plan_to_proto, toolchain_to_proto};
 use tokio::time::Sleep;
 use tokio_stream::Stream;
 use tonic::{Streaming, transport::Channel};
@@ -81,8 +81,10 @@ pub struct CompileRequest {
     pub options: CompileOptions,
     /// How the artifact is packed.
     pub format: ArtifactFormat,
-    /// One for each of the plan's entries, in their order; empty: the daemon chooses.
-    pub hints: Vec<i64>,
+    /// Hints, and how the results are to be delivered.
+    pub delivery: Delivery,
+    /// Whether nobody waits for it: it is compiled when nothing else is.
+    pub is_background: bool,
     /// The caller's own, so that it never gets what it can't load.
     pub toolchain: Option<Toolchain>,
     /// What the caller runs on.
@@ -169,10 +171,11 @@ impl CompileRequest {
         v1::CompileRequest {
             graph: Some(graph_to_proto(&self.graph)),
             plan: Some(plan_to_proto(&self.plan)),
-            options: Some(options_to_proto(&self.options, self.format, &self.hints)),
+            options: Some(options_to_proto(&self.options, self.format, &self.delivery)),
             toolchain: self.toolchain.as_ref().map(toolchain_to_proto),
             device: self.device.as_ref().map(device_to_proto),
             program: self.program.map(ProgramPiece::into_proto),
+            priority: if self.is_background { v1::Priority::Background } else { v1::Priority::Interactive }.into(),
         }
     }
 }

@@ -33,4 +33,5 @@ pub use error::{ClientError, Refusal};
 pub use event::{Capabilities, Completed, Event, EventKind, Limits, Source};
 pub use fetch::Fetched;
 pub use manifest::{Manifest, ManifestEntry, ManifestFile};
+pub use piecewised_wire::Delivery;
 pub use program::{ProgramPiece, ProgramStatus, check_manifest};

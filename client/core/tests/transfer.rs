@@ -13,7 +13,7 @@ use std::{
 
 use common::{good, handle};
 use piecewised_client::{
-    Cache, Client, ClientError, ClientOptions, CompileRequest, Endpoint, Event, EventKind, check_manifest,
+    Cache, Client, ClientError, ClientOptions, CompileRequest, Delivery, Endpoint, Event, EventKind, check_manifest,
 };
 use piecewised_graph::{Digest, Handle, Manifest, ManifestPiece, model::Graph, request::ArtifactFormat};
 use piecewised_plan::{Plan, Range};
@@ -218,7 +218,8 @@ fn request() -> CompileRequest {
         plan: Plan::new(&[Range::new(1, 16).unwrap()], &[4]).unwrap(),
         options: Default::default(),
         format: ArtifactFormat::Inductor,
-        hints: Vec::new(),
+        delivery: Delivery::default(),
+        is_background: false,
         toolchain: None,
         device: None,
         program: None,

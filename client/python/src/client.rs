@@ -7,7 +7,7 @@ use std::{
 };
 
 use piecewised_client::{
-    Cache, Client as CoreClient, ClientError, ClientOptions, CompileRequest, CompileStream, Endpoint, Event,
+    Cache, Client as CoreClient, ClientError, ClientOptions, CompileRequest, CompileStream, Delivery, Endpoint, Event,
     Fetched as CoreFetched,
 };
 use piecewised_graph::{Handle, ProgramName, request::ArtifactFormat};
@@ -105,7 +105,8 @@ impl Client {
             graph: parse(py, "graph", graph)?,
             options: parse(py, "options", options)?,
             format: ArtifactFormat::Inductor,
-            hints,
+            delivery: Delivery { hints, ..Delivery::default() },
+            is_background: false,
             toolchain: toolchain.map(|text| parse(py, "toolchain", text)).transpose()?,
             device: device.map(|text| parse(py, "device", text)).transpose()?,
             program: program.map(|text| parse(py, "program", text)).transpose()?,

@@ -42,7 +42,7 @@ pub(crate) fn check(
     }
     let plan = wire::plan_from_proto(plan)?;
     plan.check_limit(config.max_ranges)?;
-    let (options, format, hints) = wire::options_from_proto(request.options.unwrap_or_default())?;
+    let (options, format, delivery) = wire::options_from_proto(request.options.unwrap_or_default())?;
     check_options(&options, info)?;
     if let Some(toolchain) = request.toolchain {
         check_toolchain(&wire::toolchain_from_proto(toolchain), &info.toolchain)?;
@@ -53,6 +53,7 @@ pub(crate) fn check(
     let canonical = canonicalise(&graph)?;
     drop(graph);
     let entries = entries(&plan, &canonical)?;
+    let hints = &delivery.hints;
     if !hints.is_empty() && hints.len() != entries.len() {
         return Err(GraphError::BadHints { n_hints: hints.len(), n_entries: entries.len() }.into());
     }
@@ -87,6 +88,7 @@ pub(crate) fn check(
             format,
             toolchain: info.toolchain.clone(),
             device: device.clone(),
+            verify: true,
         }
     };
     let specs: Vec<JobSpec> = entries.into_iter().enumerate().map(spec).collect();

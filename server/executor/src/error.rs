@@ -15,6 +15,8 @@ pub enum FailureReason {
     UnprovenRange,
     /// The executor cannot do what was asked.
     Unsupported,
+    /// The compiled code gave other values than eager, or crashed.
+    VerificationFailed,
 }
 
 impl FailureReason {
@@ -22,6 +24,7 @@ impl FailureReason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::CompileError => "COMPILE_ERROR",
+            Self::VerificationFailed => "VERIFICATION_FAILED",
             Self::UnprovenRange => "UNPROVEN_RANGE",
             Self::Unsupported => "UNSUPPORTED",
         }

@@ -13,7 +13,7 @@ use crate::{
     CompileJob, CompileOutcome, ExecutorConfig, ExecutorError, Hello, environment,
     frame::{self, Frame, FrameError, MAX_JSON_BYTES},
     journal::Journal,
-    message::{self, FromExecutor, PROTOCOL, check_segments, shorten},
+    message::{self, Done, FromExecutor, PROTOCOL, check_segments, shorten},
     process::{Pipes, Process, describe},
 };
 
@@ -224,12 +224,32 @@ impl Channel {
                     let message = shorten(message, MAX_MESSAGE_BYTES);
                     return Ok(Err(ExecutorError::Failed { reason, message }));
                 }
-                FromExecutor::Done { job: id, segments, timings, returns_tuple, n_arguments } if id == job.id => {
+                FromExecutor::Done { job: id, done } if id == job.id => {
+                    let Done {
+                        segments,
+                        timings,
+                        returns_tuple,
+                        n_arguments,
+                        guard_symbols,
+                        verification,
+                        tuning,
+                        latencies,
+                    } = *done;
                     check_segments(&segments, job.range).map_err(Trouble::Nonsense)?;
                     if blob.is_empty() {
                         return Err(Trouble::Nonsense("`done` without an artifact".into()));
                     }
-                    return Ok(Ok(CompileOutcome { artifact: blob, segments, timings, returns_tuple, n_arguments }));
+                    return Ok(Ok(CompileOutcome {
+                        artifact: blob,
+                        segments,
+                        timings,
+                        returns_tuple,
+                        n_arguments,
+                        guard_symbols,
+                        verification,
+                        tuning,
+                        latencies,
+                    }));
                 }
                 other => {
                     return Err(Trouble::Nonsense(format!("`{}` that is no answer to job {}", other.name(), job.id)));

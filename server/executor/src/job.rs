@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use piecewised_graph::{
-    Segment, Timings,
+    GuardSymbol, Latency, Segment, Timings, TuningReport, Verification,
     request::{ArtifactFormat, CompileOptions, DeviceKind},
 };
 use piecewised_plan::Range;
@@ -28,6 +28,8 @@ pub struct CompileJob {
     pub format: ArtifactFormat,
     /// What the code runs on.
     pub device: DeviceKind,
+    /// Whether the artifact is run against eager before it is given back.
+    pub verify: bool,
 }
 
 /// A finished compile.
@@ -43,4 +45,12 @@ pub struct CompileOutcome {
     pub returns_tuple: bool,
     /// How many arguments it takes.
     pub n_arguments: u32,
+    /// What gives the symbols of the segments' guards their values.
+    pub guard_symbols: Vec<GuardSymbol>,
+    /// What came of running it against eager.
+    pub verification: Verification,
+    /// What was tried and measured to choose the code.
+    pub tuning: TuningReport,
+    /// What a call takes on the device.
+    pub latencies: Vec<Latency>,
 }

@@ -4,7 +4,7 @@
 //! dispatched to without proof.
 
 use piecewised_graph::{
-    Segment, Timings,
+    GuardSymbol, Latency, Segment, Timings, TuningReport, Verification,
     request::{ArtifactFormat, CompileOptions, DeviceKind, Toolchain},
 };
 use piecewised_plan::Range;
@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use crate::{CompileJob, FailureReason};
 
 /// The version that both sides speak.
-pub(crate) const PROTOCOL: u32 = 1;
+pub(crate) const PROTOCOL: u32 = 2;
 
 /// What an interpreter says of itself once it has imported torch.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -59,6 +59,7 @@ pub(crate) enum ToExecutor<'a> {
         options: &'a CompileOptions,
         format: ArtifactFormat,
         device: &'a DeviceKind,
+        verify: bool,
     },
 }
 
@@ -79,16 +80,31 @@ pub(crate) enum FromExecutor {
     },
     Done {
         job: String,
-        segments: Vec<Segment>,
-        timings: Timings,
-        returns_tuple: bool,
-        n_arguments: u32,
+        #[serde(flatten)]
+        done: Box<Done>,
     },
     Failed {
         job: String,
         reason: FailureReason,
         message: String,
     },
+}
+
+/// What an executor says of a finished compile, beside the artifact.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Done {
+    pub(crate) segments: Vec<Segment>,
+    pub(crate) timings: Timings,
+    pub(crate) returns_tuple: bool,
+    pub(crate) n_arguments: u32,
+    #[serde(default)]
+    pub(crate) guard_symbols: Vec<GuardSymbol>,
+    #[serde(default)]
+    pub(crate) verification: Verification,
+    #[serde(default)]
+    pub(crate) tuning: TuningReport,
+    #[serde(default)]
+    pub(crate) latencies: Vec<Latency>,
 }
 
 impl FromExecutor {
@@ -120,6 +136,7 @@ pub(crate) fn compile(job: &CompileJob) -> Result<Vec<u8>, serde_json::Error> {
         options: &job.options,
         format: job.format,
         device: &job.device,
+        verify: job.verify,
     })
 }
 
@@ -165,7 +182,7 @@ mod tests {
 
     fn segments(ranges: &[Option<(i64, i64)>]) -> Vec<Segment> {
         let range = |range: &Option<(i64, i64)>| range.map(|(start, end)| Range::new(start, end).unwrap());
-        ranges.iter().map(|one| Segment { range: range(one), entry: "e".into() }).collect()
+        ranges.iter().map(|one| Segment { range: range(one), entry: "e".into(), guards: Vec::new() }).collect()
     }
 
     #[test]
@@ -209,13 +226,16 @@ mod tests {
             options: CompileOptions::default(),
             format: ArtifactFormat::Inductor,
             device: DeviceKind { r#type: "cpu".into(), name: "x86_64".into(), capability: "ab".into() },
+            verify: true,
         };
         let text = String::from_utf8(compile(&job).unwrap()).unwrap();
         assert!(text.starts_with(
             r#"{"compile":{"job":"j1","graph":{"nodes": [1.0e1]},"range":[1,16],"dispatch_argument":2,"hint":null,"options":{"#
         ));
         assert!(
-            text.ends_with(r#""format":"inductor","device":{"type":"cpu","name":"x86_64","capability":"ab"}}}"#),
+            text.ends_with(
+                r#""format":"inductor","device":{"type":"cpu","name":"x86_64","capability":"ab"},"verify":true}}"#
+            ),
             "{text}"
         );
         assert!(compile(&CompileJob { graph: "{".into(), ..job }).is_err());

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Digest,
-    request::{ArtifactFormat, DeviceKind, Toolchain},
+    model::SymExpr,
+    request::{ArtifactFormat, DeviceKind, Toolchain, Tuning},
 };
 
 /// Names one finished artifact. `piecewised/v1/artifact.proto` documents each field.
@@ -29,15 +30,100 @@ pub struct Handle {
     pub n_arguments: u32,
     pub timings: Timings,
     pub created_unix_ms: u64,
+    #[serde(default)]
+    pub guard_symbols: Vec<GuardSymbol>,
+    #[serde(default)]
+    pub verification: Verification,
+    #[serde(default)]
+    pub tuning: TuningReport,
+    #[serde(default)]
+    pub latencies: Vec<Latency>,
 }
 
 /// A part of an artifact and the sizes it was proven for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Segment {
     /// `None`: the graph has no symbolic input.
     pub range: Option<Range>,
     /// The part's name within the container.
     pub entry: String,
+    /// What else must be true of a call; empty: nothing.
+    #[serde(default)]
+    pub guards: Vec<SymExpr>,
+}
+
+/// Gives a value to a symbol that guards name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardSymbol {
+    /// As in [`SymExpr::Symbol`].
+    pub name: String,
+    /// Position among the graph's placeholders.
+    pub argument: u32,
+    /// The dimension of the tensor there; `None`: the argument is the integer itself.
+    pub dimension: Option<u32>,
+}
+
+/// What came of running the artifact against eager. `piecewised/v1/artifact.proto` documents each field.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "documented once, at the proto's Verification")]
+pub struct Verification {
+    pub outcome: VerificationOutcome,
+    pub sizes: Vec<CheckedSize>,
+    pub note: String,
+    pub seconds: f64,
+}
+
+/// How the check ended; a failed one leaves no handle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "documented once, at the proto's Verification.Outcome")]
+pub enum VerificationOutcome {
+    #[default]
+    NotDone,
+    Passed,
+    NotComparable,
+}
+
+/// One comparison with eager.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "documented once, at the proto's CheckedSize")]
+pub struct CheckedSize {
+    pub size: Option<i64>,
+    pub entry: String,
+    pub max_absolute_error: f64,
+    pub max_relative_error: f64,
+    pub tolerance: f64,
+}
+
+/// How long a call took.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    /// `None`: no symbolic input.
+    pub size: Option<i64>,
+    /// Median, in microseconds.
+    pub median_us: f64,
+}
+
+/// Which candidates were compiled and how long each took. `piecewised/v1/artifact.proto` documents each field.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "documented once, at the proto's TuningReport")]
+pub struct TuningReport {
+    pub mode: Tuning,
+    pub candidates: Vec<Candidate>,
+    pub seconds: f64,
+    pub note: String,
+}
+
+/// One way to compile the range.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "documented once, at the proto's Candidate")]
+pub struct Candidate {
+    pub name: String,
+    pub hint: Option<i64>,
+    pub compile_s: f64,
+    pub latencies: Vec<Latency>,
+    pub entries: Vec<String>,
+    pub failure: String,
 }
 
 /// Where a compile's time went.
@@ -54,7 +140,7 @@ pub struct Timings {
 /// Wall seconds of one phase.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PhaseTiming {
-    /// "rebuild", "compile", "prove", "pack".
+    /// "rebuild", "compile", "settle", "prove", "pack", "tune", "verify".
     pub phase: String,
     /// Wall time.
     pub seconds: f64,

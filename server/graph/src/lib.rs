@@ -18,13 +18,16 @@ pub use allow::AllowList;
 pub use canonical::{CanonicalGraph, canonicalise};
 pub use digest::{BadDigest, Digest};
 pub use error::GraphError;
-pub use handle::{Handle, PhaseTiming, Segment, Timings};
+pub use handle::{
+    Candidate, CheckedSize, GuardSymbol, Handle, Latency, PhaseTiming, Segment, Timings, TuningReport, Verification,
+    VerificationOutcome,
+};
 pub use key::{KeyParts, options_for_key};
 pub use manifest::{BadProgramName, Manifest, ManifestPiece, ProgramName};
 pub use validate::{Limits, validate};
 
 /// Version of the canonical form and of keys. A change of either makes every stored artifact unreachable, on purpose.
-pub const KEY_VERSION: u32 = 1;
+pub const KEY_VERSION: u32 = 2;
 
 #[cfg(test)]
 mod tests;

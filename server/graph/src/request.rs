@@ -24,6 +24,32 @@ pub struct CompileOptions {
     /// Process-wide settings baked into code.
     #[serde(default)]
     pub torch: TorchSettings,
+    /// What the ranges of a plan are compiled for.
+    #[serde(default)]
+    pub specialisation: Specialisation,
+    /// How hard the compiler tries.
+    #[serde(default)]
+    pub tuning: Tuning,
+}
+
+/// What the ranges of a plan are compiled for; `piecewised/v1/compile_service.proto` says what each one means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "documented once, at the proto's Specialisation")]
+pub enum Specialisation {
+    #[default]
+    Range,
+    Generic,
+}
+
+/// How hard the compiler tries; `piecewised/v1/artifact.proto` says what each one means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "documented once, at the proto's Tuning")]
+pub enum Tuning {
+    #[default]
+    Fast,
+    Full,
 }
 
 /// A configuration value.

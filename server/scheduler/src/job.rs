@@ -37,6 +37,8 @@ pub struct JobSpec {
     pub toolchain: Toolchain,
     /// Which device the key is for.
     pub device: DeviceKind,
+    /// Whether the artifact is run against eager before it is stored.
+    pub verify: bool,
 }
 
 /// Where a job is.

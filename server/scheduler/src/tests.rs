@@ -47,6 +47,7 @@ fn spec(key: u8) -> JobSpec {
             executable: text(),
         },
         device: DeviceKind { r#type: text(), name: text(), capability: text() },
+        verify: false,
     }
 }
 
@@ -268,7 +269,7 @@ mod programs {
             format: spec.format,
             toolchain: spec.toolchain,
             device: spec.device,
-            segments: vec![Segment { range: None, entry: "e0".into() }],
+            segments: vec![Segment { range: None, entry: "e0".into(), guards: Vec::new() }],
             dispatch_argument: None,
             hint: None,
             returns_tuple: true,
@@ -278,6 +279,10 @@ mod programs {
                 ..Timings::default()
             },
             created_unix_ms: 0,
+            guard_symbols: Vec::new(),
+            verification: Default::default(),
+            tuning: Default::default(),
+            latencies: Vec::new(),
         }
     }
 

@@ -128,12 +128,23 @@ fn compile_job(job: &Job) -> CompileJob {
         options: spec.options.clone(),
         format: spec.format,
         device: spec.device.clone(),
+        verify: spec.verify,
     }
 }
 
 /// Makes the artifact durable; only then is there a handle.
 async fn store(shared: &Shared, job: &Job, outcome: CompileOutcome) -> Result<Handle, JobFailure> {
-    let CompileOutcome { artifact, segments, timings, returns_tuple, n_arguments } = outcome;
+    let CompileOutcome {
+        artifact,
+        segments,
+        timings,
+        returns_tuple,
+        n_arguments,
+        guard_symbols,
+        verification,
+        tuning,
+        latencies,
+    } = outcome;
     let size_bytes = artifact.len() as u64;
     let (artifact, digest) = tokio::task::spawn_blocking(move || {
         let digest = Digest::of(&artifact);
@@ -158,6 +169,10 @@ async fn store(shared: &Shared, job: &Job, outcome: CompileOutcome) -> Result<Ha
         returns_tuple,
         n_arguments,
         timings,
+        guard_symbols,
+        verification,
+        tuning,
+        latencies,
         created_unix_ms: u64::try_from(created.as_millis()).unwrap_or(u64::MAX),
     };
     check_segments(&handle)?;

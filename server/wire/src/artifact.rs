@@ -1,13 +1,19 @@
 //! Handles, toolchains, devices.
 
 use piecewised_graph::{
-    Digest, Handle, PhaseTiming, Segment, Timings,
-    request::{ArtifactFormat, DeviceKind, Toolchain},
+    Candidate, CheckedSize, Digest, GuardSymbol, Handle, Latency, PhaseTiming, Segment, Timings, TuningReport,
+    Verification, VerificationOutcome,
+    request::{ArtifactFormat, DeviceKind, Toolchain, Tuning},
 };
 use piecewised_plan::Range;
 use piecewised_proto::v1;
 
-use crate::{WireError, range_from_proto, range_to_proto};
+use crate::{
+    WireError,
+    options::tuning_to_proto,
+    range_from_proto, range_to_proto,
+    value::{expr_from, expr_to},
+};
 
 /// The format of its number on the wire.
 ///
@@ -89,7 +95,11 @@ pub fn handle_to_proto(handle: &Handle) -> v1::Handle {
         segments: handle
             .segments
             .iter()
-            .map(|segment| v1::Segment { range: segment.range.map(range_to_proto), entry: segment.entry.clone() })
+            .map(|segment| v1::Segment {
+                range: segment.range.map(range_to_proto),
+                entry: segment.entry.clone(),
+                guards: segment.guards.iter().map(expr_to).collect(),
+            })
             .collect(),
         dispatch_argument: handle.dispatch_argument,
         timings: Some(v1::Timings {
@@ -107,6 +117,18 @@ pub fn handle_to_proto(handle: &Handle) -> v1::Handle {
         hint: handle.hint,
         returns_tuple: handle.returns_tuple,
         n_arguments: handle.n_arguments,
+        guard_symbols: handle
+            .guard_symbols
+            .iter()
+            .map(|symbol| v1::GuardSymbol {
+                name: symbol.name.clone(),
+                argument: symbol.argument,
+                dimension: symbol.dimension,
+            })
+            .collect(),
+        verification: Some(verification_to(&handle.verification)),
+        tuning: Some(tuning_report_to(&handle.tuning)),
+        latencies: latencies_to(&handle.latencies),
     }
 }
 
@@ -128,7 +150,10 @@ pub fn handle_from_proto(handle: v1::Handle) -> Result<Handle, WireError> {
         segments: handle
             .segments
             .into_iter()
-            .map(|segment| Ok(Segment { range: range(segment.range)?, entry: segment.entry }))
+            .map(|segment| {
+                let guards = segment.guards.into_iter().map(expr_from).collect::<Result<_, _>>()?;
+                Ok(Segment { range: range(segment.range)?, entry: segment.entry, guards })
+            })
             .collect::<Result<_, WireError>>()?,
         dispatch_argument: handle.dispatch_argument,
         hint: handle.hint,
@@ -144,7 +169,106 @@ pub fn handle_from_proto(handle: v1::Handle) -> Result<Handle, WireError> {
                 .collect(),
         },
         created_unix_ms: handle.created_unix_ms,
+        guard_symbols: handle
+            .guard_symbols
+            .into_iter()
+            .map(|symbol| GuardSymbol { name: symbol.name, argument: symbol.argument, dimension: symbol.dimension })
+            .collect(),
+        verification: verification_from(handle.verification.unwrap_or_default()),
+        tuning: tuning_report_from(handle.tuning.unwrap_or_default()),
+        latencies: latencies_from(handle.latencies),
     })
+}
+
+fn verification_to(verification: &Verification) -> v1::Verification {
+    use v1::verification::Outcome;
+    let outcome = match verification.outcome {
+        VerificationOutcome::NotDone => Outcome::NotDone,
+        VerificationOutcome::Passed => Outcome::Passed,
+        VerificationOutcome::NotComparable => Outcome::NotComparable,
+    };
+    let size = |checked: &CheckedSize| v1::CheckedSize {
+        size: checked.size,
+        entry: checked.entry.clone(),
+        max_absolute_error: checked.max_absolute_error,
+        max_relative_error: checked.max_relative_error,
+        tolerance: checked.tolerance,
+    };
+    v1::Verification {
+        outcome: outcome.into(),
+        sizes: verification.sizes.iter().map(size).collect(),
+        note: verification.note.clone(),
+        seconds: verification.seconds,
+    }
+}
+
+/// An outcome that this version does not know counts as none.
+fn verification_from(verification: v1::Verification) -> Verification {
+    use v1::verification::Outcome;
+    let outcome = match verification.outcome() {
+        Outcome::Unspecified | Outcome::NotDone => VerificationOutcome::NotDone,
+        Outcome::Passed => VerificationOutcome::Passed,
+        Outcome::NotComparable => VerificationOutcome::NotComparable,
+    };
+    let size = |checked: v1::CheckedSize| CheckedSize {
+        size: checked.size,
+        entry: checked.entry,
+        max_absolute_error: checked.max_absolute_error,
+        max_relative_error: checked.max_relative_error,
+        tolerance: checked.tolerance,
+    };
+    Verification {
+        outcome,
+        sizes: verification.sizes.into_iter().map(size).collect(),
+        note: verification.note,
+        seconds: verification.seconds,
+    }
+}
+
+fn tuning_report_to(report: &TuningReport) -> v1::TuningReport {
+    let candidate = |candidate: &Candidate| v1::Candidate {
+        name: candidate.name.clone(),
+        hint: candidate.hint,
+        compile_s: candidate.compile_s,
+        latencies: latencies_to(&candidate.latencies),
+        entries: candidate.entries.clone(),
+        failure: candidate.failure.clone(),
+    };
+    v1::TuningReport {
+        mode: tuning_to_proto(report.mode).into(),
+        candidates: report.candidates.iter().map(candidate).collect(),
+        seconds: report.seconds,
+        note: report.note.clone(),
+    }
+}
+
+fn tuning_report_from(report: v1::TuningReport) -> TuningReport {
+    let mode = match report.mode() {
+        v1::Tuning::Full => Tuning::Full,
+        v1::Tuning::Unspecified | v1::Tuning::Fast | v1::Tuning::Tiered => Tuning::Fast,
+    };
+    let candidate = |candidate: v1::Candidate| Candidate {
+        name: candidate.name,
+        hint: candidate.hint,
+        compile_s: candidate.compile_s,
+        latencies: latencies_from(candidate.latencies),
+        entries: candidate.entries,
+        failure: candidate.failure,
+    };
+    TuningReport {
+        mode,
+        candidates: report.candidates.into_iter().map(candidate).collect(),
+        seconds: report.seconds,
+        note: report.note,
+    }
+}
+
+fn latencies_to(latencies: &[Latency]) -> Vec<v1::Latency> {
+    latencies.iter().map(|latency| v1::Latency { size: latency.size, median_us: latency.median_us }).collect()
+}
+
+fn latencies_from(latencies: Vec<v1::Latency>) -> Vec<Latency> {
+    latencies.into_iter().map(|latency| Latency { size: latency.size, median_us: latency.median_us }).collect()
 }
 
 fn bad(what: impl std::fmt::Display) -> WireError {

@@ -18,7 +18,7 @@ pub use artifact::{
 };
 pub use error::WireError;
 pub use graph::{graph_from_proto, graph_to_proto};
-pub use options::{options_from_proto, options_to_proto};
+pub use options::{Delivery, options_from_proto, options_to_proto};
 pub use plan::{plan_from_proto, plan_to_proto, range_from_proto, range_to_proto};
 pub use program::{manifest_from_proto, manifest_to_proto, program_name_from_proto};
 

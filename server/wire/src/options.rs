@@ -4,19 +4,30 @@ use std::collections::BTreeMap;
 
 use piecewised_graph::{
     model::Real,
-    request::{ArtifactFormat, CompileOptions, OptionValue, TorchSettings},
+    request::{ArtifactFormat, CompileOptions, OptionValue, Specialisation, TorchSettings, Tuning},
 };
 use piecewised_proto::v1;
 
 use crate::{WireError, format_from_proto, format_to_proto};
 
-/// The options of a message, their format, and the hint for each entry of the plan (empty: none given).
+/// What a request asks for beside the options that code depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Delivery {
+    /// The hint for each entry of the plan; empty: none given.
+    pub hints: Vec<i64>,
+    /// The tuned artifact where it is in the store, else the fast one; the options' own tuning is then FAST.
+    pub is_tiered: bool,
+    /// A range whose code is proven under guards only is an error.
+    pub is_strict: bool,
+}
+
+/// The options of a message, their format, and how the results are to be delivered.
 ///
 /// # Errors
-/// [`WireError`] where a value is empty or the format is unknown.
+/// [`WireError`] where a value is empty, or the format or a choice is unknown.
 pub fn options_from_proto(
     options: v1::CompileOptions,
-) -> Result<(CompileOptions, ArtifactFormat, Vec<i64>), WireError> {
+) -> Result<(CompileOptions, ArtifactFormat, Delivery), WireError> {
     let format = match options.format {
         0 => ArtifactFormat::Inductor,
         format => format_from_proto(format)?,
@@ -27,17 +38,58 @@ pub fn options_from_proto(
         .map(|(name, value)| Ok((name.clone(), value_from(&name, value)?)))
         .collect::<Result<BTreeMap<_, _>, WireError>>()?;
     let torch = options.torch.map(settings_from).unwrap_or_default();
-    Ok((CompileOptions { inductor, torch }, format, options.hints))
+    let specialisation = match v1::Specialisation::try_from(options.specialisation) {
+        Ok(v1::Specialisation::Unspecified | v1::Specialisation::Range) => Specialisation::Range,
+        Ok(v1::Specialisation::Generic) => Specialisation::Generic,
+        Err(_) => return Err(unknown_choice("specialisation", options.specialisation)),
+    };
+    let (tuning, is_tiered) = match v1::Tuning::try_from(options.tuning) {
+        Ok(v1::Tuning::Unspecified | v1::Tuning::Fast) => (Tuning::Fast, false),
+        Ok(v1::Tuning::Full) => (Tuning::Full, false),
+        Ok(v1::Tuning::Tiered) => (Tuning::Fast, true),
+        Err(_) => return Err(unknown_choice("tuning", options.tuning)),
+    };
+    let is_strict = match v1::GuardPolicy::try_from(options.guards) {
+        Ok(v1::GuardPolicy::Unspecified | v1::GuardPolicy::Dispatch) => false,
+        Ok(v1::GuardPolicy::Strict) => true,
+        Err(_) => return Err(unknown_choice("guards", options.guards)),
+    };
+    let delivery = Delivery { hints: options.hints, is_tiered, is_strict };
+    Ok((CompileOptions { inductor, torch, specialisation, tuning }, format, delivery))
 }
 
-/// The message of options, a format and hints.
-pub fn options_to_proto(options: &CompileOptions, format: ArtifactFormat, hints: &[i64]) -> v1::CompileOptions {
+/// The message of options, a format and the way of delivery.
+pub fn options_to_proto(options: &CompileOptions, format: ArtifactFormat, delivery: &Delivery) -> v1::CompileOptions {
+    let Delivery { hints, is_tiered, is_strict } = delivery;
+    let specialisation = match options.specialisation {
+        Specialisation::Range => v1::Specialisation::Range,
+        Specialisation::Generic => v1::Specialisation::Generic,
+    };
+    let guards = if *is_strict { v1::GuardPolicy::Strict } else { v1::GuardPolicy::Dispatch };
     v1::CompileOptions {
         format: format_to_proto(format).into(),
         inductor: options.inductor.iter().map(|(name, value)| (name.clone(), value_to(value))).collect(),
         torch: Some(settings_to(&options.torch)),
-        hints: hints.to_vec(),
+        hints: hints.clone(),
+        specialisation: specialisation.into(),
+        tuning: if *is_tiered { v1::Tuning::Tiered } else { tuning_to_proto(options.tuning) }.into(),
+        guards: guards.into(),
     }
+}
+
+/// The wire's name of a mode of tuning.
+pub(crate) fn tuning_to_proto(tuning: Tuning) -> v1::Tuning {
+    match tuning {
+        Tuning::Fast => v1::Tuning::Fast,
+        Tuning::Full => v1::Tuning::Full,
+    }
+}
+
+fn unknown_choice(field: &str, value: i32) -> WireError {
+    WireError::new(
+        "UNKNOWN_CHOICE",
+        format!("CompileOptions.{field} {value} is not one that this version knows; compile_service.proto lists them"),
+    )
 }
 
 fn value_from(name: &str, value: v1::OptionValue) -> Result<OptionValue, WireError> {

@@ -2,12 +2,15 @@
 #![allow(clippy::unwrap_used)]
 
 use piecewised_graph::{
-    Digest, Handle, PhaseTiming, Segment, Timings,
+    Candidate, CheckedSize, Digest, GuardSymbol, Handle, Latency, PhaseTiming, Segment, Timings, TuningReport,
+    Verification, VerificationOutcome,
     model::{
         Argument, Constant, Device, Graph, Node, Op, Real, Subgraph, SymExpr, SymFunction, Symbol, TensorMeta,
         ValueMeta,
     },
-    request::{ArtifactFormat, CompileOptions, DeviceKind, OptionValue, Toolchain, TorchSettings},
+    request::{
+        ArtifactFormat, CompileOptions, DeviceKind, OptionValue, Specialisation, Toolchain, TorchSettings, Tuning,
+    },
 };
 use piecewised_plan::{Plan, Range};
 use piecewised_proto::v1;
@@ -128,11 +131,17 @@ fn plans_options_and_handles_survive_the_wire() {
             num_threads: 2,
             autocast: vec![("cuda".into(), "bfloat16".into())],
         },
+        specialisation: Specialisation::Generic,
+        tuning: Tuning::Full,
     };
-    let message = options_to_proto(&options, ArtifactFormat::Inductor, &[4, 8]);
-    assert_eq!(options_from_proto(message).unwrap(), (options, ArtifactFormat::Inductor, vec![4, 8]));
+    let delivery = Delivery { hints: vec![4, 8], is_tiered: false, is_strict: true };
+    let message = options_to_proto(&options, ArtifactFormat::Inductor, &delivery);
+    assert_eq!(options_from_proto(message).unwrap(), (options, ArtifactFormat::Inductor, delivery));
     let defaults = options_from_proto(v1::CompileOptions::default()).unwrap();
-    assert_eq!(defaults, (CompileOptions::default(), ArtifactFormat::Inductor, vec![]));
+    assert_eq!(defaults, (CompileOptions::default(), ArtifactFormat::Inductor, Delivery::default()));
+    let tiered = v1::CompileOptions { tuning: v1::Tuning::Tiered.into(), ..v1::CompileOptions::default() };
+    let (options, _, delivery) = options_from_proto(tiered).unwrap();
+    assert_eq!((options.tuning, delivery.is_tiered), (Tuning::Fast, true));
 
     let handle = Handle {
         key: Digest([1; 32]),
@@ -151,7 +160,11 @@ fn plans_options_and_handles_survive_the_wire() {
             executable: "python3".into(),
         },
         device: DeviceKind { r#type: "cpu".into(), name: "x86_64".into(), capability: "c".into() },
-        segments: vec![Segment { range: Some(range), entry: "0".into() }],
+        segments: vec![Segment {
+            range: Some(range),
+            entry: "0".into(),
+            guards: vec![SymExpr::Call(SymFunction::Eq, vec![SymExpr::Symbol("s0".into()), SymExpr::Int(8)])],
+        }],
         dispatch_argument: Some(1),
         hint: Some(4),
         returns_tuple: true,
@@ -162,6 +175,33 @@ fn plans_options_and_handles_survive_the_wire() {
             phases: vec![PhaseTiming { phase: "compile".into(), seconds: 1.25 }],
         },
         created_unix_ms: 5,
+        guard_symbols: vec![GuardSymbol { name: "s0".into(), argument: 1, dimension: Some(0) }],
+        verification: Verification {
+            outcome: VerificationOutcome::Passed,
+            sizes: vec![CheckedSize {
+                size: Some(4),
+                entry: "0".into(),
+                max_absolute_error: 0.25,
+                max_relative_error: 0.125,
+                tolerance: 0.5,
+            }],
+            note: "a note".into(),
+            seconds: 1.5,
+        },
+        tuning: TuningReport {
+            mode: Tuning::Full,
+            candidates: vec![Candidate {
+                name: "range".into(),
+                hint: Some(4),
+                compile_s: 2.5,
+                latencies: vec![Latency { size: Some(4), median_us: 7.5 }],
+                entries: vec!["0".into()],
+                failure: "none".into(),
+            }],
+            seconds: 3.5,
+            note: "another".into(),
+        },
+        latencies: vec![Latency { size: None, median_us: 8.5 }],
     };
     assert_eq!(handle_from_proto(handle_to_proto(&handle)).unwrap(), handle);
     let mut cut = handle_to_proto(&handle);
@@ -186,6 +226,13 @@ fn what_is_missing_is_named() {
     check(Some(v1::node::Op::Placeholder(v1::Placeholder { value: Some(meta) })), "BAD_EXPRESSION");
     let options = v1::CompileOptions { format: 77, ..v1::CompileOptions::default() };
     assert_eq!(options_from_proto(options).unwrap_err().reason(), "UNSUPPORTED_FORMAT");
+    for options in [
+        v1::CompileOptions { tuning: 77, ..v1::CompileOptions::default() },
+        v1::CompileOptions { specialisation: 77, ..v1::CompileOptions::default() },
+        v1::CompileOptions { guards: 77, ..v1::CompileOptions::default() },
+    ] {
+        assert_eq!(options_from_proto(options).unwrap_err().reason(), "UNKNOWN_CHOICE");
+    }
 }
 
 proptest! {

@@ -124,7 +124,7 @@ pub(crate) fn handle(range: Option<(i64, i64)>, segments: &[Option<(i64, i64)>])
         segments: segments
             .iter()
             .enumerate()
-            .map(|(i, segment)| Segment { range: segment.map(range_of), entry: format!("r{i}") })
+            .map(|(i, segment)| Segment { range: segment.map(range_of), entry: format!("r{i}"), guards: Vec::new() })
             .collect(),
         dispatch_argument: range.map(|_| 0),
         hint: None,
@@ -132,5 +132,9 @@ pub(crate) fn handle(range: Option<(i64, i64)>, segments: &[Option<(i64, i64)>])
         n_arguments: 2,
         timings: Timings::default(),
         created_unix_ms: 0,
+        guard_symbols: Vec::new(),
+        verification: Default::default(),
+        tuning: Default::default(),
+        latencies: Vec::new(),
     }
 }

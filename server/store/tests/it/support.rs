@@ -51,19 +51,24 @@ pub(crate) fn handle(key: Digest, artifact: &[u8]) -> Handle {
             executable: "/usr/bin/python3".into(),
         },
         device: DeviceKind { r#type: "cuda".into(), name: "NVIDIA H200".into(), capability: "9.0".into() },
-        segments: vec![Segment { range: None, entry: "whole".into() }],
+        segments: vec![Segment { range: None, entry: "whole".into(), guards: Vec::new() }],
         dispatch_argument: Some(0),
         hint: Some(16),
         returns_tuple: true,
         n_arguments: 7,
         timings: Timings::default(),
         created_unix_ms: 1_760_000_000_000,
+        guard_symbols: Vec::new(),
+        verification: Default::default(),
+        tuning: Default::default(),
+        latencies: Vec::new(),
     }
 }
 
 /// A handle whose JSON is too long for the index.
 pub(crate) fn long_handle(key: Digest, artifact: &[u8]) -> Handle {
-    let segment = |n| Segment { range: None, entry: format!("part-{n:03}-with-a-name-of-some-length") };
+    let segment =
+        |n| Segment { range: None, entry: format!("part-{n:03}-with-a-name-of-some-length"), guards: Vec::new() };
     Handle { segments: (0..200).map(segment).collect(), ..handle(key, artifact) }
 }
 

@@ -52,7 +52,7 @@ def ready(**other):
         "executable": sys.executable,
     }
     fields = {
-        "protocol": 1,
+        "protocol": 2,
         "pid": os.getpid(),
         "toolchain": toolchain,
         "devices": [{"type": "cpu", "name": "misbehaving", "capability": ""}],
@@ -179,7 +179,7 @@ def main():
         leave_children()
         forever()
     elif start == "version":
-        ready(protocol=2)
+        ready(protocol=1)
     elif start == "garbage":
         OUT.write(b"Python 2.7 says hello")
         forever()
