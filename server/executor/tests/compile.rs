@@ -51,6 +51,7 @@ fn job(executor: &Executor, id: &str, function: &str, range: (i64, i64)) -> Comp
         options: CompileOptions::default(),
         format: ArtifactFormat::Inductor,
         device: cpu(executor),
+        verify: false,
     }
 }
 

@@ -49,6 +49,7 @@ pub(crate) fn job(id: &str) -> CompileJob {
         options: CompileOptions::default(),
         format: ArtifactFormat::Inductor,
         device: DeviceKind { r#type: "cpu".into(), name: "misbehaving".into(), capability: String::new() },
+        verify: false,
     }
 }
 
