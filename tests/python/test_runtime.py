@@ -57,7 +57,7 @@ def test_only_the_flat_tuple_needs_no_restoring() -> None:
 
 def _manifest(folder: Path, **changed: Any) -> Path:
     manifest = {
-        "container_version": 1,
+        "container_version": 2,
         "format": "inductor",
         "toolchain": fingerprint.toolchain(),
         "device": fingerprint.cpu_device(),
@@ -87,6 +87,6 @@ def test_an_artifact_of_another_device_is_refused_with_both_named(tmp_path: Path
 
 def test_another_container_version_or_a_missing_entry_is_refused(tmp_path: Path) -> None:
     with pytest.raises(load.LoadError, match="version 2"):
-        load.load_entry(_manifest(tmp_path, container_version=2), "e0")
+        load.load_entry(_manifest(tmp_path, container_version=3), "e0")
     with pytest.raises(load.LoadError, match="no entry 'e7'"):
         load.load_entry(_manifest(tmp_path), "e7")

@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use tar::{Archive, Entry, EntryType};
 use thiserror::Error;
 
-use crate::manifest::{MANIFEST, Manifest, ManifestFile};
+use crate::manifest::{CONTAINER_VERSION, MANIFEST, Manifest, ManifestFile};
 
 const MAX_MANIFEST_BYTES: u64 = 16 << 20;
 
@@ -27,7 +27,7 @@ pub enum ContainerError {
     #[error("it can't be read as a tar file: {0}")]
     NotATar(#[source] io::Error),
     /// A newer daemon's container.
-    #[error("its version is {found}, this client reads version 1: update the piecewised package")]
+    #[error("its version is {found}, this client reads version {CONTAINER_VERSION}: use the piecewised package and the daemon of one release")]
     UnknownVersion {
         /// As the manifest says.
         found: u32,

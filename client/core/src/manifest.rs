@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::container::ContainerError;
 
 /// The version of the container that this client reads.
-pub(crate) const CONTAINER_VERSION: u32 = 1;
+pub(crate) const CONTAINER_VERSION: u32 = 2;
 /// The manifest's own name.
 pub(crate) const MANIFEST: &str = "manifest.json";
 /// In bytes: what fits a USTAR header without the prefix field being split in unforeseen ways.
@@ -17,7 +17,7 @@ const MAX_PATH_BYTES: usize = 200;
 /// What a container holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// 1.
+    /// 2.
     pub container_version: u32,
     /// How to load it.
     pub format: ArtifactFormat,

@@ -127,7 +127,7 @@ fn members_must_be_those_of_the_manifest() {
 
 #[test]
 fn a_manifest_must_make_sense() {
-    check_refused(&with_manifest(|m| m.container_version = 2), "its version is 2");
+    check_refused(&with_manifest(|m| m.container_version = 3), "its version is 3, this client reads version 2");
     check_refused(&with_manifest(|m| m.files.swap(0, 1)), "sorted and unique");
     check_refused(&with_manifest(|m| m.files.insert(0, m.files[0].clone())), "sorted and unique");
     check_refused(&with_manifest(|m| m.entries.clear()), "no entries");

@@ -43,7 +43,7 @@ pub(crate) fn manifest(files: &[(&str, &[u8])]) -> Manifest {
         .collect();
     files.sort_by(|a, b| a.path.cmp(&b.path));
     Manifest {
-        container_version: 1,
+        container_version: 2,
         format: ArtifactFormat::Inductor,
         toolchain: toolchain(),
         device: device(),

@@ -56,10 +56,15 @@ def main() -> None:
         channel.send("unusable", {"reason": reason})
         return
 
-    from .probe import Unusable, ready
+    from .probe import Unusable, import_torch, ready
 
     try:
-        message = ready()
+        seconds = import_torch()
+        # Before anything here has started CUDA or compiled: what is forked from now on is as fresh as a worker.
+        from .trials import Nursery
+
+        nursery = Nursery()
+        message = ready(seconds)
     except Unusable as error:
         channel.send("unusable", {"reason": str(error)})
         return
@@ -70,7 +75,7 @@ def main() -> None:
     while True:
         name, fields, _ = jobs.get()
         if name == "compile":
-            run(channel, fields)
+            run(channel, fields, nursery)
         else:
             print(f"piecewised_executor: ignored a message named {name!r}", file=sys.stderr, flush=True)
 

@@ -27,6 +27,12 @@ class UnprovenRange(JobError):
     reason = "UNPROVEN_RANGE"
 
 
+class VerificationFailed(JobError):
+    """Code came out, but it does not load as a worker loads it, or gives other values than eager."""
+
+    reason = "VERIFICATION_FAILED"
+
+
 def shorten(message: str, limit: int = MAX_MESSAGE_BYTES) -> str:
     """At most `limit` bytes of UTF-8: head and tail are kept, since compilers say what failed first and why last."""
     data = message.encode("utf-8", "replace")

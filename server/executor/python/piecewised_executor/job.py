@@ -1,68 +1,36 @@
-"""One `compile` message: split the range into what can be proven, pack, answer.
+"""One `compile` message: compile what was asked, pack, try the result in a fresh process, answer.
 
 A first compile covers the whole range. Where its guards prove it for a part only, the rest is compiled apart, as
-further entries of the same artifact: size 1, which Inductor likes to exclude, is the usual case.
+further entries of the same artifact: size 1, which Inductor likes to exclude, is the usual case. With `tuning: full` the
+parts come from `tune`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
-import time
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-from . import program
+from . import check, program, tune
 from .errors import JobError, UnprovenRange, Unsupported, describe, shorten
 from .pack import Container
+from .parts import Job, Part, Recipe, compile_interval, stock_recipe
+from .phases import Phases
 from .protocol import Channel
-from .prove import Interval, Proof, prove, remainder
-from .rebuild import Rebuilt, rebuild
+from .prove import Interval, remainder
 from .runtime import fingerprint
 from .runtime.outputs import returns_sequence
-from .symbols import Bounds, Symbols
+from .trials import Nursery
 
 # How often one range is compiled before it is given up as unprovable.
 MAX_COMPILES = 8
 
 
-class Phases:
-    """Tells the daemon what goes on, and adds up where the time goes."""
-
-    def __init__(self, channel: Channel, job: Any) -> None:
-        self._channel = channel
-        self._job = job
-        self._seconds: dict[str, float] = {}
-        self._started = time.monotonic()
-        self._cpu = _cpu_seconds()
-
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Announces the phase and times what is inside."""
-        self._channel.send("phase", {"job": self._job, "phase": name})
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - started
-
-    def timings(self) -> dict[str, Any]:
-        """The Timings of the job so far."""
-        return {
-            "total_s": time.monotonic() - self._started,
-            "cpu_s": _cpu_seconds() - self._cpu,
-            "phases": [{"phase": name, "seconds": seconds} for name, seconds in self._seconds.items()],
-        }
-
-
-def run(channel: Channel, request: dict[str, Any]) -> None:
+def run(channel: Channel, request: dict[str, Any], nursery: Nursery) -> None:
     """Answers one `compile` message with `phase`s and then `done` or `failed`; never raises for the job's sake."""
     job = request.get("job")
     try:
-        fields, artifact = compile_job(request, Phases(channel, job))
+        fields, artifact = compile_job(request, Phases(channel, job), nursery)
         channel.send("done", {"job": job, **fields}, artifact)
     except JobError as error:
         _fail(channel, job, error.reason, str(error))
@@ -72,84 +40,100 @@ def run(channel: Channel, request: dict[str, Any]) -> None:
         program.reset()
 
 
-def compile_job(request: dict[str, Any], phases: Phases) -> tuple[dict[str, Any], bytes]:
+def compile_job(request: dict[str, Any], phases: Phases, nursery: Nursery) -> tuple[dict[str, Any], bytes]:
     """The fields of `done`, and the artifact. Raises JobError."""
     if request["format"] != "inductor":
         raise Unsupported(f"the format {request['format']!r}; this executor makes 'inductor'")
     if request["device"] not in fingerprint.devices(request["device"]["type"]):
         raise Unsupported(f"there is no device {request['device']} here")
     graph = request["graph"]
-    dispatched = _dispatched_name(graph, request.get("dispatch_argument"))
-    whole: Interval | None = tuple(request["range"]) if request.get("range") and dispatched else None
+    job = Job(request, _dispatched_name(graph, request.get("dispatch_argument")), phases)
+    whole: Interval | None = tuple(request["range"]) if request.get("range") and job.dispatched else None
+
+    tuned = None
+    if request.get("options", {}).get("tuning") == "full":
+        tuned = tune.tune(job, nursery, whole)
+        pairs = [(sizes, candidate.part) for sizes, candidate in tuned.chosen if candidate.part is not None]
+    else:
+        pairs = _compile_parts(job, whole)
 
     container = Container()
+    names: dict[int, str] = {}
     segments: list[dict[str, Any]] = []
-    pending: list[Interval | None] = [whole]
-    reasons: list[str] = []
-    while pending:
-        interval = pending.pop(0)
-        if len(container.entries) == MAX_COMPILES:
-            raise UnprovenRange(_not_covered(interval, reasons, f"after {MAX_COMPILES} compiles"))
-        name = f"e{len(container.entries)}"
-        try:
-            part = _compile_interval(request, dispatched, interval, phases)
-        except JobError as error:
-            if not reasons or isinstance(error, Unsupported):
-                raise
-            # The first compile said what it needs; that these sizes do not compile apart is the lesser news.
-            raise UnprovenRange(_not_covered(interval, reasons, f"compiling them apart failed: {error}")) from error
-        container.add(name, part.rebuilt, part.program)
-        reasons += part.proof.guards
-        proven = part.proof.intervals
-        segments += [{"range": list(sizes) if sizes else None, "entry": name} for sizes in proven or [interval]]
-        pending += remainder(interval, proven) if interval and proven else []
-
+    for sizes, part in pairs:
+        if id(part) not in names:
+            names[id(part)] = f"e{len(names)}"
+            container.add(names[id(part)], part.rebuilt, part.program)
+        segments.append({"range": list(sizes) if sizes else None, "entry": names[id(part)]})
     segments.sort(key=lambda segment: segment["range"] or [])
     with phases.phase("pack"):
         # Where this interpreter lies is no part of what it made.
         artifact = container.to_bytes({**fingerprint.toolchain(), "executable": ""}, request["device"])
+
+    part = pairs[0][1]
+    if tuned is not None:
+        for candidate in tuned.candidates:
+            candidate.entries = [names[id(candidate.part)]] if id(candidate.part) in names else []
+    report = tuned.report() if tuned is not None else _fast_report(pairs)
+    with phases.phase("verify"):
+        verification, latencies = _tried(job, nursery, artifact, segments)
     fields = {
         "segments": segments,
         "timings": phases.timings(),
         "returns_tuple": returns_sequence(part.rebuilt.structure),
         "n_arguments": part.rebuilt.n_arguments,
+        "verification": verification,
+        "tuning": report,
+        "latencies": latencies,
     }
     return fields, artifact
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One compile, and the sizes that it is proven for; no intervals: all that it was made for."""
+def _compile_parts(job: Job, whole: Interval | None) -> list[tuple[Interval | None, Part]]:
+    """What runs which sizes of `whole`, each size once. Raises JobError."""
+    pairs: list[tuple[Interval | None, Part]] = []
+    pending: list[Interval | None] = [whole]
+    reasons: list[str] = []
+    n_compiles = 0
+    while pending:
+        interval = pending.pop(0)
+        if n_compiles == MAX_COMPILES:
+            raise UnprovenRange(_not_covered(interval, reasons, f"after {MAX_COMPILES} compiles"))
+        n_compiles += 1
+        try:
+            part = compile_interval(job, interval, _recipe(job, interval))
+        except JobError as error:
+            if not reasons or isinstance(error, Unsupported):
+                raise
+            # The first compile said what it needs; that these sizes do not compile apart is the lesser news.
+            raise UnprovenRange(_not_covered(interval, reasons, f"compiling them apart failed: {error}")) from error
+        reasons += part.proof.guards
+        proven = part.proof.intervals
+        pairs += [(sizes, part) for sizes in proven or [interval]]
+        pending += remainder(interval, proven) if interval and proven else []
+    return pairs
 
-    rebuilt: Rebuilt
-    program: program.Program
-    proof: Proof
+
+def _recipe(job: Job, interval: Interval | None) -> Recipe:
+    """How an interval is compiled where nothing is tuned."""
+    is_generic = job.request.get("options", {}).get("specialisation") == "generic"
+    if is_generic and interval is not None and interval[0] < interval[1]:
+        return stock_recipe(job.hint)
+    return Recipe("range", job.hint)
 
 
-def _compile_interval(
-    request: dict[str, Any], dispatched: str | None, interval: Interval | None, phases: Phases
-) -> _Part:
-    """Compiles for the sizes of `interval`: dynamic within them, or static for a single one."""
-    narrowed: dict[str, Bounds] = {}
-    fixed: dict[str, int] = {}
-    hints: dict[str, int] = {}
-    if dispatched and interval:
-        if interval[0] == interval[1]:
-            fixed[dispatched] = interval[0]
-        else:
-            narrowed[dispatched] = Bounds(*interval)
-            if request.get("hint") is not None:
-                hints[dispatched] = request["hint"]
-    graph = request["graph"]
-    with phases.phase("rebuild"):
-        symbols = Symbols(graph.get("symbols", []), narrowed, fixed, hints)
-        rebuilt = rebuild(graph, symbols)
-    with phases.phase("compile"):
-        compiled = program.compile_program(rebuilt, request.get("options", {}))
-    with phases.phase("prove"):
-        symbol = symbols.by_name[dispatched] if dispatched in narrowed else None
-        proof = prove(symbols, symbol, interval)
-    return _Part(rebuilt, compiled, proof)
+def _tried(
+    job: Job, nursery: Nursery, artifact: bytes, segments: list[dict[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The Verification and the latencies. Without `verify` nothing is run, since that costs a process."""
+    if not job.request.get("verify"):
+        return {"outcome": "not_done", "sizes": [], "note": "", "seconds": 0.0}, []
+    return check.verify(nursery, job.request, job.dispatched, artifact, segments)
+
+
+def _fast_report(pairs: list[tuple[Interval | None, Part]]) -> dict[str, Any]:
+    notes = dict.fromkeys(part.note for _, part in pairs if part.note)
+    return {"mode": "fast", "candidates": [], "seconds": 0.0, "note": "; ".join(notes)}
 
 
 def _dispatched_name(graph: dict[str, Any], position: int | None) -> str | None:
@@ -174,9 +158,3 @@ def _fail(channel: Channel, job: Any, reason: str, message: str) -> None:
     first_line = message.splitlines()[0] if message else ""
     print(f"piecewised_executor: job {job} failed, {reason}: {first_line}", file=sys.stderr, flush=True)
     channel.send("failed", {"job": job, "reason": reason, "message": shorten(message)})
-
-
-def _cpu_seconds() -> float:
-    """Of this process and of its children that have ended."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system

@@ -11,9 +11,10 @@ from typing import Any
 
 from .program import Program
 from .rebuild import Rebuilt
+from .runtime import gpu_kernels
 from .runtime.kernels import INDEX
 
-CONTAINER_VERSION = 1
+CONTAINER_VERSION = 2
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Container:
     entries: list[dict[str, Any]] = field(default_factory=list)
     members: dict[str, bytes] = field(default_factory=dict)
     kernel_index: dict[str, str] = field(default_factory=dict)
+    gpu_kernel_index: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, name: str, rebuilt: Rebuilt, program: Program) -> None:
         """Adds a part that segments can name."""
@@ -30,6 +32,10 @@ class Container:
             path = f"kernels/{_sha256(content)}.so"
             self.members[f"cache/{path}"] = content
             self.kernel_index[digest] = path
+        for digest, kernel in program.gpu_kernels.items():
+            path = f"kernels/{_sha256(kernel.content)}.cubin"
+            self.members[f"cache/{path}"] = kernel.content
+            self.gpu_kernel_index[digest] = {**kernel.record, "cubin": path}
         for path, content in program.cache_files.items():
             self.members[f"cache/{path}"] = content
         constants = []
@@ -57,6 +63,8 @@ class Container:
         members = dict(self.members)
         if self.kernel_index:
             members[f"cache/{INDEX}"] = _json(dict(sorted(self.kernel_index.items())))
+        if self.gpu_kernel_index:
+            members[f"cache/{gpu_kernels.INDEX}"] = _json(dict(sorted(self.gpu_kernel_index.items())))
         manifest = {
             "container_version": CONTAINER_VERSION,
             "format": "inductor",

@@ -15,7 +15,7 @@ import pickle
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,18 +31,24 @@ from torch._inductor.select_algorithm import TritonTemplate
 from torch._inductor.standalone_compile import standalone_compile
 from torch._inductor.utils import fresh_cache
 
-from . import settings
-from .errors import CompileError, describe
+from . import settings, winners
+from .errors import CompileError, JobError, Unsupported, describe
 from .rebuild import Rebuilt
-from .runtime import kernels
+from .runtime import devices, kernels
 
 # What the executor decides about every compile; see settings._RESERVED.
 _PATCHES: dict[str, Any] = {
     "autotune_remote_cache": False,
+    # The winners are packed by `winners`; the bundle would hold every candidate in every intermediate form.
+    "bundle_triton_into_fx_graph_cache": False,
     "bundled_autotune_remote_cache": False,
     "disable_progress": True,
     "fx_graph_cache": True,
     "fx_graph_remote_cache": False,
+    "static_launch_user_defined_triton_kernels": True,
+    # Kernels are settled by a real call (`settle`), not by the made-up ones that the wrapper's generator would run.
+    "triton.autotune_at_compile_time": False,
+    "use_static_cuda_launcher": True,
 }
 
 # Where g++'s precompiled headers lie: a folder that executors share, since making them takes seconds. Inductor takes the
@@ -54,26 +60,36 @@ if _headers := os.environ.get("PIECEWISED_PRECOMPILED_HEADERS"):
 
 @dataclass(frozen=True)
 class Program:
-    """`serialized` is what AOTCompiledArtifact.deserialize takes; `cache_files` (relative path to content) and
-    `kernels` (request digest to content) are what it looks up meanwhile."""
+    """`serialized` is what AOTCompiledArtifact.deserialize takes; `cache_files` (relative path to content), `kernels` and
+    `gpu_kernels` (both by request digest) are what it looks up meanwhile."""
 
     serialized: bytes
     cache_files: dict[str, bytes]
     kernels: dict[str, bytes]
+    gpu_kernels: dict[str, winners.GpuKernel]
 
 
-def compile_program(rebuilt: Rebuilt, options: dict[str, Any]) -> Program:
+# Is given the compiled callable (flat arguments, flat results) before it is packed, to settle its autotuning.
+Settle = Callable[[Callable[..., Any]], None]
+
+
+def compile_program(
+    rebuilt: Rebuilt, options: dict[str, Any], settle: Settle, extra_patches: dict[str, Any] | None = None
+) -> Program:
     """Compiles for the symbols' value ranges and hints as they are; guards are left in the ShapeEnv.
 
-    `options` is a CompileOptions. Raises Unsupported for an option that can't be set, CompileError for the rest.
+    `options` is a CompileOptions; `extra_patches` are Inductor options that beat the request's. Raises Unsupported for an
+    option that can't be set, CompileError for the rest.
     """
     patches = {
         **settings.inductor_patches(options.get("inductor", {})),
+        **(extra_patches or {}),
         **_PATCHES,
         "compile_threads": settings.compile_threads(),
         "unsafe_marked_cacheable_functions": _higher_order_names(),
     }
     recorded: dict[str, str] = {}
+    recorded_gpu = winners.Recorded()
     # The tracing context hands the compile our ShapeEnv; "from_graph" would look for it in the outputs, and not find
     # it where a graph returns integers only.
     context = torch._guards.TracingContext(rebuilt.fake_mode)
@@ -85,6 +101,7 @@ def compile_program(rebuilt: Rebuilt, options: dict[str, Any]) -> Program:
         torch.no_grad(),
         torch._guards.tracing(context),
         kernels.recording(recorded),
+        winners.recording(recorded_gpu),
         _path_free_kernels(os.environ["TORCHINDUCTOR_CACHE_DIR"]),
         # What AOTAutograd does not want to cache it does not serialise either; without `strict` it would not say so.
         torch._functorch.config.patch(bypass_autograd_cache_key=True, strict_autograd_cache=True),
@@ -97,12 +114,16 @@ def compile_program(rebuilt: Rebuilt, options: dict[str, Any]) -> Program:
                 options={"config_patches": patches},
                 aot=True,
             )
-            serialized, files = _normalised(artifact.serialize())
+            serialized, files, wrapper = _normalised(artifact.serialize())
+            if recorded_gpu.requests:
+                settle(artifact.inner_fn.compiled_fn)
+            gpu_kernels = winners.collect(recorded_gpu, wrapper) if wrapper else {}
+        except JobError:
+            raise
         except Exception as error:
             raise CompileError(describe(error)) from error
-        files.update(_autotuning_results(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])))
         contents = {digest: Path(path).read_bytes() for digest, path in recorded.items()}
-    return Program(serialized, files, contents)
+    return Program(serialized, files, contents, gpu_kernels)
 
 
 def _higher_order_names() -> dict[str, str]:
@@ -148,8 +169,8 @@ def _path_free_kernels(cache: str) -> Iterator[None]:
         cpp_builder.run_compile_cmd = original
 
 
-def _normalised(serialized: bytes) -> tuple[bytes, dict[str, bytes]]:
-    """The program without what differs from one compile to the next, and the wrapper's source as a cache file.
+def _normalised(serialized: bytes) -> tuple[bytes, dict[str, bytes], str | None]:
+    """The program without what differs from one compile to the next, the wrapper's source as a cache file, and its key.
 
     Left out: how long the compile took, and the texts of graphs that only logging reads.
     """
@@ -158,16 +179,15 @@ def _normalised(serialized: bytes) -> tuple[bytes, dict[str, bytes]]:
     entry.aot_joint_graph_str = entry.aot_forward_graph_str = entry.aot_backward_graph_str = None
     graph = entry.compiled_fw.result
     files: dict[str, bytes] = {}
+    wrapper = None
     if isinstance(graph, CompiledFxGraph):
         graph.runnable_graph_str = graph.inductor_post_grad_graph_str = ""
         graph.inductor_provenance_mapping_str = graph.inductor_provenance_stack_traces_str = None
         graph.cache_linemap = []
         graph._time_taken_ns = 0
         graph._fx_graph_cache_debug_lines = []
+        wrapper = graph.cache_key
+        if named := devices.leftovers(graph.source_code):
+            raise Unsupported(f"the generated code names a GPU in a way that is not known here: {', '.join(named)}")
         files[f"{graph.cache_key[1:3]}/{graph.cache_key}.py"] = graph.source_code.encode()
-    return pickle.dumps((entry, triton_kernels, constant_args)), files
-
-
-def _autotuning_results(cache: Path) -> dict[str, bytes]:
-    """What Triton's heuristics settled on, so that the worker's first call does not measure again."""
-    return {path.relative_to(cache).as_posix(): path.read_bytes() for path in cache.rglob("*.best_config")}
+    return pickle.dumps((entry, triton_kernels, constant_args)), files, wrapper

@@ -43,13 +43,16 @@ class Rebuilt:
     """A graph ready to compile.
 
     `module` takes `inputs`: the kept placeholders in order, then the constants. `kept` are the positions of those
-    placeholders among the graph's. `module` returns a flat tuple; `structure` is what the graph returns (see
+    placeholders among the graph's, `known` the values of the others by position. `mutated` are the positions in `inputs`
+    of those that the graph changes in place. `module` returns a flat tuple; `structure` is what the graph returns (see
     `runtime.outputs`).
     """
 
     module: torch.fx.GraphModule
     inputs: list[Any]
     kept: list[int]
+    known: dict[int, Any]
+    mutated: list[int]
     n_arguments: int
     constants: list[ConstantTensor]
     structure: dict[str, Any]
@@ -87,6 +90,7 @@ class _Builder:
         placeholders = [node for node in graph["nodes"] if "placeholder" in node["op"]]
         inputs: list[Any] = []
         kept: list[int] = []
+        known: dict[int, Any] = {}
         for position, node in enumerate(placeholders):
             value = self.input(node["op"]["placeholder"]["value"], node["name"])
             # Anything else is known now: its uses get the value, and the argument is not passed. (AOTAutograd would
@@ -96,7 +100,7 @@ class _Builder:
                 inputs.append(value)
                 kept.append(position)
             else:
-                scope.nodes[node["name"]] = value
+                scope.nodes[node["name"]] = known[position] = value
         for constant in graph.get("constants", []):
             tensor, value = self.constant(constant)
             scope.attributes[constant["name"]] = scope.graph.placeholder(f"constant{len(self.constants)}")
@@ -108,11 +112,17 @@ class _Builder:
         structure = _flatten(returned, leaves)
         scope.graph.output(tuple(leaves))
         module = torch.fx.GraphModule(scope.module, scope.graph)
+        versions = [value._version if isinstance(value, torch.Tensor) else None for value in inputs]
         self.run(module, inputs, scope.labels)
+        mutated = [
+            i for i, value in enumerate(inputs) if isinstance(value, torch.Tensor) and value._version != versions[i]
+        ]
         return Rebuilt(
             module=module,
             inputs=inputs,
             kept=kept,
+            known=known,
+            mutated=mutated,
             n_arguments=len(placeholders),
             constants=self.constants,
             structure=structure,

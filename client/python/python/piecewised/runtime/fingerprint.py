@@ -74,18 +74,21 @@ def cpu_device() -> dict[str, str]:
     return {"type": "cpu", "name": name, "capability": capability}
 
 
+def cuda_device(index: int) -> dict[str, str] | None:
+    """The kind of the GPU that this process calls cuda:`index`; None: there is none. Starts CUDA in this process."""
+    if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+        return None
+    properties = torch.cuda.get_device_properties(index)
+    return {"type": "cuda", "name": properties.name, "capability": f"{properties.major}.{properties.minor}"}
+
+
 def cuda_devices() -> list[dict[str, str]]:
     """The kinds of GPU that this process sees, each once. Starts CUDA in this process."""
     kinds: list[dict[str, str]] = []
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
-            properties = torch.cuda.get_device_properties(index)
-            kind = {
-                "type": "cuda",
-                "name": properties.name,
-                "capability": f"{properties.major}.{properties.minor}",
-            }
-            if kind not in kinds:
+            kind = cuda_device(index)
+            if kind is not None and kind not in kinds:
                 kinds.append(kind)
     return kinds
 

@@ -47,8 +47,9 @@ def recording(record: dict[str, str]) -> Iterator[None]:
     """While inside, each kernel that Inductor compiles in this process is put into `record`: request digest to the
     path of its shared library. Kernels are complete when the compile is.
 
-    The libraries are built but not loaded: this process does not run them, could never unload them, and Python would
-    answer a later request for the same kernel with the first library, whose file is gone by then.
+    The libraries are built but not loaded before they are called, which only a program for a GPU with parts on the CPU
+    does: this process could never unload them, and Python would answer a later request for the same kernel with the
+    first library, whose file is gone by then.
     """
 
     def load(original: Loader, cls: type, argtypes: Sequence[str], source: str, **options: Any) -> Loader:
@@ -63,7 +64,7 @@ def recording(record: dict[str, str]) -> Iterator[None]:
 
     def load_library(cls: type, path: str, key: str) -> types.ModuleType:
         module = types.ModuleType(key)
-        setattr(module, cls.entry_function, _Unloaded(path))
+        setattr(module, cls.entry_function, _Unloaded(path, cls.entry_function))
         return module
 
     with _replaced("load_pybinding_async", _request_hook(load)), _replaced("_load_library_inner", load_library):
@@ -71,13 +72,14 @@ def recording(record: dict[str, str]) -> Iterator[None]:
 
 
 class _Unloaded:
-    """Stands for a kernel that was built in `path`."""
+    """Stands for a kernel that was built in `path`, and loads it when it is called."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, entry: str) -> None:
         self.path = path
+        self.entry = entry
 
-    def __call__(self, *args: Any) -> None:
-        raise RuntimeError(f"the kernel in {self.path} is to be packed, not to be called")
+    def __call__(self, *args: Any) -> Any:
+        return _load(self.path, self.path, self.entry)(*args)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,10 @@
 """From a materialised artifact to a callable, without a compiler and without starting a process.
 
 The folder is what docs/artifact.md describes; it is read and never written. While an entry is deserialised, Inductor
-looks for the generated wrapper below the folder's `cache/`, and the wrapper's kernels come from the index there
-(:mod:`.kernels`). Both redirections hold for the loading thread only and end with the load, so that nothing of the
-worker's own torch.compile is disturbed, neither later nor in another thread meanwhile.
+looks for the generated wrapper below the folder's `cache/`, the wrapper is executed for the GPU that it is to run on
+(:mod:`.devices`), and its kernels come from the indices there (:mod:`.kernels`, :mod:`.gpu_kernels`). All redirections hold
+for the loading thread only and end with the load, so that nothing of the worker's own torch.compile is disturbed, neither
+later nor in another thread meanwhile.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import operator
 import os
 import threading
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,10 +22,10 @@ import torch
 from torch._inductor import codecache
 from torch._inductor.standalone_compile import AOTCompiledArtifact
 
-from . import fingerprint, kernels, outputs
+from . import devices, fingerprint, gpu_kernels, kernels, outputs
 
 # The container_version that this loader reads.
-CONTAINER_VERSION = 1
+CONTAINER_VERSION = 2
 
 # Deserialising goes through tables of Inductor that are not made for threads.
 _LOAD_LOCK = threading.Lock()
@@ -33,33 +35,40 @@ class LoadError(RuntimeError):
     """The artifact can't be loaded in this process; the message says why."""
 
 
-def load_entry(folder: str | os.PathLike[str], entry: str) -> Callable[..., Any]:
+def load_entry(folder: str | os.PathLike[str], entry: str, device_index: int = 0) -> Callable[..., Any]:
     """The compiled callable `entry` of the artifact in `folder`.
 
     It takes as many arguments as the graph has placeholders, in their order (ints for the integer ones), and returns
-    what the graph returns. Raises LoadError when the artifact is for another toolchain or device, or has no such
-    entry. Safe to call from several threads.
+    what the graph returns. `device_index` is the GPU, as this process numbers them, whose tensors it will be called with;
+    without meaning for a CPU artifact. Raises LoadError when the artifact is for another toolchain or device, or has no
+    such entry. Safe to call from several threads.
     """
     folder = os.fspath(folder)
     with open(os.path.join(folder, "manifest.json"), encoding="utf-8") as file:
         manifest = json.load(file)
-    check(manifest)
+    check(manifest, device_index)
     record = next((item for item in manifest["entries"] if item["name"] == entry), None)
     if record is None:
         names = ", ".join(item["name"] for item in manifest["entries"])
         raise LoadError(f"the artifact in {folder} has no entry {entry!r}; it has {names}")
     with open(os.path.join(folder, record["program"]), "rb") as file:
         serialized = file.read()
-    constants = tuple(_constant(folder, constant) for constant in record["constants"])
+    constants = tuple(_constant(folder, constant, device_index) for constant in record["constants"])
     cache = os.path.join(folder, "cache")
-    with _LOAD_LOCK, _cache_folder(cache), kernels.answering(cache):
+    with (
+        _LOAD_LOCK,
+        _cache_folder(cache),
+        _wrappers_on(device_index),
+        kernels.answering(cache),
+        gpu_kernels.answering(cache, device_index),
+    ):
         # Innermost first: two layers that only forward the call are left out.
         compiled = AOTCompiledArtifact.deserialize(serialized).inner_fn.compiled_fn
     return _adapted(compiled, record, constants)
 
 
-def check(manifest: dict[str, Any]) -> None:
-    """Raises LoadError unless this process can load the artifact with that manifest."""
+def check(manifest: dict[str, Any], device_index: int = 0) -> None:
+    """Raises LoadError unless this process can load the artifact with that manifest, for the GPU of that index."""
     version = manifest.get("container_version")
     if version != CONTAINER_VERSION or manifest.get("format") != "inductor":
         raise LoadError(
@@ -73,6 +82,11 @@ def check(manifest: dict[str, Any]) -> None:
     here = fingerprint.devices(device["type"])
     if device not in here:
         raise LoadError(f"the artifact is for the device {device}; this process has {here or 'none of that kind'}")
+    if device["type"] == "cuda" and fingerprint.cuda_device(device_index) != device:
+        raise LoadError(
+            f"the artifact is for the device {device}; cuda:{device_index} of this process is "
+            f"{fingerprint.cuda_device(device_index) or 'absent'}"
+        )
 
 
 def toolchain_name(toolchain: dict[str, str]) -> str:
@@ -84,13 +98,13 @@ def toolchain_name(toolchain: dict[str, str]) -> str:
     )
 
 
-def _constant(folder: str, constant: dict[str, Any]) -> torch.Tensor:
+def _constant(folder: str, constant: dict[str, Any], device_index: int) -> torch.Tensor:
     """A tensor of the graph's own, from its bytes."""
     dtype = getattr(torch, constant["dtype"])
     with open(os.path.join(folder, constant["path"]), "rb") as file:
         data = bytearray(file.read())
     flat = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-    return flat.view(dtype).reshape(constant["sizes"]).to(constant["device"])
+    return flat.view(dtype).reshape(constant["sizes"]).to(devices.tensor_device(constant["device"], device_index))
 
 
 @contextlib.contextmanager
@@ -110,6 +124,35 @@ def _cache_folder(folder: str) -> Iterator[None]:
         yield
     finally:
         codecache.cache_dir = original
+
+
+@contextlib.contextmanager
+def _wrappers_on(device_index: int) -> Iterator[None]:
+    """While inside, wrappers that the calling thread loads are executed for the GPU of that index.
+
+    They become modules that nobody else finds: neither Inductor's own caches nor `sys.modules` keep them.
+    """
+    original = codecache.PyCodeCache.__dict__["load_by_key_path"]
+    thread = threading.get_ident()
+
+    def load_by_key_path(cls: type, key: str, path: str, linemap: Any = None, attrs: Any = None) -> types.ModuleType:
+        if threading.get_ident() != thread:
+            loaded: types.ModuleType = original.__func__(cls, key, path, linemap, attrs)
+            return loaded
+        with open(path, encoding="utf-8") as file:
+            source = devices.on_device(file.read(), device_index)
+        module = types.ModuleType(f"piecewised_wrapper_{key}")
+        module.__file__ = path
+        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
+        for name, value in (attrs or {}).items():
+            setattr(module, name, value)
+        return module
+
+    codecache.PyCodeCache.load_by_key_path = classmethod(load_by_key_path)
+    try:
+        yield
+    finally:
+        codecache.PyCodeCache.load_by_key_path = original
 
 
 def _adapted(

@@ -1,0 +1,109 @@
+"""Which candidate runs which sizes, from measured times: pure, and the same for the same numbers.
+
+The rules: no size that was measured becomes slower than with the generic code; the best over the range wins; a range is
+divided where another candidate wins by more than noise, and not otherwise, since each part is another program to load.
+
+`../docs/tuning.md` (docs/ of the project) has the measurements that the numbers below come from.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+Interval = tuple[int, int]
+
+# Slower than the generic code by less than this is not slower: medians of equal code differ by so much.
+NOISE = 0.01
+# What one more part has to win, summed over the sizes it runs, as a fraction of their time.
+MIN_GAIN_OF_A_PART = 0.03
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A candidate: the sizes it is proven for, and what it takes at the sizes that were measured."""
+
+    intervals: list[Interval]
+    times_us: dict[int, float]
+
+    def covers(self, interval: Interval) -> bool:
+        """Whether it is proven for all of the interval."""
+        return any(low <= interval[0] and interval[1] <= high for low, high in self.intervals)
+
+
+def choose(candidates: list[Measured], interval: Interval) -> list[tuple[Interval, int]]:
+    """Divides `interval` and gives for each part, in order, the position of the candidate that runs it.
+
+    The first candidate is the generic one, which the others are held against; where it was not measured or is not proven,
+    the best is taken. Sizes that no candidate is proven for are in no part.
+    """
+    parts: list[tuple[Interval, int]] = []
+    for piece in _elementary(candidates, interval):
+        eligible = [i for i, candidate in enumerate(candidates) if candidate.covers(piece)]
+        if eligible:
+            parts += _divide(candidates, eligible, piece)
+    return _joined(parts)
+
+
+def _elementary(candidates: list[Measured], interval: Interval) -> list[Interval]:
+    """The interval, cut wherever some candidate's proof begins or ends."""
+    low, high = interval
+    starts = {low}
+    for candidate in candidates:
+        for start, end in candidate.intervals:
+            starts.update(cut for cut in (start, end + 1) if low < cut <= high)
+    ordered = sorted(starts)
+    return [(start, end - 1) for start, end in zip(ordered, [*ordered[1:], high + 1], strict=True)]
+
+
+def _divide(candidates: list[Measured], eligible: list[int], piece: Interval) -> list[tuple[Interval, int]]:
+    sizes = sorted({size for i in eligible for size in candidates[i].times_us if piece[0] <= size <= piece[1]})
+    if not sizes:
+        # Nothing is known: the code that was narrowed to the range, if there is one, else the generic code.
+        return [(piece, eligible[min(1, len(eligible) - 1)])]
+    costs = [_costs(candidates, eligible, size) for size in sizes]
+    # The cheapest way to run sizes[:k + 1] that ends with candidate i, and the candidate before the last change.
+    best: list[dict[int, tuple[float, int]]] = [{i: (cost, i) for i, cost in costs[0].items()}]
+    for cost in costs[1:]:
+        before = best[-1]
+        leader = min(before, key=lambda i: (before[i][0], i))
+        row = {}
+        for i, own in cost.items():
+            stay = before[i][0] if i in before else math.inf
+            change = before[leader][0] + MIN_GAIN_OF_A_PART
+            row[i] = (stay + own, i) if stay <= change else (change + own, leader)
+        best.append(row)
+    last = min(best[-1], key=lambda i: (best[-1][i][0], i))
+    chosen = [last]
+    for row in reversed(best[1:]):
+        chosen.append(row[chosen[-1]][1])
+    chosen.reverse()
+    parts = []
+    start = piece[0]
+    for k, candidate in enumerate(chosen):
+        is_last = k == len(sizes) - 1
+        # Sizes between two measured ones: to the nearer, by ratio.
+        end = piece[1] if is_last else max(int(math.sqrt(sizes[k] * sizes[k + 1])), sizes[k])
+        parts.append(((start, end), candidate))
+        start = end + 1
+    return parts
+
+
+def _costs(candidates: list[Measured], eligible: list[int], size: int) -> dict[int, float]:
+    """By candidate, the logarithm of its time over the generic one's; without those that are slower than it."""
+    times = {i: candidates[i].times_us[size] for i in eligible if size in candidates[i].times_us}
+    reference = times.get(0)
+    if reference is not None:
+        times = {i: time for i, time in times.items() if i == 0 or time <= reference * (1 + NOISE)}
+    base = reference if reference is not None else min(times.values())
+    return {i: math.log(time / base) for i, time in times.items()}
+
+
+def _joined(parts: list[tuple[Interval, int]]) -> list[tuple[Interval, int]]:
+    joined: list[tuple[Interval, int]] = []
+    for (start, end), candidate in parts:
+        if joined and joined[-1][1] == candidate and joined[-1][0][1] == start - 1:
+            joined[-1] = ((joined[-1][0][0], end), candidate)
+        else:
+            joined.append(((start, end), candidate))
+    return joined

@@ -1,0 +1,112 @@
+"""One compile of a graph for an interval of sizes, in one of the ways that there are."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import program
+from .phases import Phases
+from .prove import Interval, Proof, prove
+from .rebuild import Rebuilt, rebuild
+from .settle import Settler
+from .symbols import DEFAULT_HINT, Bounds, Symbols
+
+
+@dataclass(frozen=True)
+class Job:
+    """One `compile` message and what it is worked on with. `dispatched`: the name of the symbol that is dispatched on."""
+
+    request: dict[str, Any]
+    dispatched: str | None
+    phases: Phases
+
+    @property
+    def graph(self) -> dict[str, Any]:
+        """The canonical graph."""
+        graph: dict[str, Any] = self.request["graph"]
+        return graph
+
+    @property
+    def hint(self) -> int | None:
+        """The size that the caller, or the daemon for it, wants thought of."""
+        return self.request.get("hint")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the code runs on a GPU."""
+        return bool(self.request["device"]["type"] == "cuda")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A way to compile. `narrows`: the symbol's bounds are the interval; else only its lower end is known, as stock
+    torch.compile has it. `patches`: Inductor options on top of the request's."""
+
+    name: str
+    hint: int | None
+    narrows: bool = True
+    patches: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One compile, and the sizes that it is proven for; no intervals: all that it was made for."""
+
+    recipe: Recipe
+    rebuilt: Rebuilt
+    program: program.Program
+    proof: Proof
+    #: Wall seconds.
+    seconds: float
+    #: What was not as it should be; empty: nothing.
+    note: str
+
+
+def stock_recipe(hint: int | None = None) -> Recipe:
+    """What torch.compile does when it knows nothing of ranges: one dynamic compile with one hint for every size."""
+    return Recipe("generic", hint or DEFAULT_HINT, narrows=False)
+
+
+def compile_interval(job: Job, interval: Interval | None, recipe: Recipe) -> Part:
+    """Compiles for the sizes of `interval`: dynamic within them, or static for a single one. Raises JobError."""
+    started = time.monotonic()
+    dispatched = job.dispatched
+    narrowed: dict[str, Bounds] = {}
+    fixed: dict[str, int] = {}
+    hints: dict[str, int] = {}
+    if dispatched and interval:
+        if interval[0] == interval[1] and recipe.narrows:
+            fixed[dispatched] = interval[0]
+        else:
+            # Stock excludes 0 and 1: that code is never asked for them, and proves more without.
+            narrowed[dispatched] = Bounds(*interval) if recipe.narrows else Bounds(2, None)
+            if recipe.hint is not None:
+                hints[dispatched] = recipe.hint
+    with job.phases.phase("rebuild"):
+        symbols = Symbols(job.graph.get("symbols", []), narrowed, fixed, hints)
+        rebuilt = rebuild(job.graph, symbols)
+    size, low = _settling_size(interval, recipe)
+    settler = Settler(job.graph, dispatched, rebuilt.kept, size, low)
+
+    def settle(compiled: Any) -> None:
+        with job.phases.phase("settle"):
+            settler(compiled)
+
+    with job.phases.phase("compile"):
+        compiled = program.compile_program(rebuilt, job.request.get("options", {}), settle, recipe.patches)
+    with job.phases.phase("prove"):
+        symbol = symbols.by_name[dispatched] if dispatched in narrowed else None
+        proof = prove(symbols, symbol, interval)
+    return Part(recipe, rebuilt, compiled, proof, time.monotonic() - started, settler.note)
+
+
+def _settling_size(interval: Interval | None, recipe: Recipe) -> tuple[int | None, int | None]:
+    """The size that autotuning is settled at, and the least that may stand for it."""
+    if interval is None:
+        return None, None
+    if not recipe.narrows:
+        return recipe.hint or DEFAULT_HINT, 2
+    low, high = interval
+    return min(max(recipe.hint or low, low), high), low
