@@ -85,7 +85,7 @@ class Executor:
     def compile(self, graph: dict[str, Any], **request: Any) -> tuple[str, dict[str, Any], bytes]:
         """Sends one job and gives its last message; phases go into `phases`."""
         self.phases = []
-        defaults = {"job": 1, "range": None, "dispatch_argument": None, "hint": None, "options": {}}
+        defaults = {"job": 1, "range": None, "dispatch_argument": None, "hint": None, "options": {}, "verify": True}
         self.send("compile", **{**defaults, "graph": graph, "format": "inductor", "device": cpu_device(), **request})
         while True:
             name, fields, blob = self.receive()

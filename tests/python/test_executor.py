@@ -272,7 +272,7 @@ def test_done_says_how_to_call(artifacts: dict[str, Any]) -> None:
 
 def test_timings_add_up(artifacts: dict[str, Any]) -> None:
     timings = artifacts["from 1"][0]["timings"]
-    assert [phase["phase"] for phase in timings["phases"]] == ["rebuild", "compile", "prove", "pack"]
+    assert [phase["phase"] for phase in timings["phases"]] == ["rebuild", "compile", "prove", "pack", "verify"]
     assert sum(phase["seconds"] for phase in timings["phases"]) <= timings["total_s"]
     assert timings["cpu_s"] > 0
 

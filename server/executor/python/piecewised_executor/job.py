@@ -75,8 +75,7 @@ def compile_job(request: dict[str, Any], phases: Phases, nursery: Nursery) -> tu
         for candidate in tuned.candidates:
             candidate.entries = [names[id(candidate.part)]] if id(candidate.part) in names else []
     report = tuned.report() if tuned is not None else _fast_report(pairs)
-    with phases.phase("verify"):
-        verification, latencies = _tried(job, nursery, artifact, segments)
+    verification, latencies = _tried(job, nursery, artifact, segments)
     fields = {
         "segments": segments,
         "timings": phases.timings(),
@@ -128,7 +127,8 @@ def _tried(
     """The Verification and the latencies. Without `verify` nothing is run, since that costs a process."""
     if not job.request.get("verify"):
         return {"outcome": "not_done", "sizes": [], "note": "", "seconds": 0.0}, []
-    return check.verify(nursery, job.request, job.dispatched, artifact, segments)
+    with job.phases.phase("verify"):
+        return check.verify(nursery, job.request, job.dispatched, artifact, segments)
 
 
 def _fast_report(pairs: list[tuple[Interval | None, Part]]) -> dict[str, Any]:

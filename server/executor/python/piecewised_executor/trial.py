@@ -20,6 +20,7 @@ import torch
 
 from . import compare, inputs, settings, timing
 from .errors import VerificationFailed, describe
+from .runtime import outputs
 from .runtime.load import load_entry
 
 
@@ -197,7 +198,7 @@ def _eager(trial: Trial, fake: Any, size: int | None) -> tuple[inputs.Case, list
 def _call_eager(case: inputs.Case, seed: int) -> list[Any]:
     """What eager returns, and then what it changed in place."""
     torch.manual_seed(seed)
-    returned = compare.flatten(case.rebuilt.module(*case.flat))
+    returned = compare.flatten(outputs.restorer(case.rebuilt.structure)(case.rebuilt.module(*case.flat)))
     return [*returned, *(case.flat[i] for i in case.mutated)]
 
 
