@@ -45,8 +45,16 @@ def layer(attn, residual, positions, w_o, n_1, w_gate_up, w_down, n_2, w_qkv, ta
 def small(attn, residual, gate_up, qkv, positions, n_1, n_2, table):  # type: ignore[no-untyped-def]
     """The same without its matrix products."""
     hidden = attn + residual
-    gate, up = gate_up.chunk(2, dim=-1)
-    return (hidden, norm(hidden, n_1), torch.nn.functional.silu(gate) * up, norm(hidden, n_2), *rope(qkv, positions, table))
+    # One number of tokens for all: what else would tell the compiler.
+    gate, up = gate_up.view(attn.shape[0], 2 * FFN).chunk(2, dim=-1)
+    qkv, positions = qkv.view(attn.shape[0], QKV), positions.view(attn.shape[0])
+    return (
+        hidden,
+        norm(hidden, n_1),
+        torch.nn.functional.silu(gate) * up,
+        norm(hidden, n_2),
+        *rope(qkv, positions, table),
+    )
 
 
 def arguments(function: Any, n: int, device: str = "cuda") -> list[torch.Tensor]:

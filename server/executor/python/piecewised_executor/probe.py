@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from .protocol import PROTOCOL
@@ -12,6 +14,8 @@ from .protocol import PROTOCOL
 MIN_PYTHON = (3, 10)
 # What standalone_compile(aot=True), the loader and the ShapeEnv's fields were written against.
 MIN_TORCH = (2, 11)
+# Where there is a GPU for CUDA, one of them is there too: on Linux, and under WSL.
+_DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg")
 
 
 class Unusable(Exception):
@@ -37,14 +41,32 @@ def import_torch() -> float:
             f"{MIN_TORCH[0]}.{MIN_TORCH[1]} or newer; install a newer torch there"
         )
     try:
-        import torch._inductor.compile_fx
+        with _without_asking_cuda():
+            import torch._inductor.compile_fx
+
+            from . import allowlist, check, job, trial
+
+            del allowlist, check, job, trial
     except ImportError as error:
         raise Unusable(f"torch {torch.__version__} of {sys.executable} cannot import Inductor: {error}") from error
-
-    from . import allowlist, check, job, trial
-
-    del allowlist, check, job, trial
     return time.monotonic() - started
+
+
+@contextlib.contextmanager
+def _without_asking_cuda() -> Iterator[None]:
+    """While inside, `torch.cuda.is_available` looks for the driver's device file and not into the driver.
+
+    Importing Inductor asks it once, to choose how to benchmark; asking the driver would start CUDA, and a process that has
+    done so cannot be forked into one that uses a GPU.
+    """
+    import torch
+
+    original = torch.cuda.is_available
+    torch.cuda.is_available = lambda: any(os.path.exists(path) for path in _DEVICE_FILES)
+    try:
+        yield
+    finally:
+        torch.cuda.is_available = original
 
 
 def ready(import_s: float) -> dict[str, Any]:

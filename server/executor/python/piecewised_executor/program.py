@@ -24,7 +24,7 @@ import torch
 import torch._dynamo
 import torch._functorch.aot_autograd
 import torch._inductor.metrics
-from torch._inductor import codecache, compile_fx, cpp_builder
+from torch._inductor import codecache, compile_fx, cpp_builder, select_algorithm
 from torch._inductor.codecache import PyCodeCache
 from torch._inductor.output_code import CompiledFxGraph
 from torch._inductor.select_algorithm import TritonTemplate
@@ -44,12 +44,16 @@ _PATCHES: dict[str, Any] = {
     "bundled_autotune_remote_cache": False,
     "disable_progress": True,
     "fx_graph_cache": True,
+    "max_autotune_report_choices_stats": False,
     "fx_graph_remote_cache": False,
     "static_launch_user_defined_triton_kernels": True,
     # Kernels are settled by a real call (`settle`), not by the made-up ones that the wrapper's generator would run.
     "triton.autotune_at_compile_time": False,
     "use_static_cuda_launcher": True,
 }
+
+# Tables of every choice that was measured, on stderr: the handle has what was chosen.
+select_algorithm.PRINT_AUTOTUNE = False
 
 # Where g++'s precompiled headers lie: a folder that executors share, since making them takes seconds. Inductor takes the
 # folder from TMPDIR, which is each executor's own, and guards it with file locks.
