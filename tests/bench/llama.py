@@ -34,7 +34,7 @@ def rope(qkv: torch.Tensor, positions: torch.Tensor, table: torch.Tensor) -> tup
     return rotated(q), rotated(k), v
 
 
-def layer(attn, residual, positions, w_o, n_1, w_gate_up, w_down, n_2, w_qkv, table):  # type: ignore[no-untyped-def]
+def layer(attn, residual, positions, w_o, n_1, w_gate_up, w_down, n_2, w_qkv, table):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """The piece."""
     hidden = torch.nn.functional.linear(attn, w_o) + residual
     gate, up = torch.nn.functional.linear(norm(hidden, n_1), w_gate_up).chunk(2, dim=-1)
@@ -42,7 +42,7 @@ def layer(attn, residual, positions, w_o, n_1, w_gate_up, w_down, n_2, w_qkv, ta
     return (hidden, *rope(torch.nn.functional.linear(norm(hidden, n_2), w_qkv), positions, table))
 
 
-def small(attn, residual, gate_up, qkv, positions, n_1, n_2, table):  # type: ignore[no-untyped-def]
+def small(attn, residual, gate_up, qkv, positions, n_1, n_2, table):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """The same without its matrix products."""
     hidden = attn + residual
     # One number of tokens for all: what else would tell the compiler.

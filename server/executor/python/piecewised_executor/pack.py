@@ -11,8 +11,7 @@ from typing import Any
 
 from .program import Program
 from .rebuild import Rebuilt
-from .runtime import gpu_kernels
-from .runtime.kernels import INDEX
+from .runtime import gpu_kernels, shared_objects
 
 CONTAINER_VERSION = 2
 
@@ -45,11 +44,25 @@ class Container:
             constants.append(
                 {"path": path, "dtype": constant.dtype, "sizes": constant.sizes, "device": constant.device}
             )
-        self.members[f"programs/{name}.bin"] = program.serialized
+        how: dict[str, Any]
+        if program.direct is not None:
+            path = f"programs/{name}.py"
+            self.members[path] = program.direct.source.encode()
+            how = {
+                "kind": "direct",
+                "program": path,
+                "realigned": program.direct.realigned,
+                "written_back": program.direct.written_back,
+                "bumped": program.direct.bumped,
+            }
+        else:
+            path = f"programs/{name}.bin"
+            self.members[path] = program.serialized
+            how = {"kind": "whole", "program": path}
         self.entries.append(
             {
                 "name": name,
-                "program": f"programs/{name}.bin",
+                **how,
                 "n_arguments": rebuilt.n_arguments,
                 "arguments": rebuilt.kept,
                 "constants": constants,
@@ -62,7 +75,7 @@ class Container:
         """The finished container."""
         members = dict(self.members)
         if self.kernel_index:
-            members[f"cache/{INDEX}"] = _json(dict(sorted(self.kernel_index.items())))
+            members[f"cache/{shared_objects.INDEX}"] = _json(dict(sorted(self.kernel_index.items())))
         if self.gpu_kernel_index:
             members[f"cache/{gpu_kernels.INDEX}"] = _json(dict(sorted(self.gpu_kernel_index.items())))
         manifest = {

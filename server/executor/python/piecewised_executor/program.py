@@ -31,7 +31,7 @@ from torch._inductor.select_algorithm import TritonTemplate
 from torch._inductor.standalone_compile import standalone_compile
 from torch._inductor.utils import fresh_cache
 
-from . import settings, winners
+from . import direct, settings, winners
 from .errors import CompileError, JobError, Unsupported, describe
 from .rebuild import Rebuilt
 from .runtime import devices, kernels
@@ -64,9 +64,10 @@ if _headers := os.environ.get("PIECEWISED_PRECOMPILED_HEADERS"):
 
 @dataclass(frozen=True)
 class Program:
-    """`serialized` is what AOTCompiledArtifact.deserialize takes; `cache_files` (relative path to content), `kernels` and
-    `gpu_kernels` (both by request digest) are what it looks up meanwhile."""
+    """`direct` or `serialized` (what AOTCompiledArtifact.deserialize takes) is what is called; `cache_files` (relative path to
+    content), `kernels` and `gpu_kernels` (both by request digest) are what it looks up meanwhile."""
 
+    direct: direct.Direct | None
     serialized: bytes
     cache_files: dict[str, bytes]
     kernels: dict[str, bytes]
@@ -118,16 +119,20 @@ def compile_program(
                 options={"config_patches": patches},
                 aot=True,
             )
-            serialized, files, wrapper = _normalised(artifact.serialize())
+            entry, triton_kernels, constant_args = pickle.loads(artifact.serialize())
+            files, wrapper = _normalise(entry)
             if recorded_gpu.requests:
                 settle(artifact.inner_fn.compiled_fn)
             gpu_kernels = winners.collect(recorded_gpu, wrapper) if wrapper else {}
+            found = direct.direct(entry, options, _namespaces(rebuilt.module), {*recorded, *gpu_kernels})
+            # What the direct program does without is left out of the artifact.
+            serialized = b"" if found else pickle.dumps((entry, triton_kernels, constant_args))
         except JobError:
             raise
         except Exception as error:
             raise CompileError(describe(error)) from error
         contents = {digest: Path(path).read_bytes() for digest, path in recorded.items()}
-    return Program(serialized, files, contents, gpu_kernels)
+    return Program(found, serialized, {} if found else files, contents, gpu_kernels)
 
 
 def _higher_order_names() -> dict[str, str]:
@@ -173,25 +178,31 @@ def _path_free_kernels(cache: str) -> Iterator[None]:
         cpp_builder.run_compile_cmd = original
 
 
-def _normalised(serialized: bytes) -> tuple[bytes, dict[str, bytes], str | None]:
-    """The program without what differs from one compile to the next, the wrapper's source as a cache file, and its key.
+def _normalise(entry: Any) -> tuple[dict[str, bytes], str | None]:
+    """Takes out of a cache entry what differs from one compile to the next. Gives the wrapper's source as a cache file, and its
+    key.
 
     Left out: how long the compile took, and the texts of graphs that only logging reads.
     """
-    entry, triton_kernels, constant_args = pickle.loads(serialized)
     entry.forward_time_taken_ns = entry.backward_time_taken_ns = 0
     entry.aot_joint_graph_str = entry.aot_forward_graph_str = entry.aot_backward_graph_str = None
     graph = entry.compiled_fw.result
-    files: dict[str, bytes] = {}
-    wrapper = None
-    if isinstance(graph, CompiledFxGraph):
-        graph.runnable_graph_str = graph.inductor_post_grad_graph_str = ""
-        graph.inductor_provenance_mapping_str = graph.inductor_provenance_stack_traces_str = None
-        graph.cache_linemap = []
-        graph._time_taken_ns = 0
-        graph._fx_graph_cache_debug_lines = []
-        wrapper = graph.cache_key
-        if named := devices.leftovers(graph.source_code):
-            raise Unsupported(f"the generated code names a GPU in a way that is not known here: {', '.join(named)}")
-        files[f"{graph.cache_key[1:3]}/{graph.cache_key}.py"] = graph.source_code.encode()
-    return pickle.dumps((entry, triton_kernels, constant_args)), files, wrapper
+    if not isinstance(graph, CompiledFxGraph):
+        return {}, None
+    graph.runnable_graph_str = graph.inductor_post_grad_graph_str = ""
+    graph.inductor_provenance_mapping_str = graph.inductor_provenance_stack_traces_str = None
+    graph.cache_linemap = []
+    graph._time_taken_ns = 0
+    graph._fx_graph_cache_debug_lines = []
+    if named := devices.leftovers(graph.source_code):
+        raise Unsupported(f"the generated code names a GPU in a way that is not known here: {', '.join(named)}")
+    return {f"{graph.cache_key[1:3]}/{graph.cache_key}.py": graph.source_code.encode()}, graph.cache_key
+
+
+def _namespaces(module: torch.fx.GraphModule) -> set[str]:
+    """Of the operators that a graph names: a worker that runs the graph has them."""
+    graphs = [child.graph for child in module.modules() if isinstance(child, torch.fx.GraphModule)]
+    targets = [node.target for graph in graphs for node in graph.nodes]
+    overloads = {target.namespace for target in targets if isinstance(target, torch._ops.OpOverload)}
+    packets = [target for target in targets if isinstance(target, torch._ops.OpOverloadPacket)]
+    return overloads | {packet._qualified_op_name.partition("::")[0] for packet in packets}

@@ -24,9 +24,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch._inductor.async_compile import AsyncCompile
 
-from .kernels import MissingKernel
+from .errors import MissingKernel
 
 INDEX = "gpu_kernels.json"
 
@@ -72,7 +71,10 @@ def _launcher(record: dict[str, Any], launch: Callable[..., None], function: int
 
 @contextlib.contextmanager
 def answering(folder: str, device: int) -> Iterator[None]:
-    """While inside, and only for the calling thread, Triton kernels come from the index in `folder`, on the GPU `device`."""
+    """While inside, and only for the calling thread, Triton kernels come from the index in `folder`, on the GPU `device`.
+    Imports Inductor."""
+    from torch._inductor.async_compile import AsyncCompile
+
     try:
         with open(os.path.join(folder, INDEX), encoding="utf-8") as file:
             index: dict[str, Any] = json.load(file)

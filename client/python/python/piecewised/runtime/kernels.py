@@ -6,33 +6,27 @@ the include folders into account, so that even a cache hit needs a working C++ c
 digest of the request alone (:func:`request_digest`): the executor records what each request was answered with, and
 the worker answers the same requests with the recorded files. Neither a compiler nor a subprocess is needed for it.
 
-The index is a JSON object, request digest to file (relative to the index), beside the kernels.
+`shared_objects` has the index and loads what it names.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import json
 import os
-import sys
 import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch._inductor.codecache import CppPythonBindingsCodeCache
 
-INDEX = "kernels.json"
+from . import shared_objects
+from .errors import MissingKernel
 
 # A function without arguments that gives the kernel, when it is needed.
 Loader = Callable[[], Any]
-
-
-class MissingKernel(RuntimeError):
-    """An artifact asks for a kernel that it does not hold."""
 
 
 def request_digest(cls: type, argtypes: Sequence[str], source: str, **options: Any) -> str:
@@ -79,14 +73,14 @@ class _Unloaded:
         self.entry = entry
 
     def __call__(self, *args: Any) -> Any:
-        return _load(self.path, self.path, self.entry)(*args)
+        return shared_objects.load(self.path, self.path, self.entry)(*args)
 
 
 @contextlib.contextmanager
 def answering(folder: str) -> Iterator[None]:
     """While inside, and only for the calling thread, kernels come from the index in `folder`."""
     try:
-        with open(os.path.join(folder, INDEX), encoding="utf-8") as file:
+        with open(os.path.join(folder, shared_objects.INDEX), encoding="utf-8") as file:
             index: dict[str, str] = json.load(file)
     except FileNotFoundError:
         index = {}
@@ -100,7 +94,7 @@ def answering(folder: str) -> Iterator[None]:
             raise MissingKernel(
                 f"the artifact in {folder} has no kernel for a request of its own program; it is damaged or incomplete"
             )
-        kernel = _load(os.path.join(folder, name), name, cls.entry_function)
+        kernel = shared_objects.load(os.path.join(folder, name), name, cls.entry_function)
         return lambda: kernel
 
     with _replaced("load_pybinding_async", _request_hook(load)):
@@ -127,21 +121,3 @@ def _replaced(name: str, function: Callable[..., Any]) -> Iterator[None]:
         yield
     finally:
         setattr(CppPythonBindingsCodeCache, name, original)
-
-
-def _load(path: str, name: str, entry: str) -> Callable[..., Any]:
-    """The function `entry` of the shared library at `path`. Files are named by content, so each is loaded once."""
-    module_name = f"piecewised_kernel_{os.path.splitext(os.path.basename(name))[0]}.{entry}"
-    module = sys.modules.get(module_name)
-    if module is None:
-        # The kernel's own initialisation reads the address from the environment, as Inductor's loader sets it.
-        os.environ["_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"] = str(
-            torch._C._dynamo.guards._torchinductor_pyobject_tensor_data_ptr
-        )
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        if spec is None or spec.loader is None:
-            raise MissingKernel(f"{path} is not a Python extension module")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        sys.modules[module_name] = module
-    return getattr(module, entry)

@@ -1,38 +1,24 @@
 """From a materialised artifact to a callable, without a compiler and without starting a process.
 
-The folder is what docs/artifact.md describes; it is read and never written. While an entry is deserialised, Inductor
-looks for the generated wrapper below the folder's `cache/`, the wrapper is executed for the GPU that it is to run on
-(:mod:`.devices`), and its kernels come from the indices there (:mod:`.kernels`, :mod:`.gpu_kernels`). All redirections hold
-for the loading thread only and end with the load, so that nothing of the worker's own torch.compile is disturbed, neither
-later nor in another thread meanwhile.
+The folder is what docs/artifact.md describes; it is read and never written. Most programs are direct (:mod:`.direct`) and
+need torch alone; the others are what Inductor serialises (:mod:`.whole`), which brings in torch.compile.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import operator
 import os
-import threading
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._inductor import codecache
-from torch._inductor.standalone_compile import AOTCompiledArtifact
 
-from . import devices, fingerprint, gpu_kernels, kernels, outputs
+from . import devices, direct, fingerprint, outputs
+from .errors import LoadError
 
 # The container_version that this loader reads.
 CONTAINER_VERSION = 2
-
-# Deserialising goes through tables of Inductor that are not made for threads.
-_LOAD_LOCK = threading.Lock()
-
-
-class LoadError(RuntimeError):
-    """The artifact can't be loaded in this process; the message says why."""
 
 
 def load_entry(folder: str | os.PathLike[str], entry: str, device_index: int = 0) -> Callable[..., Any]:
@@ -51,19 +37,15 @@ def load_entry(folder: str | os.PathLike[str], entry: str, device_index: int = 0
     if record is None:
         names = ", ".join(item["name"] for item in manifest["entries"])
         raise LoadError(f"the artifact in {folder} has no entry {entry!r}; it has {names}")
-    with open(os.path.join(folder, record["program"]), "rb") as file:
-        serialized = file.read()
     constants = tuple(_constant(folder, constant, device_index) for constant in record["constants"])
-    cache = os.path.join(folder, "cache")
-    with (
-        _LOAD_LOCK,
-        _cache_folder(cache),
-        _wrappers_on(device_index),
-        kernels.answering(cache),
-        gpu_kernels.answering(cache, device_index),
-    ):
-        # Innermost first: two layers that only forward the call are left out.
-        compiled = AOTCompiledArtifact.deserialize(serialized).inner_fn.compiled_fn
+    cache, path = os.path.join(folder, "cache"), os.path.join(folder, record["program"])
+    if record["kind"] == "direct":
+        compiled = direct.load(path, cache, record, device_index)
+    else:
+        # Late: it brings the compiler into the process.
+        from . import whole
+
+        compiled = whole.load(path, cache, device_index)
     return _adapted(compiled, record, constants)
 
 
@@ -105,54 +87,6 @@ def _constant(folder: str, constant: dict[str, Any], device_index: int) -> torch
         data = bytearray(file.read())
     flat = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
     return flat.view(dtype).reshape(constant["sizes"]).to(devices.tensor_device(constant["device"], device_index))
-
-
-@contextlib.contextmanager
-def _cache_folder(folder: str) -> Iterator[None]:
-    """While inside, Inductor's cache folder is `folder` for the calling thread.
-
-    Not through TORCHINDUCTOR_CACHE_DIR: that is the whole process's, and its children's.
-    """
-    original = codecache.cache_dir
-    thread = threading.get_ident()
-
-    def cache_dir() -> str:
-        return folder if threading.get_ident() == thread else original()
-
-    codecache.cache_dir = cache_dir
-    try:
-        yield
-    finally:
-        codecache.cache_dir = original
-
-
-@contextlib.contextmanager
-def _wrappers_on(device_index: int) -> Iterator[None]:
-    """While inside, wrappers that the calling thread loads are executed for the GPU of that index.
-
-    They become modules that nobody else finds: neither Inductor's own caches nor `sys.modules` keep them.
-    """
-    original = codecache.PyCodeCache.__dict__["load_by_key_path"]
-    thread = threading.get_ident()
-
-    def load_by_key_path(cls: type, key: str, path: str, linemap: Any = None, attrs: Any = None) -> types.ModuleType:
-        if threading.get_ident() != thread:
-            loaded: types.ModuleType = original.__func__(cls, key, path, linemap, attrs)
-            return loaded
-        with open(path, encoding="utf-8") as file:
-            source = devices.on_device(file.read(), device_index)
-        module = types.ModuleType(f"piecewised_wrapper_{key}")
-        module.__file__ = path
-        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
-        for name, value in (attrs or {}).items():
-            setattr(module, name, value)
-        return module
-
-    codecache.PyCodeCache.load_by_key_path = classmethod(load_by_key_path)
-    try:
-        yield
-    finally:
-        codecache.PyCodeCache.load_by_key_path = original
 
 
 def _adapted(
