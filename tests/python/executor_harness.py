@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,9 @@ if str(EXECUTOR_SOURCE) not in sys.path:
     sys.path.insert(0, str(EXECUTOR_SOURCE))
 
 _HEADER = struct.Struct(">IQ")
+
+# Precompiled headers are shared by the executors of one run of the tests, as a daemon's share them: making them takes seconds.
+_HEADERS = tempfile.TemporaryDirectory(prefix="piecewised-headers-")
 
 
 def client_module(name: str) -> types.ModuleType:
@@ -50,7 +54,12 @@ class Executor:
             [sys.executable, "-u", "-m", "piecewised_executor"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(EXECUTOR_SOURCE), **(env or {})},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(EXECUTOR_SOURCE),
+                "PIECEWISED_PRECOMPILED_HEADERS": _HEADERS.name,
+                **(env or {}),
+            },
             start_new_session=True,
         )
         self.phases: list[str] = []

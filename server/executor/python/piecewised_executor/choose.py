@@ -16,7 +16,7 @@ Interval = tuple[int, int]
 # Slower than the generic code by less than this is not slower: medians of equal code differ by so much.
 NOISE = 0.01
 # What one more part has to win, summed over the sizes it runs, as a fraction of their time.
-MIN_GAIN_OF_A_PART = 0.03
+MIN_GAIN_OF_A_PART = 0.01
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ def _check(trial: Trial, fake: Any, size: int | None) -> dict[str, Any] | None:
     names = [f"output {i}" for i in range(len(returned))]
     names += [f"the input {case.rebuilt.kept[i]}, which is changed in place," for i in case.mutated]
     result = compare.compare(names, found, expected, trial.precision)
-    if result.problem is None or compare.is_as_near(result, found, expected, lambda: _precise(trial, case)):
+    if result.problem is None or compare.is_as_near(found, expected, lambda: _precise(trial, case)):
         return {
             "size": size,
             "entry": artifact.entry(size),
