@@ -194,7 +194,9 @@ def tried(executor: h.Executor, tmp_path_factory: pytest.TempPathFactory) -> dic
     program = "programs/e0.py"
 
     def line_in_call(line: str) -> Callable[[bytes], bytes]:
-        return lambda source: source.replace(b"        args.clear()\n", b"        args.clear()\n        " + line.encode() + b"\n")
+        return lambda source: source.replace(
+            b"        args.clear()\n", b"        args.clear()\n        " + line.encode() + b"\n"
+        )
 
     changes: dict[str, Callable[[bytes], bytes]] = {
         "as it was": lambda source: source,
@@ -215,7 +217,10 @@ def tried(executor: h.Executor, tmp_path_factory: pytest.TempPathFactory) -> dic
     exchange = folder / "cases.json"
     exchange.write_text(json.dumps((request, cases)))
     done = subprocess.run(
-        [sys.executable, "-c", _TRIALS, str(h.EXECUTOR_SOURCE), str(exchange)], stdout=subprocess.PIPE, check=True, text=True
+        [sys.executable, "-c", _TRIALS, str(h.EXECUTOR_SOURCE), str(exchange)],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
     )
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -224,7 +229,10 @@ def tried(executor: h.Executor, tmp_path_factory: pytest.TempPathFactory) -> dic
     ("name", "words"),
     [
         ("as it was", ["passed"]),
-        ("changes too much in place", ["VERIFICATION_FAILED", "the input 1, which is changed in place", "where eager gives"]),
+        (
+            "changes too much in place",
+            ["VERIFICATION_FAILED", "the input 1, which is changed in place", "where eager gives"],
+        ),
         ("crashes", ["VERIFICATION_FAILED", "was killed by SIGSEGV"]),
         ("fails", ["VERIFICATION_FAILED", "ValueError: of the artifact", "where eager does not"]),
         ("hangs", ["VERIFICATION_FAILED", "did not end within 3 s"]),

@@ -13,10 +13,19 @@ from dataclasses import dataclass
 
 Interval = tuple[int, int]
 
-# Slower than the generic code by less than this is not slower: medians of equal code differ by so much.
-NOISE = 0.01
-# What one more part has to win, summed over the sizes it runs, as a fraction of their time.
-MIN_GAIN_OF_A_PART = 0.01
+
+@dataclass(frozen=True)
+class Trust:
+    """How far medians are believed, as fractions. Slower than the generic code by less than `noise` is not slower: medians of equal code
+    differ by so much. `min_gain` is what one more part has to win, summed over the sizes that it runs."""
+
+    noise: float
+    min_gain: float
+
+
+# Kernels replayed on a GPU that does nothing else, and calls on a CPU that others use too.
+GPU = Trust(noise=0.01, min_gain=0.01)
+CPU = Trust(noise=0.05, min_gain=0.15)
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class Measured:
         return any(low <= interval[0] and interval[1] <= high for low, high in self.intervals)
 
 
-def choose(candidates: list[Measured], interval: Interval) -> list[tuple[Interval, int]]:
+def choose(candidates: list[Measured], interval: Interval, trust: Trust) -> list[tuple[Interval, int]]:
     """Divides `interval` and gives for each part, in order, the position of the candidate that runs it.
 
     The first candidate is the generic one, which the others are held against; where it was not measured or is not proven,
@@ -41,7 +50,7 @@ def choose(candidates: list[Measured], interval: Interval) -> list[tuple[Interva
     for piece in _elementary(candidates, interval):
         eligible = [i for i, candidate in enumerate(candidates) if candidate.covers(piece)]
         if eligible:
-            parts += _divide(candidates, eligible, piece)
+            parts += _divide(candidates, eligible, piece, trust)
     return _joined(parts)
 
 
@@ -56,12 +65,14 @@ def _elementary(candidates: list[Measured], interval: Interval) -> list[Interval
     return [(start, end - 1) for start, end in zip(ordered, [*ordered[1:], high + 1], strict=True)]
 
 
-def _divide(candidates: list[Measured], eligible: list[int], piece: Interval) -> list[tuple[Interval, int]]:
+def _divide(
+    candidates: list[Measured], eligible: list[int], piece: Interval, trust: Trust
+) -> list[tuple[Interval, int]]:
     sizes = sorted({size for i in eligible for size in candidates[i].times_us if piece[0] <= size <= piece[1]})
     if not sizes:
         # Nothing is known: the code that was narrowed to the range, if there is one, else the generic code.
         return [(piece, eligible[min(1, len(eligible) - 1)])]
-    costs = [_costs(candidates, eligible, size) for size in sizes]
+    costs = [_costs(candidates, eligible, size, trust.noise) for size in sizes]
     # The cheapest way to run sizes[:k + 1] that ends with candidate i, and the candidate before the last change.
     best: list[dict[int, tuple[float, int]]] = [{i: (cost, i) for i, cost in costs[0].items()}]
     for cost in costs[1:]:
@@ -70,7 +81,7 @@ def _divide(candidates: list[Measured], eligible: list[int], piece: Interval) ->
         row = {}
         for i, own in cost.items():
             stay = before[i][0] if i in before else math.inf
-            change = before[leader][0] + MIN_GAIN_OF_A_PART
+            change = before[leader][0] + trust.min_gain
             row[i] = (stay + own, i) if stay <= change else (change + own, leader)
         best.append(row)
     last = min(best[-1], key=lambda i: (best[-1][i][0], i))
@@ -89,12 +100,12 @@ def _divide(candidates: list[Measured], eligible: list[int], piece: Interval) ->
     return parts
 
 
-def _costs(candidates: list[Measured], eligible: list[int], size: int) -> dict[int, float]:
+def _costs(candidates: list[Measured], eligible: list[int], size: int, noise: float) -> dict[int, float]:
     """By candidate, the logarithm of its time over the generic one's; without those that are slower than it."""
     times = {i: candidates[i].times_us[size] for i in eligible if size in candidates[i].times_us}
     reference = times.get(0)
     if reference is not None:
-        times = {i: time for i, time in times.items() if i == 0 or time <= reference * (1 + NOISE)}
+        times = {i: time for i, time in times.items() if i == 0 or time <= reference * (1 + noise)}
     base = reference if reference is not None else min(times.values())
     return {i: math.log(time / base) for i, time in times.items()}
 

@@ -14,6 +14,10 @@ from .settle import Settler
 from .symbols import DEFAULT_HINT, Bounds, Symbols
 
 
+# The least size that torch.compile makes dynamic code for: 0 and 1 are others' business to it.
+_STOCK_LOW = 2
+
+
 @dataclass(frozen=True)
 class Job:
     """One `compile` message and what it is worked on with. `dispatched`: the name of the symbol that is dispatched on."""
@@ -80,8 +84,7 @@ def compile_interval(job: Job, interval: Interval | None, recipe: Recipe) -> Par
         if interval[0] == interval[1] and recipe.narrows:
             fixed[dispatched] = interval[0]
         else:
-            # Stock excludes 0 and 1: that code is never asked for them, and proves more without.
-            narrowed[dispatched] = Bounds(*interval) if recipe.narrows else Bounds(2, None)
+            narrowed[dispatched] = Bounds(*interval) if recipe.narrows else Bounds(_STOCK_LOW, None)
             if recipe.hint is not None:
                 hints[dispatched] = recipe.hint
     with job.phases.phase("rebuild"):
@@ -98,7 +101,9 @@ def compile_interval(job: Job, interval: Interval | None, recipe: Recipe) -> Par
         compiled = program.compile_program(rebuilt, job.request.get("options", {}), settle, recipe.patches)
     with job.phases.phase("prove"):
         symbol = symbols.by_name[dispatched] if dispatched in narrowed else None
-        proof = prove(symbols, symbol, interval)
+        # Proven is only what the compiler was told of.
+        told = interval if interval is None or recipe.narrows else (max(interval[0], _STOCK_LOW), interval[1])
+        proof = prove(symbols, symbol, told)
     return Part(recipe, rebuilt, compiled, proof, time.monotonic() - started, settler.note)
 
 
@@ -107,6 +112,6 @@ def _settling_size(interval: Interval | None, recipe: Recipe) -> tuple[int | Non
     if interval is None:
         return None, None
     if not recipe.narrows:
-        return recipe.hint or DEFAULT_HINT, 2
+        return recipe.hint or DEFAULT_HINT, _STOCK_LOW
     low, high = interval
     return min(max(recipe.hint or low, low), high), low

@@ -28,8 +28,9 @@ class UnusableInputs(Exception):
     """Eager made the GPU fail on what was made up for it."""
 
 
-# Of the memory that is free now, what one case may take. The inference engine owns the rest.
+# Of the memory that is free now, what one case may take, and the most in bytes. The inference engine owns the rest.
 _SHARE_OF_MEMORY = 0.5
+_MAX_BYTES = {"cpu": 1 << 30, "cuda": 16 << 30}
 # On a CPU eager is slow: a size that is expected to take longer than this is not run.
 _MAX_SECONDS_PER_SIZE = 20.0
 _SEED = 0
@@ -84,7 +85,8 @@ class Trial:
         wanted = size
         while True:
             fake = inputs.fake_case(self.graph, self.dispatched, size)
-            needed, free = inputs.n_peak_bytes(fake) * 2, _free_bytes(self.device_type) * _SHARE_OF_MEMORY
+            needed = inputs.n_peak_bytes(fake) * 2
+            free = min(_free_bytes(self.device_type) * _SHARE_OF_MEMORY, _MAX_BYTES[self.device_type])
             expected_s = 0.0
             if size is not None and self.eager_s is not None and self.device_type == "cpu":
                 expected_s = self.eager_s[1] * size / max(self.eager_s[0], 1)

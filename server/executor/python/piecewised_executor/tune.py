@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import check
-from .choose import Measured, choose
+from .choose import CPU, GPU, Measured, choose
 from .errors import JobError, describe
 from .pack import Container
 from .parts import Job, Part, Recipe, compile_interval, stock_recipe
@@ -93,7 +93,7 @@ def tune(job: Job, nursery: Nursery, whole: Interval | None) -> Tuned:
             tuned.chosen.append((None, min(working, key=_median)))
             continue
         measured = [_measured(candidate) for candidate in working]
-        chosen = choose(measured, interval)
+        chosen = choose(measured, interval, GPU if job.on_gpu else CPU)
         tuned.chosen += [(sizes, working[i]) for sizes, i in chosen]
         pending += remainder(interval, [sizes for sizes, _ in chosen])
     tuned.chosen.sort(key=lambda item: item[0] or (0, 0))
