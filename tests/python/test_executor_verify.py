@@ -244,3 +244,23 @@ def tried(executor: h.Executor, tmp_path_factory: pytest.TempPathFactory) -> dic
 def test_a_changed_artifact(tried: dict[str, str], name: str, words: list[str]) -> None:
     for word in words:
         assert word in tried[name], tried[name]
+
+
+def test_where_a_fork_cannot_use_the_gpu_each_trial_is_an_interpreter(executor: h.Executor, tmp_path: Path) -> None:
+    """The way that is taken then, on the CPU: the nursery is told that it cannot fork."""
+    _, fields, container = executor.compile(TANH, **DYNAMIC)
+    artifact = tmp_path / "artifact"
+    artifact.write_bytes(container)
+    request = {"graph": TANH, "device": h.cpu_device(), "options": {}, "hint": 8}
+    cases = {"fresh": (str(artifact), fields["segments"], 120.0)}
+    exchange = tmp_path / "cases.json"
+    exchange.write_text(json.dumps((request, cases)))
+    script = _TRIALS.replace("nursery = Nursery()", "nursery = Nursery(); nursery._can_fork = False")
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(h.EXECUTOR_SOURCE), str(exchange)],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(h.EXECUTOR_SOURCE)},
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == {"fresh": "passed"}

@@ -13,7 +13,6 @@ from .rebuild import Rebuilt, rebuild
 from .settle import Settler
 from .symbols import DEFAULT_HINT, Bounds, Symbols
 
-
 # The least size that torch.compile makes dynamic code for: 0 and 1 are others' business to it.
 _STOCK_LOW = 2
 

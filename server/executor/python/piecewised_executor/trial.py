@@ -24,6 +24,10 @@ from .runtime import outputs
 from .runtime.load import load_entry
 
 
+class CudaIsLost(Exception):
+    """The process was forked from one that had started CUDA."""
+
+
 class UnusableInputs(Exception):
     """Eager made the GPU fail on what was made up for it."""
 
@@ -107,6 +111,8 @@ class Trial:
 def run(request: dict[str, Any]) -> dict[str, Any]:
     """`checks` ([CheckedSize], where `compare` was asked for), `latencies` (per artifact, where `measure` was), `notes`,
     `is_comparable`. Raises VerificationFailed."""
+    if request["device_type"] == "cuda" and torch.cuda._is_in_bad_fork():
+        raise CudaIsLost
     with torch.no_grad(), settings.torch_settings(request["torch"]):
         trial = Trial(request)
         # A worker loads everything that a handle names: an entry that no size below asks for must load too.

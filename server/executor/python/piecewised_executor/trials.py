@@ -5,6 +5,9 @@ trial runs in a child of the nursery, a process that has imported torch and noth
 context), with an empty cache folder, no search path for programs, and an audit hook that makes starting a process an
 error. What goes wrong there, a crash included, is the artifact's and ends with the child.
 
+Where importing torch has started CUDA (it should not, but a build may), a forked process cannot use the GPU: then each trial is
+an interpreter of its own, which takes the seconds of an import, and says so once.
+
 Wire: frames of `protocol.Channel` on a socket pair. The executor sends `try`, the child answers `started` and `result`,
 the nursery `ended` when the child is gone.
 """
@@ -12,10 +15,12 @@ the nursery `ended` when the child is gone.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -27,6 +32,7 @@ from .errors import VerificationFailed, describe
 from .protocol import Channel
 
 # What starts a process, by the names of Python's audit events.
+_REQUEST, _RESULT = "request.json", "result.json"
 _STARTING = ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.system", "os.exec", "os.spawn")
 
 
@@ -52,6 +58,7 @@ class Nursery:
         self._socket = ours
         self._channel = Channel(ours.makefile("rb"), ours.makefile("wb"))
         self._lock = threading.Lock()
+        self._can_fork = True
 
     def run(self, request: dict[str, Any], deadline_s: float) -> dict[str, Any]:
         """Runs `trial.run(request)` in a fresh process and gives its result.
@@ -60,7 +67,14 @@ class Nursery:
         found wrong.
         """
         with self._lock:
-            result = self._exchange(request, deadline_s)
+            result = self._exchange(request, deadline_s) if self._can_fork else {"cuda_is_lost": True}
+            if result.get("cuda_is_lost"):
+                if self._can_fork:
+                    print(
+                        "piecewised_executor: importing torch started CUDA; trials take an import each", file=sys.stderr
+                    )
+                self._can_fork = False
+                result = _in_a_fresh_interpreter(request, deadline_s)
         if (problem := result.get("failed")) is not None:
             raise VerificationFailed(problem)
         return result
@@ -87,6 +101,41 @@ class Nursery:
             if timer is not None:
                 timer.cancel()
         raise TrialDied("the process that tries artifacts is gone")
+
+
+def _in_a_fresh_interpreter(request: dict[str, Any], deadline_s: float) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="piecewised-trial-") as folder:
+        with open(os.path.join(folder, _REQUEST), "w", encoding="utf-8") as file:
+            json.dump(request, file)
+        command = [sys.executable, "-c", f"from {__name__} import main; main({folder!r})"]
+        try:
+            ended = subprocess.run(
+                command, timeout=deadline_s, check=False, stdin=subprocess.DEVNULL, stdout=sys.stderr
+            )
+        except subprocess.TimeoutExpired:
+            raise TrialDied(
+                f"the process that loaded and ran the artifact did not end within {deadline_s:.0f} s"
+            ) from None
+        try:
+            with open(os.path.join(folder, _RESULT), encoding="utf-8") as file:
+                result: dict[str, Any] = json.load(file)
+                return result
+        except FileNotFoundError:
+            how = f"exit code {ended.returncode}" if ended.returncode >= 0 else signal.Signals(-ended.returncode).name
+            raise TrialDied(f"the process that loaded and ran the artifact ended with {how}") from None
+
+
+def main(folder: str) -> None:
+    """One trial in an interpreter of its own: the request and the result are files in `folder`."""
+    from .probe import import_torch
+
+    import_torch()
+    with open(os.path.join(folder, _REQUEST), encoding="utf-8") as file:
+        request = json.load(file)
+    _isolate(folder)
+    result = _result(request)
+    with open(os.path.join(folder, _RESULT), "w", encoding="utf-8") as file:
+        json.dump(result, file)
 
 
 def _kill(pid: int, overdue: threading.Event) -> None:
@@ -136,21 +185,26 @@ def _run_trial(channel: Channel, request: dict[str, Any], folder: str) -> None:
     try:
         channel.send("started", {"pid": os.getpid()})
         _isolate(folder)
-        from . import trial
-
-        try:
-            result = trial.run(request)
-        except VerificationFailed as error:
-            result = {"failed": str(error)}
-        except trial.UnusableInputs as error:
-            result = {"unusable_inputs": str(error)}
-        except BaseException as error:
-            result = {"failed": f"the artifact could not be tried: {describe(error)}\n{traceback.format_exc()}"}
-        channel.send("result", result)
+        channel.send("result", _result(request))
     finally:
         sys.stderr.flush()
         # Neither the parent's exit handlers nor destructors: they belong to what the parent has.
         os._exit(0)
+
+
+def _result(request: dict[str, Any]) -> dict[str, Any]:
+    from . import trial
+
+    try:
+        return trial.run(request)
+    except trial.CudaIsLost:
+        return {"cuda_is_lost": True}
+    except VerificationFailed as error:
+        return {"failed": str(error)}
+    except trial.UnusableInputs as error:
+        return {"unusable_inputs": str(error)}
+    except BaseException as error:
+        return {"failed": f"the artifact could not be tried: {describe(error)}\n{traceback.format_exc()}"}
 
 
 def _isolate(folder: str) -> None:
