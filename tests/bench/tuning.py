@@ -1,0 +1,243 @@
+"""What `tuning: full` makes on a GPU, against what stock torch.compile makes of the same piece.
+
+Needs a GPU; talks to an executor directly, so no daemon and no build are needed:
+
+    python tests/bench/tuning.py tune  --folder F [--piece layer|small]     the ranges, tuned (minutes)
+    python tests/bench/tuning.py stock --folder F [--piece layer|small]     stock: one generic compile, one tuned compile for each size
+    python tests/bench/tuning.py table --folder F [--piece layer|small]     all of it timed in one process, in turn, as a table
+    python tests/bench/tuning.py load  --folder F [--piece layer|small]     loads and first calls in fresh processes without a compiler
+
+Stock's compiles are Inductor's own results with the same options and hints as stock would have; they are packed as ours, which changes
+nothing about their kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests/python"), str(ROOT / "tests/bench")]
+
+import executor_harness as h  # noqa: E402
+import llama  # noqa: E402
+import torch  # noqa: E402
+
+SIZES = (1, 2, 4, 8, 16, 64, 256, 2048, 8192)
+RANGES = ((1, 16), (17, 256), (257, 8192))
+TUNED_LIKE_STOCK = {"max_autotune": {"bool": True}, "coordinate_descent_tuning": {"bool": True}}
+
+
+def graph_of(piece: str, n: int = 64) -> tuple[dict[str, Any], int]:
+    """The piece as a graph, and the argument that is dispatched on."""
+    function = getattr(llama, piece)
+    given = llama.arguments(function, n)
+    for i in llama.n_dynamic(function):
+        torch._dynamo.mark_dynamic(given[i], 0)
+    gm, inputs = h.capture(function, *given)
+    graph = h.client_module("fxgraph").to_graph(gm, inputs)
+    return graph, order_of(graph).index("n")
+
+
+def order_of(graph: dict[str, Any]) -> list[Any]:
+    """For each placeholder, "n" or which argument of the function it is."""
+    values = [node["op"]["placeholder"]["value"] for node in graph["nodes"] if "placeholder" in node["op"]]
+    positions = iter(range(len(values)))
+    return ["n" if "sym_int" in value else next(positions) for value in values]
+
+
+def compile_into(folder: Path, jobs: dict[str, dict[str, Any]], piece: str) -> None:
+    """One executor, one job after the other; each becomes a folder with its handle."""
+    graph, argument = graph_of(piece)
+    (folder / f"{piece}.order.json").write_text(json.dumps(order_of(graph)))
+    torch.cuda.empty_cache()
+    with h.Executor({"PATH": os.environ["PATH"]}) as executor:
+        device = next(kind for kind in executor.hello()["devices"] if kind["type"] == "cuda")
+        for name, job in jobs.items():
+            if (folder / f"{piece}-{name}.json").exists():
+                continue
+            started = time.monotonic()
+            message, fields, blob = executor.compile(graph, dispatch_argument=argument, device=device, **job)
+            seconds = time.monotonic() - started
+            if message != "done":
+                print(piece, name, "failed:", fields["message"][:1000], flush=True)
+                if not list(folder.glob(f"{piece}-*.tar")):
+                    sys.exit(1)
+                continue
+            (folder / f"{piece}-{name}.tar").write_bytes(blob)
+            (folder / f"{piece}-{name}.json").write_text(json.dumps(fields))
+            print(f"{piece} {name}: {seconds:.1f} s, {len(blob)} bytes, {summary(fields)}", flush=True)
+
+
+def summary(fields: dict[str, Any]) -> str:
+    """What was chosen, where time went, how it was verified."""
+    phases = {phase["phase"]: round(phase["seconds"], 1) for phase in fields["timings"]["phases"]}
+    by_entry = {
+        entry: f"{candidate['name']}@{candidate['hint']}"
+        for candidate in fields["tuning"]["candidates"]
+        for entry in candidate["entries"]
+    }
+    chosen = [(segment["range"], by_entry.get(segment["entry"], "")) for segment in fields["segments"]]
+    failures = [candidate["failure"][:200] for candidate in fields["tuning"]["candidates"] if candidate["failure"]]
+    verification = fields["verification"]
+    errors = [round(checked["max_relative_error"], 5) for checked in verification["sizes"]]
+    return f"{chosen} {phases} {verification['outcome']} {errors} {verification['note']} {fields['tuning']['note']} {failures}"
+
+
+def tune(folder: Path, piece: str) -> None:
+    """The ranges of the plan, with `tuning: full`."""
+    hints = {(1, 16): 4, (17, 256): 64, (257, 8192): 2048}
+    jobs = {
+        f"full-{low}-{high}": {"range": [low, high], "hint": hints[low, high], "options": {"tuning": "full"}}
+        for low, high in RANGES
+    }
+    compile_into(folder, {"fast-17-256": {"range": [17, 256], "hint": 64}, **jobs}, piece)
+
+
+def stock(folder: Path, piece: str) -> None:
+    """Generic: [2, 16384] with the hint 8192. Single sizes: max_autotune and coordinate descent."""
+    jobs = {"generic": {"range": [2, 16384], "hint": 8192, "options": {"specialisation": "generic"}}}
+    for n in SIZES:
+        jobs[f"single-{n}"] = {"range": [n, n], "hint": n, "options": {"inductor": TUNED_LIKE_STOCK}, "verify": False}
+    compile_into(folder, jobs, piece)
+
+
+def table(folder: Path, piece: str) -> None:
+    """Every program timed at every size that it is for, in turn, in this process."""
+    from piecewised_executor import timing
+
+    function = getattr(llama, piece)
+    order = json.loads((folder / f"{piece}.order.json").read_text())
+    loaded: dict[str, tuple[dict[str, Any], Path]] = {}
+    for path in sorted(folder.glob(f"{piece}-*.tar")):
+        name = path.stem.removeprefix(f"{piece}-")
+        fields = json.loads((folder / f"{piece}-{name}.json").read_text())
+        loaded[name] = fields, h.materialise(path.read_bytes(), folder / f"{piece}-{name}.d")
+    load_entry = h.client_module("runtime.load").load_entry
+    callables: dict[tuple[str, str], Any] = {}
+
+    def run_for(name: str, n: int) -> Any:
+        if name not in loaded:
+            return None
+        fields, where = loaded[name]
+        entry = next((s["entry"] for s in fields["segments"] if s["range"][0] <= n <= s["range"][1]), None)
+        if entry is None:
+            return None
+        if (name, entry) not in callables:
+            callables[name, entry] = load_entry(where, entry)
+        return callables[name, entry]
+
+    rows = []
+    for n in SIZES:
+        given = llama.arguments(function, n)
+        call = [n if at == "n" else given[at] for at in order]
+        ours = next(f"full-{low}-{high}" for low, high in RANGES if low <= n <= high)
+        runs = {"ours": run_for(ours, n), "generic": run_for("generic", n), "single": run_for(f"single-{n}", n)}
+        runs = {name: run for name, run in runs.items() if run is not None}
+        with torch.no_grad():
+            # Twice, since which one comes first should not count.
+            times = [timing.medians_us(list(runs.values()), call, "cuda", 0.5) for _ in range(2)]
+        medians = {name: statistics.fmean(pair) for name, pair in zip(runs, zip(*times, strict=True), strict=True)}
+        rows.append({"n": n, **medians})
+        best = min(medians.get("generic", float("inf")), medians.get("single", float("inf")))
+        print(
+            f"{n:6} "
+            + " ".join(f"{name} {us:9.2f}" for name, us in medians.items())
+            + f"  ours/best {medians['ours'] / best:.3f}",
+            flush=True,
+        )
+        del given, call
+    (folder / f"{piece}.table.json").write_text(json.dumps(rows))
+
+
+_LOAD = """
+import json, os, statistics, sys, time, types
+started = time.perf_counter()
+import torch
+package = types.ModuleType("piecewised"); package.__path__ = [sys.argv[1]]; sys.modules["piecewised"] = package
+def refuse(event, args):
+    if event in ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.system", "os.exec", "os.spawn"):
+        raise RuntimeError(f"a worker started a process: {event} {args}")
+sys.path.insert(0, sys.argv[2])
+import llama
+folder, others, entry, piece, n, order = sys.argv[3], json.loads(sys.argv[4]), sys.argv[5], sys.argv[6], int(sys.argv[7]), json.loads(sys.argv[8])
+given = llama.arguments(getattr(llama, piece), n)
+call = [n if at == "n" else given[at] for at in order]
+# What any worker has behind it when it calls its first piece: a product and an elementwise kernel of torch's own.
+(given[0] @ given[0].T).sum().item()
+sys.addaudithook(refuse)
+def timed(work):
+    torch.cuda.synchronize(); begun = time.perf_counter(); result = work(); torch.cuda.synchronize()
+    return (time.perf_counter() - begun) * 1e3, result
+from piecewised.runtime.load import load_entry
+import_ms = None
+first_ms, run = timed(lambda: load_entry(folder, entry))
+later = [timed(lambda: load_entry(other, entry))[0] for other in others]
+with torch.no_grad():
+    calls = [timed(lambda: run(*call))[0] * 1e3 for _ in range(60)]
+    begun = time.perf_counter()
+    for _ in range(200): run(*call)
+    host_us = (time.perf_counter() - begun) / 200 * 1e6
+    torch.cuda.synchronize()
+print(json.dumps({"first_load_ms": first_ms, "later_loads_ms": later, "first_call_us": calls[0], "second_call_us": calls[1],
+  "steady_call_us": statistics.median(calls[10:]), "host_us": host_us, "compiler_imported": "torch._inductor.compile_fx" in sys.modules}))
+"""
+
+
+def load(folder: Path, piece: str) -> None:
+    """Loads one artifact first and two others after it, calls the first; with an empty PATH and starting a process an error."""
+    order = (folder / f"{piece}.order.json").read_text()
+    folders = {}
+    for path in sorted(folder.glob(f"{piece}-f*.tar")):
+        folders[path.stem] = h.materialise(path.read_bytes(), folder / f"{path.stem}.d")
+    environment = {"HOME": "/nonexistent", "PATH": "/nonexistent"}
+    if "LD_LIBRARY_PATH" in os.environ:
+        environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+    for name, where in folders.items():
+        fields = json.loads((folder / f"{name}.json").read_text())
+        n = 64 if "17" in name else fields["segments"][0]["range"][1]
+        entry = h.entry_for(fields, n)
+        others = [
+            str(other) for other in folders.values() if other != where and (other / f"programs/{entry}.py").exists()
+        ]
+        arguments = [
+            str(h.CLIENT_SOURCE / "piecewised"),
+            str(ROOT / "tests/bench"),
+            str(where),
+            json.dumps(others),
+            entry,
+        ]
+        done = subprocess.run(
+            [sys.executable, "-c", _LOAD, *arguments, piece, str(n), order],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        size = (folder / f"{name}.tar").stat().st_size
+        print(name, f"n={n} bytes={size}", done.stdout.strip(), done.stderr.strip()[-1500:], flush=True)
+
+
+def main() -> None:
+    """See above."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["tune", "stock", "table", "load"])
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--piece", choices=["layer", "small"], default="layer")
+    given = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("this bench needs a GPU; torch sees none here")
+    given.folder.mkdir(parents=True, exist_ok=True)
+    print(torch.cuda.get_device_name(), "torch", torch.__version__, flush=True)
+    {"tune": tune, "stock": stock, "table": table, "load": load}[given.what](given.folder, given.piece)
+
+
+if __name__ == "__main__":
+    main()
