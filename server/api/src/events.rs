@@ -32,9 +32,14 @@ pub(crate) fn events(
             let at = move |event| v1::CompileEvent { index, range: range.map(wire::range_to_proto), event: Some(event) };
             match ticket {
                 Ticket::Stored(handle) => {
-                    let event = ready(&handle, v1::Source::Store);
+                    let event = match delivered(&handle, range) {
+                        Ok(handle) => {
+                            note(program.as_ref(), position, &handle, CameFrom::Store);
+                            ready(&handle, v1::Source::Store)
+                        }
+                        Err(failure) => failed(handle.key, failure),
+                    };
                     count(&mut summary, &event);
-                    note(program.as_ref(), position, &handle, CameFrom::Store);
                     if summary.n_ready == n_entries {
                         end = Some(end_piece(program.as_ref()).await);
                     }
@@ -44,7 +49,7 @@ pub(crate) fn events(
                     yield Ok(at(first(&watcher)));
                     let program = program.clone();
                     let noted = move |handle: &Handle, from| note(program.as_ref(), position, handle, from);
-                    running.insert(index, Box::pin(follow(watcher, noted).map(at)));
+                    running.insert(index, Box::pin(follow(watcher, range, noted).map(at)));
                 }
             }
         }
@@ -136,7 +141,11 @@ fn first(watcher: &Watcher) -> Event {
 }
 
 /// What a job does from now on; ends after its outcome.
-fn follow(mut watcher: Watcher, noted: impl Fn(&Handle, CameFrom) + Send) -> impl Stream<Item = Event> + Send {
+fn follow(
+    mut watcher: Watcher,
+    entry: Option<Range>,
+    noted: impl Fn(&Handle, CameFrom) + Send,
+) -> impl Stream<Item = Event> + Send {
     stream! {
         let mut attempt = 0;
         let mut phase = String::new();
@@ -151,7 +160,7 @@ fn follow(mut watcher: Watcher, noted: impl Fn(&Handle, CameFrom) + Send) -> imp
                 phase.clone_from(&state.phase);
                 yield progress(&watcher, &state);
             }
-            match state.outcome {
+            match state.outcome.map(|outcome| outcome.and_then(|handle| delivered(&handle, entry))) {
                 Some(Ok(handle)) => {
                     let (source, from) = match watcher.origin() {
                         Origin::Queued { .. } => (v1::Source::Compiled, CameFrom::Compiled),
@@ -162,7 +171,7 @@ fn follow(mut watcher: Watcher, noted: impl Fn(&Handle, CameFrom) + Send) -> imp
                     break;
                 }
                 Some(Err(failure)) => {
-                    yield failed(&watcher, failure);
+                    yield failed(watcher.key(), failure);
                     break;
                 }
                 None => watcher.changed().await,
@@ -183,9 +192,26 @@ fn ready(handle: &Handle, source: v1::Source) -> Event {
     Event::Ready(v1::Ready { handle: Some(wire::handle_to_proto(handle)), source: source.into() })
 }
 
-fn failed(watcher: &Watcher, failure: JobFailure) -> Event {
+/// What of a handle is told of an entry of the plan: a compile may have been for more than it.
+fn delivered(handle: &Handle, entry: Option<Range>) -> Result<Handle, JobFailure> {
+    handle.clipped(entry).ok_or_else(|| {
+        let proven: Vec<_> =
+            handle.segments.iter().filter_map(|segment| segment.range).map(|it| it.to_string()).collect();
+        JobFailure {
+            reason: "UNPROVEN_RANGE".into(),
+            message: format!(
+                "the one compile for all ranges is proven for {}, and no size of this range lies there; \
+                 compile each range for itself (specialisation RANGE)",
+                proven.join(", ")
+            ),
+            retryable: false,
+        }
+    })
+}
+
+fn failed(key: Digest, failure: JobFailure) -> Event {
     Event::Failed(v1::Failed {
-        key: watcher.key().0.to_vec(),
+        key: key.0.to_vec(),
         reason: failure.reason,
         message: failure.message,
         retryable: failure.retryable,
