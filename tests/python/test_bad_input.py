@@ -142,7 +142,12 @@ CASES: list[tuple[str, grpc.StatusCode, str, Callable[[dict[str, Any]], Any]]] =
     ),
     ("a hint outside of its range", INVALID, "BAD_HINTS", lambda r: r["options"].update(hints=["17"])),
     ("a tuning of another version", INVALID, "UNKNOWN_CHOICE", lambda r: r["options"].update(tuning=77)),
-    ("a specialisation of another version", INVALID, "UNKNOWN_CHOICE", lambda r: r["options"].update(specialisation=77)),
+    (
+        "a specialisation of another version",
+        INVALID,
+        "UNKNOWN_CHOICE",
+        lambda r: r["options"].update(specialisation=77),
+    ),
     ("a guard policy of another version", INVALID, "UNKNOWN_CHOICE", lambda r: r["options"].update(guards=77)),
     ("a priority of another version", INVALID, "UNKNOWN_CHOICE", lambda r: r.update(priority=77)),
     (
