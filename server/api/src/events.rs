@@ -1,4 +1,5 @@
 //! From tickets to the event stream of one request.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 use std::time::Instant;
 
@@ -216,4 +217,77 @@ fn failed(key: Digest, failure: JobFailure) -> Event {
         message: failure.message,
         retryable: failure.retryable,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use piecewised_graph::{
+        Segment, Timings,
+        request::{ArtifactFormat, DeviceKind},
+    };
+
+    use super::*;
+
+    fn r(start: i64, end: i64) -> Range {
+        Range::new(start, end).unwrap()
+    }
+
+    /// A stored handle for [1, 64] that is proven for [1, 16] only.
+    fn ticket() -> Ticket {
+        let text = String::new;
+        Ticket::Stored(Box::new(Handle {
+            key: Digest([1; 32]),
+            graph_digest: Digest([2; 32]),
+            range: Some(r(1, 64)),
+            digest: Digest([3; 32]),
+            size_bytes: 1,
+            format: ArtifactFormat::Inductor,
+            toolchain: piecewised_graph::request::Toolchain {
+                fingerprint: text(),
+                python_version: text(),
+                torch_version: text(),
+                torch_git_version: text(),
+                triton_version: text(),
+                cuda_version: text(),
+                executable: text(),
+            },
+            device: DeviceKind { r#type: "cpu".into(), name: text(), capability: text() },
+            segments: vec![Segment { range: Some(r(1, 16)), entry: "e0".into(), guards: Vec::new() }],
+            dispatch_argument: Some(0),
+            hint: Some(64),
+            returns_tuple: true,
+            n_arguments: 1,
+            timings: Timings::default(),
+            created_unix_ms: 0,
+            guard_symbols: Vec::new(),
+            verification: Default::default(),
+            tuning: Default::default(),
+            latencies: Vec::new(),
+        }))
+    }
+
+    #[tokio::test]
+    async fn each_entry_hears_of_its_own_part_and_one_without_any_fails_alone() {
+        let tickets = [r(1, 8), r(9, 32), r(33, 64)].into_iter().map(|entry| (Some(entry), ticket())).collect();
+        let events: Vec<_> = events(tickets, None, Instant::now()).map(Result::unwrap).collect().await;
+        let mut found = Vec::new();
+        for event in &events[..3] {
+            match event.event.as_ref().unwrap() {
+                Event::Ready(ready) => {
+                    let handle = ready.handle.as_ref().unwrap();
+                    assert_eq!(handle.range, event.range);
+                    let part = handle.segments[0].range.unwrap();
+                    found.push(format!("ready {} {}", part.start, part.end));
+                }
+                Event::Failed(failed) => {
+                    assert!(failed.message.contains("proven for [1, 16]"), "{}", failed.message);
+                    found.push(format!("failed {}", failed.reason));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(found, ["ready 1 8", "ready 9 16", "failed UNPROVEN_RANGE"]);
+        let Some(Event::Completed(summary)) = &events[3].event else { panic!("{:?}", events[3]) };
+        assert_eq!((summary.n_ready, summary.n_failed, summary.n_from_store), (2, 1, 2));
+    }
 }
