@@ -5,7 +5,10 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
-use crate::{config::LogFormat, exit};
+use crate::{
+    config::{LogFormat, Verify},
+    exit,
+};
 
 /// A compile service for piecewise-compiled PyTorch inference.
 #[derive(Debug, Parser)]
@@ -100,10 +103,21 @@ pub(crate) struct ServeArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     max_attempts: Option<u32>,
 
-    /// Jobs that may wait; one more is refused [default: 1024].
+    /// Jobs that may wait; one more is refused. Background jobs may be half of them [default: 1024].
     #[arg(long, value_name = "N", help_heading = "Jobs")]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_queued_jobs: Option<usize>,
+
+    /// Which artifacts are run against eager before they are handed out. One in the store that this wants verified, and that was not, is
+    /// compiled again [default: always].
+    #[arg(long, value_name = "WHICH", help_heading = "Jobs")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verify: Option<Verify>,
+
+    /// With --verify sample: how many percent of the keys; the key decides which [default: 10].
+    #[arg(long, value_name = "PERCENT", help_heading = "Jobs")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verify_sample_percent: Option<u8>,
 
     /// How long running compiles may go on when the daemon is told to end [default: 25].
     #[arg(long, value_name = "SECONDS", help_heading = "Jobs")]

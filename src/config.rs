@@ -6,6 +6,7 @@ use std::{fs, net::SocketAddr, path::PathBuf};
 
 use clap::ValueEnum;
 use piecewised_graph::Limits;
+use piecewised_scheduler::VerifyPolicy;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -30,6 +31,8 @@ pub(crate) const KEYS: &[&str] = &[
     "job_deadline_s",
     "max_attempts",
     "max_queued_jobs",
+    "verify",
+    "verify_sample_percent",
     "drain_deadline_s",
     "max_message_bytes",
     "max_nodes",
@@ -54,6 +57,18 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+/// Which artifacts are run against eager before they are handed out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Verify {
+    /// None.
+    Off,
+    /// Those of some keys, as many percent of them as --verify-sample-percent says.
+    Sample,
+    /// All.
+    Always,
+}
+
 /// The configuration; [`crate::cli::ServeArguments`] says what each key means.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Config {
@@ -72,6 +87,8 @@ pub(crate) struct Config {
     pub(crate) job_deadline_s: u64,
     pub(crate) max_attempts: u32,
     pub(crate) max_queued_jobs: usize,
+    pub(crate) verify: Verify,
+    pub(crate) verify_sample_percent: u8,
     pub(crate) drain_deadline_s: u64,
     pub(crate) max_message_bytes: usize,
     pub(crate) max_nodes: usize,
@@ -107,6 +124,8 @@ impl Config {
             job_deadline_s: 1800,
             max_attempts: 3,
             max_queued_jobs: 1024,
+            verify: Verify::Always,
+            verify_sample_percent: 10,
             // Kubernetes kills after 30 s; the store has to be closed within that too.
             drain_deadline_s: 25,
             max_message_bytes: 64 << 20,
@@ -151,6 +170,15 @@ impl Config {
         }
     }
 
+    /// Which artifacts are verified.
+    pub(crate) fn verify_policy(&self) -> VerifyPolicy {
+        match self.verify {
+            Verify::Off => VerifyPolicy::Off,
+            Verify::Sample => VerifyPolicy::Sample { percent: self.verify_sample_percent },
+            Verify::Always => VerifyPolicy::Always,
+        }
+    }
+
     /// The first key whose value will not do, and why.
     fn check(&self) -> Result<(), (&'static str, String)> {
         let within = |key, value: u64, least: u64, most: u64| {
@@ -170,6 +198,7 @@ impl Config {
         within("job_deadline_s", self.job_deadline_s, 1, YEAR_S)?;
         within("max_attempts", self.max_attempts.into(), 1, 100)?;
         within("max_queued_jobs", self.max_queued_jobs as u64, 1, 1_000_000)?;
+        within("verify_sample_percent", self.verify_sample_percent.into(), 0, 100)?;
         within("drain_deadline_s", self.drain_deadline_s, 0, YEAR_S)?;
         within("max_message_bytes", self.max_message_bytes as u64, 1 << 10, 2 * GIB - 1)?;
         within("max_nodes", self.max_nodes as u64, 1, 10_000_000)?;
@@ -280,6 +309,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_verified() {
+        let policy = |flags: &[&str], variables: &[_], file| load(flags, variables, file).unwrap().verify_policy();
+        assert_eq!(policy(&[], &[], None), VerifyPolicy::Always);
+        assert_eq!(policy(&[], &[("PIECEWISED_VERIFY", "off")], None), VerifyPolicy::Off);
+        assert_eq!(policy(&[], &[], Some("verify = \"sample\"")), VerifyPolicy::Sample { percent: 10 });
+        assert_eq!(
+            policy(&["--verify", "sample", "--verify-sample-percent", "25"], &[("PIECEWISED_VERIFY", "off")], None),
+            VerifyPolicy::Sample { percent: 25 }
+        );
+    }
+
+    #[test]
     fn variables_of_others_do_not_count() {
         let names = ["ENDPOINT", "CACHE_DIR", "TEST_PYTHON", "SERVICE_HOST", "PORT", "PORT_7410_TCP_ADDR"];
         let names: Vec<_> = names.iter().map(|name| format!("PIECEWISED_{name}")).collect();
@@ -310,6 +351,13 @@ mod tests {
         );
         check(&[], &[("PIECEWISED_MAX_NODES", "-1")], None, "PIECEWISED_MAX_NODES: invalid");
         check(&["--n-executors", "0"], &[], None, "--n-executors: 0 will not do: it must be from 1 to 256");
+        check(&[], &[], Some("verify = \"never\""), "verify in FILE: unknown variant: found `never`, expected ");
+        check(
+            &["--verify-sample-percent", "101"],
+            &[],
+            None,
+            "--verify-sample-percent: 101 will not do: it must be from 0 to 100",
+        );
         check(&[], &[], Some("log_format = \"xml\""), "log_format in FILE: unknown variant: found `xml`, expected ");
         check(&["--config", "/no/such"], &[], None, "cannot read /no/such: No such file");
         check(&[], &[("PIECEWISED_CONFIG", "/no/such")], None, "cannot read /no/such: ");

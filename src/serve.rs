@@ -179,6 +179,7 @@ fn scheduler_config(config: &Config) -> SchedulerConfig {
         max_attempts: config.max_attempts,
         max_pieces: MAX_PIECES,
         idle_timeout: Duration::from_secs(config.executor_idle_timeout_s),
+        verify: config.verify_policy(),
     }
 }
 

@@ -97,6 +97,17 @@ def test_what_is_no_plan_is_refused_by_name(options: Any, reason: str, words: st
         ("budget_s", 0, "above 0"),
         ("budget_s", float("nan"), "above 0"),
         ("budget_s", True, "above 0"),
+        ("tuning", "best", "'fast', 'full', 'tiered'"),
+        ("tuning", ["fast"], "'fast', 'full', 'tiered'"),
+        ("specialisation", "none", "'range', 'generic'"),
+        ("specialization", "range", "did you mean 'specialisation'"),
+        ("swap", True, "'auto', 'never'"),
+        ("compile_hints", [4], "takes a dict"),
+        ("compile_hints", {"1-16": 4}, "is not the name of a range"),
+        ("compile_hints", {7: 4}, "is no range"),
+        ("compile_hints", {"[1, 16]": 4}, r"none of the plan's entries, \[1, 1\]"),
+        ("compile_hints", {"[1, 1]": 2}, "one of its sizes"),
+        ("compile_hints", {(1, 1): True}, "one of its sizes"),
         ("max_autotune", object(), "can't be sent"),
         ("max_autotune", [1], "can't be sent"),
         ("max_autotune", 2**63, "can't be sent"),
@@ -109,6 +120,20 @@ def test_options_that_are_not_possible(option: str, value: Any, words: str) -> N
     with pytest.raises(piecewised.OptionError, match=words) as raised:
         parse({"compile_sizes": [1], option: value})
     assert raised.value.metadata["option"] == option
+
+
+def test_how_ranges_are_compiled() -> None:
+    plan = {"compile_range_endpoints": [16, 64], "compile_sizes": [4]}
+    chosen = parse(
+        {**plan, "tuning": "tiered", "specialisation": "generic", "compile_hints": {"[1, 16]": 2, (17, 64): 60}}
+    ).choices
+    assert (chosen.tuning, chosen.specialisation, chosen.swap) == ("tiered", "generic", "auto")
+    assert chosen.hints_for([(17, 64), (4, 4), (1, 16)]) == [60, 0, 2]
+    # Tiered is how a request is answered; what it compiles is fast.
+    assert chosen.in_options({"inductor": {}}) == {"inductor": {}, "specialisation": "generic", "tuning": "fast"}
+    default = parse(plan).choices
+    assert (default.tuning, default.specialisation, default.swap) == ("fast", "range", "auto")
+    assert default.hints_for([(1, 16)]) == []
 
 
 def test_errors_survive_pickling() -> None:

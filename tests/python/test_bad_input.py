@@ -140,6 +140,16 @@ CASES: list[tuple[str, grpc.StatusCode, str, Callable[[dict[str, Any]], Any]]] =
         "BAD_HINTS",
         lambda r: (r["plan"].update(compileSizes=["4"]), r["options"].update(hints=["4"])),
     ),
+    ("a hint outside of its range", INVALID, "BAD_HINTS", lambda r: r["options"].update(hints=["17"])),
+    ("a tuning of another version", INVALID, "UNKNOWN_CHOICE", lambda r: r["options"].update(tuning=77)),
+    (
+        "a specialisation of another version",
+        INVALID,
+        "UNKNOWN_CHOICE",
+        lambda r: r["options"].update(specialisation=77),
+    ),
+    ("a guard policy of another version", INVALID, "UNKNOWN_CHOICE", lambda r: r["options"].update(guards=77)),
+    ("a priority of another version", INVALID, "UNKNOWN_CHOICE", lambda r: r.update(priority=77)),
     (
         "an option that Inductor doesn't have",
         INVALID,

@@ -27,7 +27,7 @@ pub struct ClientOptions {
     pub connect_timeout: Duration,
     /// How long to wait for a daemon that says it isn't ready yet, or whose queue is full.
     pub ready_timeout: Duration,
-    /// How long a compile may take, from the request to its last event; `None`: as long as it takes.
+    /// How long a compile that somebody waits for may take, from the request to its last event; `None`: as long as it takes.
     pub compile_budget: Option<Duration>,
     /// How long one artifact's transfer may stand still, and how often it is taken up again.
     pub fetch: FetchOptions,
@@ -83,7 +83,7 @@ pub struct CompileRequest {
     pub format: ArtifactFormat,
     /// Hints, and how the results are to be delivered.
     pub delivery: Delivery,
-    /// Whether nobody waits for it: it is compiled when nothing else is.
+    /// Whether nobody waits for it: it is compiled when nothing else is, and no budget bounds it.
     pub is_background: bool,
     /// The caller's own, so that it never gets what it can't load.
     pub toolchain: Option<Toolchain>,
@@ -123,7 +123,7 @@ impl Client {
     /// # Errors
     /// [`ClientError::Refused`], [`ClientError::Broken`], [`ClientError::BudgetSpent`].
     pub async fn compile(&self, request: CompileRequest) -> Result<CompileStream, ClientError> {
-        let Some(budget) = self.options.compile_budget else {
+        let Some(budget) = self.options.compile_budget.filter(|_| !request.is_background) else {
             return self.compile_without_budget(request).await;
         };
         let started = Instant::now();

@@ -26,6 +26,13 @@ pub struct Capabilities {
     pub ready: bool,
     pub not_ready_reason: String,
     pub n_executors: u32,
+    /// "off", "sample", "always"; empty: the daemon does not say.
+    pub verify: String,
+    pub verify_sample_percent: u32,
+    /// "fast", "full", "tiered".
+    pub tunings: Vec<String>,
+    /// "range", "generic".
+    pub specialisations: Vec<String>,
 }
 
 /// What a request may hold.
@@ -40,10 +47,15 @@ pub struct Limits {
     pub max_constant_bytes: u64,
     pub max_queued_jobs: u32,
     pub max_pieces: u32,
+    pub max_queued_background_jobs: u32,
 }
 
 impl From<v1::GetCapabilitiesResponse> for Capabilities {
     fn from(response: v1::GetCapabilitiesResponse) -> Self {
+        let verify = choice(response.verify().as_str_name(), "VERIFY_POLICY_").unwrap_or_default();
+        let tunings = response.tunings().filter_map(|it| choice(it.as_str_name(), "TUNING_")).collect();
+        let specialisations = response.specialisations();
+        let specialisations = specialisations.filter_map(|it| choice(it.as_str_name(), "SPECIALISATION_")).collect();
         let limits = response.limits.unwrap_or_default();
         Self {
             version: response.version,
@@ -61,12 +73,23 @@ impl From<v1::GetCapabilitiesResponse> for Capabilities {
                 max_constant_bytes: limits.max_constant_bytes,
                 max_queued_jobs: limits.max_queued_jobs,
                 max_pieces: limits.max_pieces,
+                max_queued_background_jobs: limits.max_queued_background_jobs,
             },
             ready: response.ready,
             not_ready_reason: response.not_ready_reason,
             n_executors: response.n_executors,
+            verify,
+            verify_sample_percent: response.verify_sample_percent,
+            tunings,
+            specialisations,
         }
     }
+}
+
+/// An enum's value as people write it; `None` for the one that says nothing.
+fn choice(name: &str, prefix: &str) -> Option<String> {
+    let name = name.strip_prefix(prefix)?;
+    (name != "UNSPECIFIED").then(|| name.to_lowercase())
 }
 
 /// Something happened to one entry of the plan, or, with [`EventKind::Completed`], to the request.

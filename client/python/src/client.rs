@@ -84,8 +84,12 @@ impl Client {
         serde_json::to_string(&capabilities).map_err(|error| raise_json(py, "capabilities", &error))
     }
 
-    /// Asks to compile a graph for ranges and sizes; what comes back says what happens to each.
-    #[pyo3(signature = (graph, ranges, sizes, options, toolchain = None, device = None, hints = Vec::new(), program = None, stop = None))]
+    /// Asks to compile a graph for ranges and sizes; what comes back says what happens to each. `is_tiered`: tuned artifacts where the
+    /// store has them, whatever tuning the options name. `is_background`: nobody waits for it, and no budget bounds it.
+    #[pyo3(signature = (
+        graph, ranges, sizes, options, toolchain = None, device = None, hints = Vec::new(), program = None, stop = None, *,
+        is_tiered = false, is_background = false
+    ))]
     #[expect(clippy::too_many_arguments, reason = "Python's keyword arguments")]
     fn compile(
         &self,
@@ -99,14 +103,16 @@ impl Client {
         hints: Vec<i64>,
         program: Option<&str>,
         stop: Option<&Stop>,
+        is_tiered: bool,
+        is_background: bool,
     ) -> PyResult<Events> {
         let request = CompileRequest {
             plan: plan(py, &ranges, &sizes)?,
             graph: parse(py, "graph", graph)?,
             options: parse(py, "options", options)?,
             format: ArtifactFormat::Inductor,
-            delivery: Delivery { hints, ..Delivery::default() },
-            is_background: false,
+            delivery: Delivery { hints, is_tiered, ..Delivery::default() },
+            is_background,
             toolchain: toolchain.map(|text| parse(py, "toolchain", text)).transpose()?,
             device: device.map(|text| parse(py, "device", text)).transpose()?,
             program: program.map(|text| parse(py, "program", text)).transpose()?,

@@ -2,12 +2,16 @@
 
 use piecewised_graph::KEY_VERSION;
 use piecewised_proto::v1;
-use piecewised_scheduler::ToolchainStatus;
+use piecewised_scheduler::{SchedulerConfig, ToolchainStatus, VerifyPolicy};
 use piecewised_wire as wire;
 
 use crate::ApiConfig;
 
-pub(crate) fn capabilities(status: &ToolchainStatus, config: &ApiConfig) -> v1::GetCapabilitiesResponse {
+pub(crate) fn capabilities(
+    status: &ToolchainStatus,
+    scheduler: &SchedulerConfig,
+    config: &ApiConfig,
+) -> v1::GetCapabilitiesResponse {
     let (toolchains, devices, not_ready_reason) = match status {
         ToolchainStatus::Ready(info) => (
             vec![wire::toolchain_to_proto(&info.toolchain)],
@@ -21,6 +25,11 @@ pub(crate) fn capabilities(status: &ToolchainStatus, config: &ApiConfig) -> v1::
     };
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let limits = &config.graph_limits;
+    let (verify, verify_sample_percent) = match scheduler.verify {
+        VerifyPolicy::Off => (v1::VerifyPolicy::Off, 0),
+        VerifyPolicy::Sample { percent } => (v1::VerifyPolicy::Sample, percent.into()),
+        VerifyPolicy::Always => (v1::VerifyPolicy::Always, 100),
+    };
     v1::GetCapabilitiesResponse {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         key_version: KEY_VERSION,
@@ -37,8 +46,13 @@ pub(crate) fn capabilities(status: &ToolchainStatus, config: &ApiConfig) -> v1::
             max_constant_bytes: limits.max_constant_bytes as u64,
             max_queued_jobs: count(config.max_queued_jobs),
             max_pieces: config.max_pieces,
+            max_queued_background_jobs: count(scheduler.max_queued_background_jobs()),
         }),
         not_ready_reason,
         n_executors: count(config.n_executors),
+        verify: verify.into(),
+        verify_sample_percent,
+        tunings: [v1::Tuning::Fast, v1::Tuning::Full, v1::Tuning::Tiered].map(Into::into).to_vec(),
+        specialisations: [v1::Specialisation::Range, v1::Specialisation::Generic].map(Into::into).to_vec(),
     }
 }

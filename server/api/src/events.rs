@@ -1,4 +1,5 @@
 //! From tickets to the event stream of one request.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 use std::time::Instant;
 
@@ -32,9 +33,14 @@ pub(crate) fn events(
             let at = move |event| v1::CompileEvent { index, range: range.map(wire::range_to_proto), event: Some(event) };
             match ticket {
                 Ticket::Stored(handle) => {
-                    let event = ready(&handle, v1::Source::Store);
+                    let event = match delivered(&handle, range) {
+                        Ok(handle) => {
+                            note(program.as_ref(), position, &handle, CameFrom::Store);
+                            ready(&handle, v1::Source::Store)
+                        }
+                        Err(failure) => failed(handle.key, failure),
+                    };
                     count(&mut summary, &event);
-                    note(program.as_ref(), position, &handle, CameFrom::Store);
                     if summary.n_ready == n_entries {
                         end = Some(end_piece(program.as_ref()).await);
                     }
@@ -44,7 +50,7 @@ pub(crate) fn events(
                     yield Ok(at(first(&watcher)));
                     let program = program.clone();
                     let noted = move |handle: &Handle, from| note(program.as_ref(), position, handle, from);
-                    running.insert(index, Box::pin(follow(watcher, noted).map(at)));
+                    running.insert(index, Box::pin(follow(watcher, range, noted).map(at)));
                 }
             }
         }
@@ -136,7 +142,11 @@ fn first(watcher: &Watcher) -> Event {
 }
 
 /// What a job does from now on; ends after its outcome.
-fn follow(mut watcher: Watcher, noted: impl Fn(&Handle, CameFrom) + Send) -> impl Stream<Item = Event> + Send {
+fn follow(
+    mut watcher: Watcher,
+    entry: Option<Range>,
+    noted: impl Fn(&Handle, CameFrom) + Send,
+) -> impl Stream<Item = Event> + Send {
     stream! {
         let mut attempt = 0;
         let mut phase = String::new();
@@ -151,7 +161,7 @@ fn follow(mut watcher: Watcher, noted: impl Fn(&Handle, CameFrom) + Send) -> imp
                 phase.clone_from(&state.phase);
                 yield progress(&watcher, &state);
             }
-            match state.outcome {
+            match state.outcome.map(|outcome| outcome.and_then(|handle| delivered(&handle, entry))) {
                 Some(Ok(handle)) => {
                     let (source, from) = match watcher.origin() {
                         Origin::Queued { .. } => (v1::Source::Compiled, CameFrom::Compiled),
@@ -162,7 +172,7 @@ fn follow(mut watcher: Watcher, noted: impl Fn(&Handle, CameFrom) + Send) -> imp
                     break;
                 }
                 Some(Err(failure)) => {
-                    yield failed(&watcher, failure);
+                    yield failed(watcher.key(), failure);
                     break;
                 }
                 None => watcher.changed().await,
@@ -183,11 +193,101 @@ fn ready(handle: &Handle, source: v1::Source) -> Event {
     Event::Ready(v1::Ready { handle: Some(wire::handle_to_proto(handle)), source: source.into() })
 }
 
-fn failed(watcher: &Watcher, failure: JobFailure) -> Event {
+/// What of a handle is told of an entry of the plan: a compile may have been for more than it.
+fn delivered(handle: &Handle, entry: Option<Range>) -> Result<Handle, JobFailure> {
+    handle.clipped(entry).ok_or_else(|| {
+        let proven: Vec<_> =
+            handle.segments.iter().filter_map(|segment| segment.range).map(|it| it.to_string()).collect();
+        JobFailure {
+            reason: "UNPROVEN_RANGE".into(),
+            message: format!(
+                "the one compile for all ranges is proven for {}, and no size of this range lies there; \
+                 compile each range for itself (specialisation RANGE)",
+                proven.join(", ")
+            ),
+            retryable: false,
+        }
+    })
+}
+
+fn failed(key: Digest, failure: JobFailure) -> Event {
     Event::Failed(v1::Failed {
-        key: watcher.key().0.to_vec(),
+        key: key.0.to_vec(),
         reason: failure.reason,
         message: failure.message,
         retryable: failure.retryable,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use piecewised_graph::{
+        Segment, Timings,
+        request::{ArtifactFormat, DeviceKind},
+    };
+
+    use super::*;
+
+    fn r(start: i64, end: i64) -> Range {
+        Range::new(start, end).unwrap()
+    }
+
+    /// A stored handle for [1, 64] that is proven for [1, 16] only.
+    fn ticket() -> Ticket {
+        let text = String::new;
+        Ticket::Stored(Box::new(Handle {
+            key: Digest([1; 32]),
+            graph_digest: Digest([2; 32]),
+            range: Some(r(1, 64)),
+            digest: Digest([3; 32]),
+            size_bytes: 1,
+            format: ArtifactFormat::Inductor,
+            toolchain: piecewised_graph::request::Toolchain {
+                fingerprint: text(),
+                python_version: text(),
+                torch_version: text(),
+                torch_git_version: text(),
+                triton_version: text(),
+                cuda_version: text(),
+                executable: text(),
+            },
+            device: DeviceKind { r#type: "cpu".into(), name: text(), capability: text() },
+            segments: vec![Segment { range: Some(r(1, 16)), entry: "e0".into(), guards: Vec::new() }],
+            dispatch_argument: Some(0),
+            hint: Some(64),
+            returns_tuple: true,
+            n_arguments: 1,
+            timings: Timings::default(),
+            created_unix_ms: 0,
+            guard_symbols: Vec::new(),
+            verification: Default::default(),
+            tuning: Default::default(),
+            latencies: Vec::new(),
+        }))
+    }
+
+    #[tokio::test]
+    async fn each_entry_hears_of_its_own_part_and_one_without_any_fails_alone() {
+        let tickets = [r(1, 8), r(9, 32), r(33, 64)].into_iter().map(|entry| (Some(entry), ticket())).collect();
+        let events: Vec<_> = events(tickets, None, Instant::now()).map(Result::unwrap).collect().await;
+        let mut found = Vec::new();
+        for event in &events[..3] {
+            match event.event.as_ref().unwrap() {
+                Event::Ready(ready) => {
+                    let handle = ready.handle.as_ref().unwrap();
+                    assert_eq!(handle.range, event.range);
+                    let part = handle.segments[0].range.unwrap();
+                    found.push(format!("ready {} {}", part.start, part.end));
+                }
+                Event::Failed(failed) => {
+                    assert!(failed.message.contains("proven for [1, 16]"), "{}", failed.message);
+                    found.push(format!("failed {}", failed.reason));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(found, ["ready 1 8", "ready 9 16", "failed UNPROVEN_RANGE"]);
+        let Some(Event::Completed(summary)) = &events[3].event else { panic!("{:?}", events[3]) };
+        assert_eq!((summary.n_ready, summary.n_failed, summary.n_from_store), (2, 1, 2));
+    }
 }

@@ -1,15 +1,16 @@
 //! From a `CompileRequest` to jobs: everything that can be said of a request before it waits for anything.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 use std::sync::Arc;
 
 use piecewised_graph::{
-    CanonicalGraph, GraphError, KeyParts, canonicalise, options_for_key,
-    request::{CompileOptions, DeviceKind, Toolchain},
+    CanonicalGraph, Digest, GraphError, KeyParts, canonicalise, options_for_key,
+    request::{CompileOptions, DeviceKind, Specialisation, Toolchain, Tuning},
     validate,
 };
-use piecewised_plan::{Plan, Range, default_hint};
+use piecewised_plan::{Plan, Range, default_hint, generic_hint};
 use piecewised_proto::v1;
-use piecewised_scheduler::{JobSpec, Place, ToolchainInfo};
+use piecewised_scheduler::{JobSpec, Place, Priority, ToolchainInfo};
 use piecewised_wire as wire;
 use tonic::Code;
 
@@ -18,12 +19,26 @@ use crate::{ApiConfig, status::ApiError};
 /// A request that passed every check.
 #[derive(Debug)]
 pub(crate) struct Checked {
-    /// One job for each entry of the plan, in its order.
+    /// The entries of the plan; `None`: the graph has no symbolic input.
+    pub(crate) entries: Vec<Option<Range>>,
+    /// One job for each entry, in their order. Entries that one compile serves have the same job: its range is then around theirs.
     pub(crate) specs: Vec<JobSpec>,
+    /// Where each entry is to be answered with its tuned artifact if the store has that: the keys of those. Empty: it is not.
+    pub(crate) tuned: Vec<Digest>,
     /// Positions in `specs` in the order in which they should run.
     pub(crate) order: Vec<usize>,
     /// Which piece of which program it is.
     pub(crate) place: Option<Place>,
+    /// Whether somebody waits for it.
+    pub(crate) priority: Priority,
+}
+
+/// What one entry of a plan is compiled as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Target {
+    range: Option<Range>,
+    hint: Option<i64>,
+    specialisation: Specialisation,
 }
 
 /// Checks a request against the toolchain and makes its jobs. Takes milliseconds for large graphs: not for an async thread.
@@ -32,6 +47,7 @@ pub(crate) fn check(
     info: &ToolchainInfo,
     config: &ApiConfig,
 ) -> Result<Checked, ApiError> {
+    let priority = priority(request.priority)?;
     let place = request.program.map(place).transpose()?;
     let graph = request.graph.ok_or_else(|| missing("graph"))?;
     let plan = request.plan.ok_or_else(|| missing("plan"))?;
@@ -53,47 +69,101 @@ pub(crate) fn check(
     let canonical = canonicalise(&graph)?;
     drop(graph);
     let entries = entries(&plan, &canonical)?;
-    let hints = &delivery.hints;
-    if !hints.is_empty() && hints.len() != entries.len() {
-        return Err(GraphError::BadHints { n_hints: hints.len(), n_entries: entries.len() }.into());
-    }
+    let targets = targets(&entries, plan.hull(), &delivery.hints, options.specialisation)?;
     let (devices, device) = devices(&canonical, request.device.map(wire::device_from_proto), info)?;
     let options = options_for_key(&options, &canonical.device_types);
     let json: Arc<str> = canonical.json.as_str().into();
-    let spec = |(position, range): (usize, Option<Range>)| {
-        let hint = range.map(|range| {
-            let asked = hints.get(position).copied();
-            asked.filter(|&hint| range.contains(hint)).unwrap_or_else(|| default_hint(range))
-        });
-        let key = KeyParts {
+    let key = |target: Target, options: &CompileOptions| {
+        let parts = KeyParts {
             graph: &canonical.digest,
-            range,
+            range: target.range,
             dispatch_argument: canonical.dispatch_argument,
-            hint,
-            options: &options,
+            hint: target.hint,
+            options,
             frontend: None,
             format,
             toolchain: &info.toolchain.fingerprint,
             devices: &devices,
-        }
-        .key();
+        };
+        parts.key()
+    };
+    let options_of =
+        |target: Target, tuning| CompileOptions { specialisation: target.specialisation, tuning, ..options.clone() };
+    let spec = |&target: &Target| {
+        let options = options_of(target, options.tuning);
         JobSpec {
-            key,
+            key: key(target, &options),
             graph_digest: canonical.digest,
             graph: Arc::clone(&json),
-            range,
+            range: target.range,
             dispatch_argument: canonical.dispatch_argument,
-            hint,
-            options: options.clone(),
+            hint: target.hint,
+            options,
             format,
             toolchain: info.toolchain.clone(),
             device: device.clone(),
-            verify: true,
         }
     };
-    let specs: Vec<JobSpec> = entries.into_iter().enumerate().map(spec).collect();
+    let specs: Vec<JobSpec> = targets.iter().map(spec).collect();
+    let tuned = |&target: &Target| key(target, &options_of(target, Tuning::Full));
+    let tuned = if delivery.is_tiered { targets.iter().map(tuned).collect() } else { Vec::new() };
     let order = if specs.len() == 1 { vec![0] } else { plan.most_likely_first() };
-    Ok(Checked { specs, order, place })
+    Ok(Checked { entries, specs, tuned, order, place, priority })
+}
+
+fn priority(priority: i32) -> Result<Priority, ApiError> {
+    match v1::Priority::try_from(priority) {
+        Ok(v1::Priority::Unspecified | v1::Priority::Interactive) => Ok(Priority::Interactive),
+        Ok(v1::Priority::Background) => Ok(Priority::Background),
+        Err(_) => {
+            let message = format!(
+                "CompileRequest.priority {priority} is not one that this version knows; compile_service.proto lists them"
+            );
+            Err(ApiError::new(Code::InvalidArgument, "UNKNOWN_CHOICE", message).with("field", "priority"))
+        }
+    }
+}
+
+/// What each entry is compiled as. With one compile for all ranges (`hull` is around them) they have one target; single sizes, and graphs
+/// without a symbolic input, are compiled for themselves whatever the specialisation, and so have the same keys under each.
+fn targets(
+    entries: &[Option<Range>],
+    hull: Option<Range>,
+    hints: &[i64],
+    specialisation: Specialisation,
+) -> Result<Vec<Target>, GraphError> {
+    if !hints.is_empty() && hints.len() != entries.len() {
+        return Err(GraphError::BadHints { n_hints: hints.len(), n_entries: entries.len() });
+    }
+    let asked = |position: usize, range: Range| match hints.get(position) {
+        None | Some(0) => Ok(None),
+        Some(&hint) if range.contains(hint) => Ok(Some(hint)),
+        Some(&hint) => Err(GraphError::HintOutside { hint, range }),
+    };
+    // Checked for every entry, also where only the highest range's counts.
+    let with_hints = entries.iter().enumerate().map(|(position, entry)| match *entry {
+        Some(range) => Ok((*entry, asked(position, range)?)),
+        None => Ok((None, None)),
+    });
+    let with_hints = with_hints.collect::<Result<Vec<(Option<Range>, Option<i64>)>, GraphError>>()?;
+    let is_range = |entry: &Option<Range>| entry.is_some_and(|range| !range.is_single_size());
+    let highest = with_hints.iter().filter(|(entry, _)| is_range(entry)).max_by_key(|(entry, _)| *entry);
+    let generic = match (specialisation, hull) {
+        (Specialisation::Generic, Some(hull)) => {
+            let hint = highest.and_then(|(_, asked)| *asked).unwrap_or_else(|| generic_hint(hull));
+            Some(Target { range: Some(hull), hint: Some(hint), specialisation })
+        }
+        _ => None,
+    };
+    let target = |(entry, asked): (Option<Range>, Option<i64>)| match generic.filter(|_| is_range(&entry)) {
+        Some(generic) => generic,
+        None => Target {
+            range: entry,
+            hint: entry.map(|range| asked.unwrap_or_else(|| default_hint(range))),
+            specialisation: Specialisation::Range,
+        },
+    };
+    Ok(with_hints.into_iter().map(target).collect())
 }
 
 fn place(piece: v1::ProgramPiece) -> Result<Place, ApiError> {
@@ -218,4 +288,62 @@ fn devices(
 
 fn describe(device: &DeviceKind) -> String {
     format!("{} {} ({})", device.r#type, device.name, device.capability.chars().take(12).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn r(start: i64, end: i64) -> Range {
+        Range::new(start, end).unwrap()
+    }
+
+    /// The targets of a plan, as (range, hint).
+    fn found(ranges: &[Range], sizes: &[i64], hints: &[i64], how: Specialisation) -> Result<Vec<(Range, i64)>, String> {
+        let plan = Plan::new(ranges, sizes).unwrap();
+        let entries: Vec<_> = plan.entries().iter().copied().map(Some).collect();
+        let targets = targets(&entries, plan.hull(), hints, how).map_err(|error| error.to_string())?;
+        for (entry, target) in entries.iter().zip(&targets) {
+            let is_range = !entry.unwrap().is_single_size();
+            assert_eq!(target.specialisation == Specialisation::Generic, is_range && how == Specialisation::Generic);
+        }
+        Ok(targets.into_iter().map(|target| (target.range.unwrap(), target.hint.unwrap())).collect())
+    }
+
+    #[test]
+    fn each_range_is_compiled_for_itself_or_all_of_them_at_once() {
+        use Specialisation::{Generic, Range};
+        let (ranges, sizes) = ([r(17, 128), r(1, 16), r(200, 512)], [4, 600]);
+        let (low, middle, high, hull) = (r(1, 16), r(17, 128), r(200, 512), r(1, 512));
+        let singles = [(r(4, 4), 4), (r(600, 600), 600)];
+        let check = |how, hints: &[i64], expected: [(piecewised_plan::Range, i64); 3]| {
+            assert_eq!(found(&ranges, &sizes, hints, how).unwrap(), [&expected[..], &singles].concat());
+        };
+        check(Range, &[], [(low, 4), (middle, 64), (high, 256)]);
+        check(Range, &[2, 0, 300, 4, 0], [(low, 2), (middle, 64), (high, 300)]);
+        check(Generic, &[], [(hull, 512); 3]);
+        check(Generic, &[0; 5], [(hull, 512); 3]);
+        // Of the hints, the highest range's.
+        check(Generic, &[2, 20, 300, 4, 600], [(hull, 300); 3]);
+    }
+
+    #[test]
+    fn a_plan_of_single_sizes_has_nothing_generic() {
+        let generic = found(&[], &[4, 1], &[], Specialisation::Generic).unwrap();
+        assert_eq!(generic, [(r(1, 1), 1), (r(4, 4), 4)]);
+        assert_eq!(targets(&[None], None, &[7], Specialisation::Generic).unwrap()[0].hint, None);
+    }
+
+    #[test]
+    fn hints_that_are_no_sizes_of_their_range_are_refused() {
+        let check = |hints: &[i64], how, expected: &str| {
+            let found = found(&[r(1, 16), r(17, 32)], &[], hints, how).unwrap_err();
+            assert!(found.starts_with(expected), "{found}");
+        };
+        for how in [Specialisation::Range, Specialisation::Generic] {
+            check(&[4], how, "there are 1 hints for 2 entries");
+            check(&[17, 17], how, "hint 17 lies outside of [1, 16]");
+            check(&[1, -1], how, "hint -1 lies outside of [17, 32]");
+        }
+    }
 }

@@ -45,7 +45,7 @@ impl CompileService for Compiler {
         &self,
         _request: Request<v1::GetCapabilitiesRequest>,
     ) -> Result<Response<v1::GetCapabilitiesResponse>, Status> {
-        Ok(Response::new(capabilities(&self.scheduler.toolchain(), &self.config)))
+        Ok(Response::new(capabilities(&self.scheduler.toolchain(), self.scheduler.config(), &self.config)))
     }
 
     async fn compile(&self, request: Request<v1::CompileRequest>) -> Result<Response<Self::CompileStream>, Status> {
@@ -56,13 +56,14 @@ impl CompileService for Compiler {
         let checked = tokio::task::spawn_blocking(move || check(request, &info, &config)).await.map_err(|error| {
             ApiError::new(Code::Internal, "INTERNAL", format!("checking the request failed: {error}"))
         })?;
-        let Checked { specs, order, place } = checked.inspect_err(|error| tracing::info!("refused: {error:?}"))?;
-        if let Some(place) = &place {
-            self.scheduler.begin_piece(place, &specs).map_err(ApiError::from)?;
+        let checked = checked.inspect_err(|error| tracing::info!("refused: {error:?}"))?;
+        if let Some(place) = &checked.place {
+            // By the keys of what would be compiled, tuned or not: a piece stays the same when its tuned artifacts arrive in the store.
+            self.scheduler.begin_piece(place, &checked.specs, &checked.entries).map_err(ApiError::from)?;
         }
-        let entries = self.submit(specs, &order).await?;
-        let program = place.map(|place| (place, self.scheduler.clone()));
-        let stream = events(entries, program, started);
+        let program = checked.place.clone().map(|place| (place, self.scheduler.clone()));
+        let tickets = self.submit(checked).await?;
+        let stream = events(tickets, program, started);
         Ok(Response::new(Box::pin(stream)))
     }
 
@@ -93,13 +94,22 @@ impl CompileService for Compiler {
 
 impl Compiler {
     /// Submits jobs in the order in which they should run; answers in the plan's.
-    async fn submit(&self, specs: Vec<JobSpec>, order: &[usize]) -> Result<Vec<(Option<Range>, Ticket)>, ApiError> {
-        let ranges: Vec<_> = specs.iter().map(|spec| spec.range).collect();
+    async fn submit(&self, checked: Checked) -> Result<Vec<(Option<Range>, Ticket)>, ApiError> {
+        let Checked { entries, specs, tuned, order, priority, .. } = checked;
+        let mut tickets: Vec<Option<Ticket>> = Vec::with_capacity(specs.len());
+        for position in 0..specs.len() {
+            let handle = match tuned.get(position) {
+                Some(key) => self.scheduler.stored(key).await?,
+                None => None,
+            };
+            tickets.push(handle.map(|handle| Ticket::Stored(Box::new(handle))));
+        }
+        let order: Vec<usize> = order.into_iter().filter(|&position| tickets[position].is_none()).collect();
         let mut specs: Vec<Option<JobSpec>> = specs.into_iter().map(Some).collect();
         let in_order = order.iter().filter_map(|&position| specs[position].take()).collect();
-        let tickets = self.scheduler.submit(in_order).await?;
-        let mut placed: Vec<_> = order.iter().copied().zip(tickets).collect();
-        placed.sort_unstable_by_key(|(position, _)| *position);
-        Ok(ranges.into_iter().zip(placed.into_iter().map(|(_, ticket)| ticket)).collect())
+        for (position, ticket) in order.into_iter().zip(self.scheduler.submit(in_order, priority).await?) {
+            tickets[position] = Some(ticket);
+        }
+        Ok(entries.into_iter().zip(tickets.into_iter().flatten()).collect())
     }
 }

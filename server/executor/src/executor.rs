@@ -13,7 +13,7 @@ use crate::{
     CompileJob, CompileOutcome, ExecutorConfig, ExecutorError, Hello, environment,
     frame::{self, Frame, FrameError, MAX_JSON_BYTES},
     journal::Journal,
-    message::{self, Done, FromExecutor, PROTOCOL, check_segments, shorten},
+    message::{self, Done, FromExecutor, PROTOCOL, check_segments, check_verification, shorten},
     process::{Pipes, Process, describe},
 };
 
@@ -239,6 +239,7 @@ impl Channel {
                     if blob.is_empty() {
                         return Err(Trouble::Nonsense("`done` without an artifact".into()));
                     }
+                    check_verification(&verification, job.verify).map_err(Trouble::Nonsense)?;
                     return Ok(Ok(CompileOutcome {
                         artifact: blob,
                         segments,

@@ -4,7 +4,7 @@
 //! dispatched to without proof.
 
 use piecewised_graph::{
-    GuardSymbol, Latency, Segment, Timings, TuningReport, Verification,
+    GuardSymbol, Latency, Segment, Timings, TuningReport, Verification, VerificationOutcome,
     request::{ArtifactFormat, CompileOptions, DeviceKind, Toolchain},
 };
 use piecewised_plan::Range;
@@ -159,6 +159,15 @@ pub(crate) fn check_segments(segments: &[Segment], range: Option<Range>) -> Resu
                 return Err(format!("`done` with a segment for {} in a job for {}", text(part), text(whole)));
             }
         }
+    }
+    Ok(())
+}
+
+/// Whether an executor that was asked to verify says what came of it. One that was asked and did not would leave an artifact that is
+/// compiled again with every request, since the daemon's policy wants it verified.
+pub(crate) fn check_verification(verification: &Verification, is_asked: bool) -> Result<(), String> {
+    if is_asked && verification.outcome == VerificationOutcome::NotDone {
+        return Err("`done` without the verification that was asked for".into());
     }
     Ok(())
 }

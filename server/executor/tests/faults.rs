@@ -12,13 +12,14 @@ use std::{
 };
 
 use common::{eventually, job, members, misbehaving, nothing_left, started};
-use piecewised_executor::{Executor, ExecutorError};
+use piecewised_executor::{CompileJob, Executor, ExecutorError};
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Runs one job that ends the executor, and returns what the caller hears.
 async fn broken_by(id: &str) -> ExecutorError {
     let (mut executor, root) = started().await;
     let pid = executor.pid();
+    let job = |id| CompileJob { verify: id == "unverified", ..job(id) };
     let error = executor.compile(&job(id), |_| ()).await.unwrap_err();
     assert!(!error.executor_can_go_on() && error.is_retryable(), "{id}: {error}");
     assert!(!executor.is_usable(), "{id}");
@@ -52,6 +53,7 @@ async fn nonsense_is_refused() {
         ("stranger", "`done` that is no answer to job stranger"),
         ("outside", "a segment for [1, 17] in a job for [1, 16]"),
         ("empty", "`done` without an artifact"),
+        ("unverified", "`done` without the verification that was asked for"),
     ] {
         let error = broken_by(id).await;
         assert!(matches!(error, ExecutorError::Protocol { .. }), "{id}: {error}");

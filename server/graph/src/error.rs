@@ -1,5 +1,6 @@
 //! What can be wrong with a graph. The messages are sentences for whoever sent it.
 
+use piecewised_plan::Range;
 use thiserror::Error;
 
 /// A graph that breaks a rule.
@@ -75,6 +76,10 @@ pub enum GraphError {
     StaticGraph { n_entries: usize },
     #[error("there are {n_hints} hints for {n_entries} entries of the plan; give one for each, or none")]
     BadHints { n_hints: usize, n_entries: usize },
+    #[error(
+        "hint {hint} lies outside of {range}, the range that it is for; give a size of that range, or 0 to leave the choice to the daemon"
+    )]
+    HintOutside { hint: i64, range: Range },
 }
 
 impl GraphError {
@@ -116,7 +121,7 @@ impl GraphError {
             Self::TooLarge { .. } => "GRAPH_TOO_LARGE",
             Self::NothingToDispatchOn => "NOTHING_TO_DISPATCH_ON",
             Self::StaticGraph { .. } => "STATIC_GRAPH",
-            Self::BadHints { .. } => "BAD_HINTS",
+            Self::BadHints { .. } | Self::HintOutside { .. } => "BAD_HINTS",
         }
     }
 

@@ -40,6 +40,24 @@ pub struct Handle {
     pub latencies: Vec<Latency>,
 }
 
+impl Handle {
+    /// The handle of the same artifact for one entry of a plan, where the compile was for more than that (all ranges of a plan at once).
+    /// Its range is the entry's, its segments are what of them lies there; what says how the artifact was made (key, hint, timings,
+    /// verification, latencies) stays the compile's. `None`: the code was proven for no size of the entry.
+    ///
+    /// Without a symbolic input there is nothing to clip.
+    #[must_use]
+    pub fn clipped(&self, entry: Option<Range>) -> Option<Self> {
+        let (Some(_), Some(entry)) = (self.range, entry) else { return Some(self.clone()) };
+        let inside = |segment: &Segment| {
+            let range = segment.range?.intersection(entry)?;
+            Some(Segment { range: Some(range), ..segment.clone() })
+        };
+        let segments: Vec<Segment> = self.segments.iter().filter_map(inside).collect();
+        (!segments.is_empty()).then(|| Self { range: Some(entry), segments, ..self.clone() })
+    }
+}
+
 /// A part of an artifact and the sizes it was proven for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Segment {

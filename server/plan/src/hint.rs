@@ -21,3 +21,12 @@ pub fn default_hint(range: Range) -> i64 {
     let power = 1i64 << (doublings.round() as u32).min(62);
     power.clamp(range.start(), end)
 }
+
+/// The hint of one compile that is to serve every range of a plan, `hull` being the range around them: its top, but not above 65,536
+/// unless all of it lies there.
+///
+/// It is the size that torch itself would have seen: an engine that compiles once traces with its largest batch first (the memory
+/// profile). Whoever asks for one compile asks for that behaviour, and a middle would be another code than what it is compared with.
+pub fn generic_hint(hull: Range) -> i64 {
+    hull.end().min(LARGEST_HINTED.max(hull.start()))
+}

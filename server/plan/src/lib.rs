@@ -12,7 +12,7 @@ mod range;
 
 pub use dispatch::DispatchTable;
 pub use error::PlanError;
-pub use hint::default_hint;
+pub use hint::{default_hint, generic_hint};
 pub use plan::{LARGEST_ENCODER_SIZE, Plan, extend_for_encoder, ranges_from_endpoints, ranges_up_to};
 pub use range::Range;
 

@@ -61,6 +61,12 @@ impl Plan {
         positions
     }
 
+    /// The range around all ranges of the plan, for one compile that serves each of them; `None`: it has single sizes only. Single sizes
+    /// do not count: they have code of their own.
+    pub fn hull(&self) -> Option<Range> {
+        self.entries.iter().copied().filter(|entry| !entry.is_single_size()).reduce(Range::hull)
+    }
+
     /// Refuses a plan with more than `limit` entries.
     ///
     /// # Errors

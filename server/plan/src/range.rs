@@ -60,6 +60,17 @@ impl Range {
     pub fn overlaps(self, other: Range) -> bool {
         self.start <= other.end && other.start <= self.end
     }
+
+    /// The sizes that lie in both; `None`: no size does.
+    pub fn intersection(self, other: Range) -> Option<Range> {
+        self.overlaps(other).then(|| Self { start: self.start.max(other.start), end: self.end.min(other.end) })
+    }
+
+    /// The smallest range that covers both, with the sizes between them.
+    #[must_use]
+    pub fn hull(self, other: Range) -> Range {
+        Self { start: self.start.min(other.start), end: self.end.max(other.end) }
+    }
 }
 
 impl fmt::Display for Range {

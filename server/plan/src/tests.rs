@@ -60,6 +60,21 @@ fn a_table_refuses_entries_that_compete() {
 }
 
 #[test]
+fn the_hull_is_around_the_ranges_and_not_around_single_sizes() {
+    let hull = |ranges: &[Range], sizes: &[i64]| Plan::new(ranges, sizes).unwrap().hull();
+    assert_eq!(hull(&[r(129, 512), r(17, 64)], &[4, 1000]), Some(r(17, 512)));
+    assert_eq!(hull(&[r(1, 16), r(700, 700)], &[]), Some(r(1, 16)));
+    assert_eq!(hull(&[r(7, 7)], &[1, 2]), None);
+    assert_eq!((r(1, 16).intersection(r(16, 20)), r(1, 16).intersection(r(17, 20))), (Some(r(16, 16)), None));
+}
+
+#[test]
+fn the_generic_hint_is_the_top_kept_inside_the_range() {
+    let hint = |start, end| generic_hint(r(start, end));
+    assert_eq!([hint(1, 512), hint(1, i64::MAX), hint(100_000, 200_000)], [512, 65_536, 100_000]);
+}
+
+#[test]
 fn the_default_hint_is_the_geometric_middle_kept_inside_the_range() {
     let hint = |start, end| default_hint(r(start, end));
     assert_eq!([hint(1, 16), hint(17, 128), hint(129, 512), hint(513, i64::MAX)], [4, 64, 256, 8192]);

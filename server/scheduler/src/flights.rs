@@ -1,7 +1,12 @@
 //! Which keys are being compiled, and which jobs wait.
 //!
 //! A plain state machine behind one lock: no I/O, no clock but for ages that are shown. A key is in `by_key` from the
-//! creation of its job until its outcome is known; a job is in `queue` from `enqueue` until a worker takes it.
+//! creation of its job until its outcome is known; a job is in the queue of its priority from `enqueue` until a worker takes it.
+//!
+//! Interactive jobs go first, background jobs where no interactive one waits; within a priority the one that came first. A
+//! background job that an interactive caller joins becomes interactive, behind those that are so already, and stays it should that
+//! caller leave. Background jobs hold at most half of the queue's places, so that they never shut interactive ones out. What runs is
+//! never interrupted.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -15,7 +20,7 @@ use piecewised_graph::{Digest, Handle};
 use tokio::sync::Notify;
 
 use crate::{
-    JobFailure, SubmitError,
+    JobFailure, Priority, SubmitError,
     job::{Job, JobSpec, Origin, Watcher},
 };
 
@@ -29,9 +34,17 @@ pub(crate) struct Flights {
 
 #[derive(Debug, Default)]
 struct Inner {
-    by_key: HashMap<Digest, (Arc<Job>, Stage)>,
-    queue: VecDeque<Digest>,
+    by_key: HashMap<Digest, Flight>,
+    interactive: VecDeque<Digest>,
+    background: VecDeque<Digest>,
     closed: bool,
+}
+
+#[derive(Debug)]
+struct Flight {
+    job: Arc<Job>,
+    stage: Stage,
+    priority: Priority,
 }
 
 /// How far a key's job is, as the queue sees it.
@@ -48,8 +61,53 @@ enum Stage {
 impl Inner {
     /// Jobs that hold a place in the queue.
     fn n_waiting(&self) -> usize {
-        self.by_key.values().filter(|(_, stage)| *stage != Stage::Taken).count()
+        self.by_key.values().filter(|flight| flight.stage != Stage::Taken).count()
     }
+
+    /// Those of them that are of this priority.
+    fn n_waiting_as(&self, priority: Priority) -> usize {
+        let waits = |flight: &&Flight| flight.stage != Stage::Taken && flight.priority == priority;
+        self.by_key.values().filter(waits).count()
+    }
+
+    fn queue(&mut self, priority: Priority) -> &mut VecDeque<Digest> {
+        match priority {
+            Priority::Interactive => &mut self.interactive,
+            Priority::Background => &mut self.background,
+        }
+    }
+
+    /// Whether `n_new` more jobs find a place.
+    fn check_room(&self, n_new: usize, priority: Priority, max_queued: usize) -> Result<(), SubmitError> {
+        let mut places = vec![(self.n_waiting(), max_queued)];
+        if priority == Priority::Background {
+            places.push((self.n_waiting_as(priority), max_queued_in_background(max_queued)));
+        }
+        match places.into_iter().find(|(n_queued, limit)| n_queued + n_new > *limit) {
+            Some((n_queued, limit)) if n_new > 0 => Err(SubmitError::QueueFull { n_queued, n_new, limit }),
+            _ => Ok(()),
+        }
+    }
+
+    /// A caller of `priority` joins the job of `key`, which becomes interactive where the caller is.
+    fn join(&mut self, key: Digest, priority: Priority) -> Option<Watcher> {
+        let flight = self.by_key.get_mut(&key)?;
+        let phase = flight.job.state.borrow().phase.clone();
+        let watcher = Watcher::new(&flight.job, Origin::Joined { phase, age: flight.job.queued.elapsed() });
+        if (flight.priority, priority) == (Priority::Background, Priority::Interactive) {
+            flight.priority = Priority::Interactive;
+            if flight.stage == Stage::Queued {
+                self.background.retain(|waiting| *waiting != key);
+                self.interactive.push_back(key);
+            }
+        }
+        Some(watcher)
+    }
+}
+
+/// The places of a queue that background jobs may hold.
+pub(crate) fn max_queued_in_background(max_queued: usize) -> usize {
+    max_queued / 2
 }
 
 /// What a spec came to.
@@ -71,27 +129,27 @@ impl Flights {
     }
 
     /// A watcher for each spec, all or none. Equal keys within one call share a job too.
-    pub(crate) fn join_or_create(&self, specs: Vec<JobSpec>) -> Result<Vec<Joined>, SubmitError> {
+    pub(crate) fn join_or_create(&self, specs: Vec<JobSpec>, priority: Priority) -> Result<Vec<Joined>, SubmitError> {
         let mut inner = self.lock();
         if inner.closed {
             return Err(SubmitError::Draining);
         }
         let new: HashSet<Digest> =
             specs.iter().map(|spec| spec.key).filter(|key| !inner.by_key.contains_key(key)).collect();
-        let mut position = inner.n_waiting();
-        if !new.is_empty() && position + new.len() > self.max_queued {
-            return Err(SubmitError::QueueFull { n_queued: position, n_new: new.len(), limit: self.max_queued });
-        }
+        inner.check_room(new.len(), priority, self.max_queued)?;
         let join = |spec: JobSpec| {
-            if let Some((job, _)) = inner.by_key.get(&spec.key) {
-                let phase = job.state.borrow().phase.clone();
-                return Joined::Existing(Watcher::new(job, Origin::Joined { phase, age: job.queued.elapsed() }));
+            if let Some(watcher) = inner.join(spec.key, priority) {
+                return Joined::Existing(watcher);
             }
+            // Who is interactive goes before all that is in the background.
+            let position = match priority {
+                Priority::Interactive => inner.n_waiting_as(priority),
+                Priority::Background => inner.n_waiting(),
+            };
             let id = format!("j{}", self.next_id.fetch_add(1, Ordering::Relaxed));
             let job = Arc::new(Job::new(id, spec));
-            inner.by_key.insert(job.spec.key, (Arc::clone(&job), Stage::Settling));
-            position += 1;
-            Joined::Created(Watcher::new(&job, Origin::Queued { position: position - 1 }))
+            inner.by_key.insert(job.spec.key, Flight { job: Arc::clone(&job), stage: Stage::Settling, priority });
+            Joined::Created(Watcher::new(&job, Origin::Queued { position }))
         };
         Ok(specs.into_iter().map(join).collect())
     }
@@ -99,10 +157,12 @@ impl Flights {
     /// Lets a created job run.
     pub(crate) fn enqueue(&self, job: &Job) {
         let mut inner = self.lock();
-        let inner = &mut *inner;
-        if let Some((_, stage @ Stage::Settling)) = inner.by_key.get_mut(&job.spec.key) {
-            *stage = Stage::Queued;
-            inner.queue.push_back(job.spec.key);
+        if let Some(flight) = inner.by_key.get_mut(&job.spec.key)
+            && flight.stage == Stage::Settling
+        {
+            flight.stage = Stage::Queued;
+            let priority = flight.priority;
+            inner.queue(priority).push_back(job.spec.key);
             self.changed.notify_one();
         }
     }
@@ -111,8 +171,8 @@ impl Flights {
     /// caller of its key looks there.
     pub(crate) fn finish(&self, job: &Job, outcome: Result<Handle, JobFailure>) {
         let mut inner = self.lock();
-        if let Some((_, Stage::Queued)) = inner.by_key.remove(&job.spec.key) {
-            inner.queue.retain(|key| *key != job.spec.key);
+        if let Some(Flight { stage: Stage::Queued, priority, .. }) = inner.by_key.remove(&job.spec.key) {
+            inner.queue(priority).retain(|key| *key != job.spec.key);
         }
         drop(inner);
         job.state.send_modify(|state| state.outcome = Some(outcome));
@@ -130,7 +190,7 @@ impl Flights {
             {
                 let mut inner = self.lock();
                 if let Some(job) = inner.take() {
-                    if !inner.queue.is_empty() {
+                    if !(inner.interactive.is_empty() && inner.background.is_empty()) {
                         self.changed.notify_one();
                     }
                     return Some(job);
@@ -156,14 +216,13 @@ impl Flights {
 
 impl Inner {
     fn take(&mut self) -> Option<Arc<Job>> {
-        while let Some(key) = self.queue.pop_front() {
-            let (job, stage) =
-                self.by_key.get_mut(&key).expect("a queued key has its job until finish, which unqueues it");
-            if job.has_watchers() {
-                *stage = Stage::Taken;
-                return Some(Arc::clone(job));
+        while let Some(key) = self.interactive.pop_front().or_else(|| self.background.pop_front()) {
+            let flight = self.by_key.get_mut(&key).expect("a queued key has its job until finish, which unqueues it");
+            if flight.job.has_watchers() {
+                flight.stage = Stage::Taken;
+                return Some(Arc::clone(&flight.job));
             }
-            tracing::debug!(job = job.id, "dropped: every caller has left");
+            tracing::debug!(job = flight.job.id, "dropped: every caller has left");
             self.by_key.remove(&key);
         }
         None

@@ -37,8 +37,16 @@ pub struct JobSpec {
     pub toolchain: Toolchain,
     /// Which device the key is for.
     pub device: DeviceKind,
-    /// Whether the artifact is run against eager before it is stored.
-    pub verify: bool,
+}
+
+/// Which jobs go first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Priority {
+    /// Somebody waits for it now.
+    #[default]
+    Interactive,
+    /// When nothing interactive waits.
+    Background,
 }
 
 /// Where a job is.

@@ -3,19 +3,22 @@
 //! Guarantees:
 //! * at any time at most one job exists for a key, however many callers ask for it;
 //! * a key that is in the store is answered from the store, and a job's result is in the store before anybody hears of it;
+//! * a stored artifact that the operator's policy wants verified, and that was not, counts as absent ([`VerifyPolicy`]);
+//! * background jobs wait for interactive ones, and never fill the queue for them;
 //! * a caller that leaves disturbs nobody; a job that nobody waits for any more is dropped if it has not started, and finished
 //!   and stored if it has;
 //! * an executor that dies costs one try of one job.
 //!
 //! Lock order: there is one lock, [`flights::Flights`]'s, and it is never held across an await.
 //!
-//! Left out so far: priorities, per-peer limits, remembering deterministic failures, leases of devices.
+//! Left out so far: per-peer limits, remembering deterministic failures, leases of devices.
 
 mod error;
 mod flights;
 mod job;
 mod programs;
 mod toolchain;
+mod verify;
 mod worker;
 
 #[cfg(test)]
@@ -28,14 +31,16 @@ use std::{
 
 use piecewised_executor::{Executor, ExecutorConfig};
 use piecewised_graph::{Digest, Handle};
-use piecewised_store::Store;
+use piecewised_plan::Range;
+use piecewised_store::{Store, StoreError};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use error::{JobFailure, SubmitError};
-pub use job::{JobSpec, JobState, Origin, Ticket, Watcher};
+pub use job::{JobSpec, JobState, Origin, Priority, Ticket, Watcher};
 pub use programs::{CameFrom, Place, ProgramError, RunStatus};
 pub use toolchain::{ToolchainInfo, ToolchainStatus};
+pub use verify::VerifyPolicy;
 
 use flights::{Flights, Joined};
 use programs::Programs;
@@ -45,7 +50,7 @@ use programs::Programs;
 pub struct SchedulerConfig {
     /// Jobs that run side by side, each in an executor of its own.
     pub n_executors: usize,
-    /// Jobs that may wait; one more is refused.
+    /// Jobs that may wait; one more is refused. Half of them may be in the background.
     pub max_queued_jobs: usize,
     /// How often a job is tried when executors die under it.
     pub max_attempts: u32,
@@ -53,6 +58,15 @@ pub struct SchedulerConfig {
     pub max_pieces: u32,
     /// An executor that has had no job for this long ends.
     pub idle_timeout: Duration,
+    /// Which artifacts are verified.
+    pub verify: VerifyPolicy,
+}
+
+impl SchedulerConfig {
+    /// Of the jobs that may wait, those that may be in the background.
+    pub fn max_queued_background_jobs(&self) -> usize {
+        flights::max_queued_in_background(self.max_queued_jobs)
+    }
 }
 
 /// The scheduler. Cheap to clone.
@@ -122,22 +136,47 @@ impl Scheduler {
         }
     }
 
+    /// The configuration that it was started with.
+    pub fn config(&self) -> &SchedulerConfig {
+        &self.shared.config
+    }
+
+    /// What the store has for a key, if that is good enough for the policy of verification.
+    ///
+    /// # Errors
+    /// [`SubmitError::Store`].
+    pub async fn stored(&self, key: &Digest) -> Result<Option<Handle>, SubmitError> {
+        Ok(self.find(key).await?)
+    }
+
+    async fn find(&self, key: &Digest) -> Result<Option<Handle>, StoreError> {
+        let found = self.shared.store.get(key).await?;
+        let is_good = |handle: &Handle| {
+            let is_good = self.shared.config.verify.accepts(handle);
+            if !is_good {
+                tracing::info!(key = key.short(), "in the store, but not verified: compiling it again");
+            }
+            is_good
+        };
+        Ok(found.filter(is_good))
+    }
+
     /// Submits the jobs of one request: each is answered from the store, joined to the job of its key, or queued. Either all
     /// that have to be queued fit into the queue, or none is.
     ///
     /// # Errors
     /// [`SubmitError::Draining`], [`SubmitError::QueueFull`], [`SubmitError::Store`].
-    pub async fn submit(&self, specs: Vec<JobSpec>) -> Result<Vec<Ticket>, SubmitError> {
+    pub async fn submit(&self, specs: Vec<JobSpec>, priority: Priority) -> Result<Vec<Ticket>, SubmitError> {
         if self.shared.draining.is_cancelled() {
             return Err(SubmitError::Draining);
         }
         let mut stored: Vec<Option<Handle>> = Vec::with_capacity(specs.len());
         for spec in &specs {
-            stored.push(self.shared.store.get(&spec.key).await?);
+            stored.push(self.find(&spec.key).await?);
         }
         let missing: Vec<JobSpec> =
             specs.into_iter().zip(&stored).filter(|(_, handle)| handle.is_none()).map(|(spec, _)| spec).collect();
-        let joined = self.shared.flights.join_or_create(missing)?;
+        let joined = self.shared.flights.join_or_create(missing, priority)?;
         // In a task of its own, and all of them before any error is told: a caller that leaves now, or a store that fails for one key,
         // must not leave jobs behind that are neither queued nor ended, since every later caller of their keys would wait for them.
         let scheduler = self.clone();
@@ -164,7 +203,7 @@ impl Scheduler {
             Joined::Existing(watcher) => Ok(Ticket::Running(watcher)),
             Joined::Created(watcher) => {
                 let job = watcher.job();
-                match self.shared.store.get(&job.spec.key).await {
+                match self.find(&job.spec.key).await {
                     Ok(Some(handle)) => {
                         self.shared.flights.finish(job, Ok(handle.clone()));
                         Ok(Ticket::Stored(Box::new(handle)))
@@ -182,14 +221,15 @@ impl Scheduler {
         }
     }
 
-    /// Notes a submitted piece of a program, before its jobs are.
+    /// Notes a submitted piece of a program, before its jobs are. `entries`: those of its plan, one for each job; several may have one
+    /// job, which is then for more than each of them.
     ///
     /// # Errors
     /// [`ProgramError`] where it does not fit its run; the run stays as it was.
-    pub fn begin_piece(&self, place: &Place, specs: &[JobSpec]) -> Result<(), ProgramError> {
+    pub fn begin_piece(&self, place: &Place, specs: &[JobSpec], entries: &[Option<Range>]) -> Result<(), ProgramError> {
         let Some(first) = specs.first() else { return Ok(()) };
         let keys = specs.iter().map(|spec| spec.key).collect();
-        let entries = specs.iter().filter_map(|spec| spec.range).collect();
+        let entries = entries.iter().copied().flatten().collect();
         let max_pieces = self.shared.config.max_pieces;
         self.shared.programs.submit(place, first.graph_digest, keys, entries, max_pieces, Instant::now())
     }

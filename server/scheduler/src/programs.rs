@@ -121,7 +121,8 @@ struct Run {
 #[derive(Debug)]
 struct Piece {
     graph_digest: Digest,
-    /// The keys of its entries, in the plan's order: equal keys are equal graphs, ranges, options, everything.
+    /// The keys of its entries, in the plan's order: equal keys are equal graphs, ranges, options, everything. Entries that one compile
+    /// serves have one key.
     keys: Vec<Digest>,
     entries: Vec<Range>,
     ready: BTreeMap<usize, (Handle, CameFrom)>,
@@ -171,10 +172,10 @@ impl Programs {
         let piece = run.pieces.entry(index).or_insert_with(|| Piece {
             graph_digest,
             keys: keys.clone(),
-            entries,
+            entries: entries.clone(),
             ready: BTreeMap::new(),
         });
-        if piece.keys != keys {
+        if piece.keys != keys || piece.entries != entries {
             return Err(ProgramError::DifferentPiece { program: place.program.clone(), index });
         }
         Ok(())

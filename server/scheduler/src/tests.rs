@@ -3,15 +3,17 @@
 //! With real executors, deaths and restarts it is tried in `tests/python/test_service.py`.
 #![allow(clippy::unwrap_used)]
 
+mod programs;
+
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
 
 use futures::FutureExt as _;
 use piecewised_graph::{
-    Digest,
+    Digest, Handle, PhaseTiming, Segment, Timings, VerificationOutcome,
     request::{ArtifactFormat, CompileOptions, DeviceKind, Toolchain},
 };
 use piecewised_store::{Store, StoreConfig};
@@ -19,12 +21,15 @@ use proptest::prelude::*;
 use tokio::sync::watch;
 
 use crate::{
-    JobFailure, JobSpec, Origin, Scheduler, SchedulerConfig, ToolchainStatus, Watcher,
+    JobFailure, JobSpec, Origin, Priority,
+    Priority::{Background, Interactive},
+    Scheduler, SchedulerConfig, Ticket, ToolchainStatus, VerifyPolicy, Watcher,
     flights::{Flights, Joined},
     job::Job,
 };
 
 const MAX_QUEUED: usize = 4;
+const MAX_QUEUED_IN_BACKGROUND: usize = 2;
 
 fn spec(key: u8) -> JobSpec {
     let text = String::new;
@@ -47,7 +52,35 @@ fn spec(key: u8) -> JobSpec {
             executable: text(),
         },
         device: DeviceKind { r#type: text(), name: text(), capability: text() },
-        verify: false,
+    }
+}
+
+/// What a job for `spec(key)` leaves in the store.
+fn handle(key: u8) -> Handle {
+    let spec = spec(key);
+    Handle {
+        key: spec.key,
+        graph_digest: spec.graph_digest,
+        range: None,
+        digest: spec.key,
+        size_bytes: 1,
+        format: spec.format,
+        toolchain: spec.toolchain,
+        device: spec.device,
+        segments: vec![Segment { range: None, entry: "e0".into(), guards: Vec::new() }],
+        dispatch_argument: None,
+        hint: None,
+        returns_tuple: true,
+        n_arguments: 1,
+        timings: Timings {
+            phases: vec![PhaseTiming { phase: "compile".into(), seconds: f64::from(key) }],
+            ..Timings::default()
+        },
+        created_unix_ms: 0,
+        guard_symbols: Vec::new(),
+        verification: Default::default(),
+        tuning: Default::default(),
+        latencies: Vec::new(),
     }
 }
 
@@ -55,7 +88,7 @@ fn spec(key: u8) -> JobSpec {
 #[derive(Debug, Clone)]
 enum Step {
     /// A caller asks for these keys.
-    Submit(Vec<u8>),
+    Submit(Vec<u8>, Priority),
     /// A maker has looked into the store again: nothing there.
     Enqueue(usize),
     /// A maker has found it in the store.
@@ -70,7 +103,8 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        3 => prop::collection::vec(0..6u8, 1..4).prop_map(Step::Submit),
+        3 => (prop::collection::vec(0..6u8, 1..4), prop_oneof![Just(Interactive), Just(Background)])
+            .prop_map(|(keys, priority)| Step::Submit(keys, priority)),
         3 => any::<usize>().prop_map(Step::Enqueue),
         1 => any::<usize>().prop_map(Step::FoundInStore),
         3 => Just(Step::Take),
@@ -83,14 +117,18 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 #[derive(Default)]
 struct Model {
     settling: Vec<Arc<Job>>,
-    queued: VecDeque<Arc<Job>>,
+    /// By priority.
+    interactive: VecDeque<Arc<Job>>,
+    background: VecDeque<Arc<Job>>,
     running: Vec<Arc<Job>>,
+    /// Keys of jobs that no interactive caller has asked for.
+    unwanted: BTreeSet<Digest>,
     watchers: Vec<Watcher>,
 }
 
 impl Model {
     fn live(&self) -> impl Iterator<Item = &Arc<Job>> {
-        self.settling.iter().chain(&self.queued).chain(&self.running)
+        self.settling.iter().chain(&self.interactive).chain(&self.background).chain(&self.running)
     }
 
     fn has_key(&self, key: u8) -> bool {
@@ -102,7 +140,37 @@ impl Model {
     }
 
     fn n_waiting(&self) -> usize {
-        self.settling.len() + self.queued.len()
+        self.settling.len() + self.interactive.len() + self.background.len()
+    }
+
+    fn n_waiting_in_background(&self) -> usize {
+        let waiting = self.settling.iter().chain(&self.interactive).chain(&self.background);
+        waiting.filter(|job| self.unwanted.contains(&job.spec.key)).count()
+    }
+
+    fn has_room(&self, n_new: usize, priority: Priority) -> bool {
+        let fits = self.n_waiting() + n_new <= MAX_QUEUED;
+        n_new == 0
+            || fits && (priority == Interactive || self.n_waiting_in_background() + n_new <= MAX_QUEUED_IN_BACKGROUND)
+    }
+
+    /// An interactive caller wants the job of this key.
+    fn promote(&mut self, key: Digest) {
+        if self.unwanted.remove(&key)
+            && let Some(at) = self.background.iter().position(|job| job.spec.key == key)
+        {
+            self.interactive.extend(self.background.remove(at));
+        }
+    }
+
+    fn next(&mut self) -> Option<Arc<Job>> {
+        loop {
+            let job = self.interactive.pop_front().or_else(|| self.background.pop_front())?;
+            if self.n_watchers(&job) > 0 {
+                return Some(job);
+            }
+            self.unwanted.remove(&job.spec.key);
+        }
     }
 }
 
@@ -110,29 +178,42 @@ fn pick<T>(items: &mut Vec<T>, at: usize) -> Option<T> {
     (!items.is_empty()).then(|| items.remove(at % items.len()))
 }
 
-fn outcome() -> Result<piecewised_graph::Handle, JobFailure> {
+fn outcome() -> Result<Handle, JobFailure> {
     Err(JobFailure::cancelled())
 }
 
 fn apply(flights: &Flights, model: &mut Model, step: Step) {
     match step {
-        Step::Submit(keys) => {
-            let new: BTreeMap<u8, ()> = keys.iter().filter(|key| !model.has_key(**key)).map(|key| (*key, ())).collect();
-            let fits = new.is_empty() || model.n_waiting() + new.len() <= MAX_QUEUED;
-            let joined = flights.join_or_create(keys.iter().copied().map(spec).collect());
-            assert_eq!(joined.is_ok(), fits, "all or nothing, by the room that there is");
+        Step::Submit(keys, priority) => {
+            let new: BTreeSet<u8> = keys.iter().copied().filter(|key| !model.has_key(*key)).collect();
+            let joined = flights.join_or_create(keys.iter().copied().map(spec).collect(), priority);
+            assert_eq!(
+                joined.is_ok(),
+                model.has_room(new.len(), priority),
+                "all or nothing, by the room that there is"
+            );
             for (key, joined) in keys.into_iter().zip(joined.into_iter().flatten()) {
                 match joined {
                     Joined::Existing(watcher) => {
                         assert!(model.has_key(key), "joined a job that is over");
                         assert!(matches!(watcher.origin(), Origin::Joined { .. }));
+                        if priority == Interactive {
+                            model.promote(watcher.key());
+                        }
                         model.watchers.push(watcher);
                     }
                     Joined::Created(watcher) => {
                         assert!(!model.has_key(key), "a second job for a key");
+                        let before = match priority {
+                            Interactive => model.n_waiting() - model.n_waiting_in_background(),
+                            Background => model.n_waiting(),
+                        };
                         match watcher.origin() {
-                            Origin::Queued { position } => assert_eq!(*position, model.n_waiting()),
+                            Origin::Queued { position } => assert_eq!(*position, before),
                             Origin::Joined { .. } => panic!("made, not joined"),
+                        }
+                        if priority == Background {
+                            model.unwanted.insert(watcher.key());
                         }
                         model.settling.push(Arc::clone(watcher.job()));
                         model.watchers.push(watcher);
@@ -143,24 +224,26 @@ fn apply(flights: &Flights, model: &mut Model, step: Step) {
         Step::Enqueue(at) => {
             if let Some(job) = pick(&mut model.settling, at) {
                 flights.enqueue(&job);
-                model.queued.push_back(job);
+                if model.unwanted.contains(&job.spec.key) {
+                    model.background.push_back(job);
+                } else {
+                    model.interactive.push_back(job);
+                }
             }
         }
         Step::FoundInStore(at) => {
             if let Some(job) = pick(&mut model.settling, at) {
                 flights.finish(&job, outcome());
+                model.unwanted.remove(&job.spec.key);
                 assert!(job.state.borrow().outcome.is_some());
             }
         }
         Step::Take => {
-            while model.queued.front().is_some_and(|job| model.n_watchers(job) == 0) {
-                model.queued.pop_front();
-            }
-            let expected = model.queued.pop_front();
+            let expected = model.next();
             match (flights.next().now_or_never(), expected) {
                 (None, None) => {}
                 (Some(Some(job)), Some(expected)) => {
-                    assert!(Arc::ptr_eq(&job, &expected), "first in, first out");
+                    assert!(Arc::ptr_eq(&job, &expected), "interactive before background, and first in, first out");
                     model.running.push(job);
                 }
                 (taken, expected) => {
@@ -175,6 +258,7 @@ fn apply(flights: &Flights, model: &mut Model, step: Step) {
         Step::Finish(at) => {
             if let Some(job) = pick(&mut model.running, at) {
                 flights.finish(&job, outcome());
+                model.unwanted.remove(&job.spec.key);
                 for watcher in model.watchers.iter_mut().filter(|watcher| Arc::ptr_eq(watcher.job(), &job)) {
                     assert!(watcher.state().outcome.is_some(), "every watcher hears of the end");
                 }
@@ -194,17 +278,100 @@ proptest! {
         for step in steps {
             apply(&flights, &mut model, step);
         }
+        prop_assert!(model.n_waiting_in_background() <= MAX_QUEUED_IN_BACKGROUND);
         // Closing hands out what is still wanted, and then ends.
         while let Some(job) = pick(&mut model.settling, 0) {
             flights.finish(&job, outcome());
         }
         flights.close();
-        prop_assert!(flights.join_or_create(vec![spec(0)]).is_err());
+        prop_assert!(flights.join_or_create(vec![spec(0)], Interactive).is_err());
         while let Some(Some(job)) = flights.next().now_or_never() {
             flights.finish(&job, outcome());
         }
         prop_assert!(matches!(flights.next().now_or_never(), Some(None)));
     }
+}
+
+/// Every sequence of up to six steps over two keys and both priorities: whoever joins whom, before or after it was queued, taken,
+/// finished or left.
+#[test]
+fn every_short_order_of_joins_agrees_with_the_model() {
+    let alphabet = [
+        Step::Submit(vec![0], Interactive),
+        Step::Submit(vec![0], Background),
+        Step::Submit(vec![1, 1], Background),
+        Step::Submit(vec![1], Interactive),
+        Step::Enqueue(0),
+        Step::Take,
+        Step::Finish(0),
+        Step::Leave(0),
+    ];
+    let n_steps = 6u32;
+    for number in 0..alphabet.len().pow(n_steps) {
+        let flights = Flights::new(MAX_QUEUED);
+        let mut model = Model::default();
+        for place in 0..n_steps {
+            let step = number / alphabet.len().pow(place) % alphabet.len();
+            apply(&flights, &mut model, alphabet[step].clone());
+        }
+    }
+}
+
+/// The keys in the order in which a worker gets them, when all of these were asked for before it came.
+fn served(asked: &[(u8, Priority)]) -> Vec<u8> {
+    let flights = Flights::new(100);
+    let mut watchers = Vec::new();
+    for &(key, priority) in asked {
+        let joined = flights.join_or_create(vec![spec(key)], priority).unwrap().remove(0);
+        let (Joined::Created(watcher) | Joined::Existing(watcher)) = joined;
+        flights.enqueue(watcher.job());
+        watchers.push(watcher);
+    }
+    std::iter::from_fn(|| flights.next().now_or_never().flatten()).map(|job| job.spec.key.0[0]).collect()
+}
+
+#[test]
+fn interactive_jobs_go_first_and_a_join_makes_a_job_interactive() {
+    let check = |asked: &[(u8, Priority)], expected: &[u8]| assert_eq!(served(asked), expected, "{asked:?}");
+    check(&[(1, Background), (2, Interactive), (3, Background), (4, Interactive)], &[2, 4, 1, 3]);
+    // 3 becomes interactive behind 2, which was so before; 1 stays where it was.
+    check(&[(1, Background), (2, Interactive), (3, Background), (3, Interactive), (4, Interactive)], &[2, 3, 4, 1]);
+    // A background caller makes nothing less urgent.
+    check(&[(1, Interactive), (2, Interactive), (1, Background)], &[1, 2]);
+}
+
+#[test]
+fn background_jobs_leave_half_of_the_queue_to_interactive_ones() {
+    let flights = Flights::new(MAX_QUEUED);
+    let mut watchers = Vec::new();
+    let mut ask = |keys: &[u8], priority| {
+        let joined = flights.join_or_create(keys.iter().copied().map(spec).collect(), priority);
+        joined.map(|joined| watchers.extend(joined)).map_err(|error| error.to_string())
+    };
+    ask(&[1, 2], Background).unwrap();
+    assert!(ask(&[3], Background).unwrap_err().starts_with("2 jobs are waiting and 1 more do not fit, the limit is 2"));
+    ask(&[1], Background).unwrap();
+    ask(&[4, 5], Interactive).unwrap();
+    assert!(
+        ask(&[6], Interactive).unwrap_err().starts_with("4 jobs are waiting and 1 more do not fit, the limit is 4")
+    );
+    // What becomes interactive makes room in the background's half, though not in the whole.
+    ask(&[1], Interactive).unwrap();
+    assert!(ask(&[3], Background).unwrap_err().contains("the limit is 4"));
+}
+
+#[test]
+fn which_keys_are_verified_is_decided_by_the_key() {
+    let key = |n: u32| Digest::of(&n.to_le_bytes());
+    let n_wanted = |policy: VerifyPolicy| (0..1000).filter(|&n| policy.wants(&key(n))).count();
+    assert_eq!(n_wanted(VerifyPolicy::Off), 0);
+    assert_eq!(n_wanted(VerifyPolicy::Always), 1000);
+    assert_eq!(n_wanted(VerifyPolicy::Sample { percent: 0 }), 0);
+    assert_eq!(n_wanted(VerifyPolicy::Sample { percent: 100 }), 1000);
+    assert!((60..140).contains(&n_wanted(VerifyPolicy::Sample { percent: 10 })));
+    // Who is in a smaller sample is in a larger one.
+    let (small, large) = (VerifyPolicy::Sample { percent: 10 }, VerifyPolicy::Sample { percent: 30 });
+    assert!((0..1000).all(|n| !small.wants(&key(n)) || large.wants(&key(n))));
 }
 
 #[tokio::test]
@@ -224,7 +391,7 @@ async fn a_worker_that_waits_is_woken_by_a_job_and_by_the_end() {
     let mut watchers = Vec::new();
     for key in 0..3 {
         tokio::task::yield_now().await;
-        match flights.join_or_create(vec![spec(key)]).unwrap().remove(0) {
+        match flights.join_or_create(vec![spec(key)], Interactive).unwrap().remove(0) {
             Joined::Created(watcher) => {
                 flights.enqueue(watcher.job());
                 watchers.push(watcher);
@@ -241,140 +408,6 @@ async fn a_worker_that_waits_is_woken_by_a_job_and_by_the_end() {
     assert_eq!(worker.await.unwrap(), 3);
 }
 
-mod programs {
-    //! Runs of programs: what fits, what does not, and when one is complete.
-
-    use std::time::{Duration, Instant};
-
-    use piecewised_graph::{Digest, Handle, PhaseTiming, Segment, Timings};
-    use piecewised_plan::Range;
-
-    use super::spec;
-    use crate::programs::{CameFrom, Place, Programs, RunStatus};
-
-    const MAX_PIECES: u32 = 8;
-
-    fn place(run: &str, index: u32, n_pieces: u32) -> Place {
-        Place { program: "llama".parse().unwrap(), run: run.parse().unwrap(), index, n_pieces }
-    }
-
-    fn handle(key: u8) -> Handle {
-        let spec = spec(key);
-        Handle {
-            key: spec.key,
-            graph_digest: spec.graph_digest,
-            range: None,
-            digest: spec.key,
-            size_bytes: 1,
-            format: spec.format,
-            toolchain: spec.toolchain,
-            device: spec.device,
-            segments: vec![Segment { range: None, entry: "e0".into(), guards: Vec::new() }],
-            dispatch_argument: None,
-            hint: None,
-            returns_tuple: true,
-            n_arguments: 1,
-            timings: Timings {
-                phases: vec![PhaseTiming { phase: "compile".into(), seconds: f64::from(key) }],
-                ..Timings::default()
-            },
-            created_unix_ms: 0,
-            guard_symbols: Vec::new(),
-            verification: Default::default(),
-            tuning: Default::default(),
-            latencies: Vec::new(),
-        }
-    }
-
-    struct Harness {
-        programs: Programs,
-        now: Instant,
-    }
-
-    impl Harness {
-        fn new() -> Self {
-            Self { programs: Programs::default(), now: Instant::now() }
-        }
-
-        /// Submits a piece with these keys; its graph is named by the first of them.
-        fn submit(&self, place: &Place, keys: &[u8]) -> Result<(), &'static str> {
-            let entries = (1..).zip(keys).map(|(size, _)| Range::single(size).unwrap()).collect();
-            let keys: Vec<_> = keys.iter().map(|&key| Digest([key; 32])).collect();
-            let submitted = self.programs.submit(place, keys[0], keys, entries, MAX_PIECES, self.now);
-            submitted.map_err(|error| error.reason())
-        }
-
-        fn ready(&self, place: &Place, position: usize, key: u8, from: CameFrom) -> RunStatus {
-            self.programs.ready(place, position, handle(key), from, self.now);
-            self.status(place).unwrap()
-        }
-
-        fn status(&self, place: &Place) -> Option<RunStatus> {
-            self.programs.status(place, self.now, 7)
-        }
-    }
-
-    #[test]
-    fn a_program_is_complete_with_the_last_range_of_the_last_piece_and_not_before() {
-        let it = Harness::new();
-        let (first, last) = (place("r", 0, 2), place("r", 1, 2));
-        // The last piece may come first.
-        it.submit(&last, &[1, 3]).unwrap();
-        assert!(it.ready(&last, 1, 3, CameFrom::Compiled).manifest.is_none());
-        assert!(it.ready(&last, 0, 1, CameFrom::Store).manifest.is_none());
-        it.submit(&first, &[1]).unwrap();
-        assert_eq!(it.status(&first).unwrap().n_pieces_ready, 1);
-        let status = it.ready(&first, 0, 1, CameFrom::Joined);
-        assert_eq!((status.n_pieces, status.n_pieces_ready, status.n_distinct_pieces), (2, 2, 1));
-        assert_eq!((status.n_from_store, status.n_compiled, status.n_joined), (1, 1, 1));
-        // Key 1 is in two pieces and was compiled once.
-        assert_eq!(status.phases, [PhaseTiming { phase: "compile".into(), seconds: 4.0 }]);
-        let manifest = status.manifest.unwrap();
-        assert_eq!(manifest.pieces.iter().map(|piece| piece.index).collect::<Vec<_>>(), [0, 1]);
-        assert_eq!(manifest.pieces[1].handles.iter().map(|handle| handle.key.0[0]).collect::<Vec<_>>(), [1, 3]);
-        assert_eq!(manifest.created_unix_ms, 7);
-    }
-
-    #[test]
-    fn runs_do_not_mix() {
-        let it = Harness::new();
-        it.submit(&place("a", 0, 2), &[1]).unwrap();
-        it.ready(&place("a", 0, 2), 0, 1, CameFrom::Compiled);
-        it.submit(&place("b", 1, 2), &[2]).unwrap();
-        let status = it.ready(&place("b", 1, 2), 0, 2, CameFrom::Compiled);
-        assert_eq!((status.n_pieces_ready, status.manifest), (1, None));
-        // Another run of the program may have other pieces, and another number of them.
-        it.submit(&place("c", 0, 1), &[9]).unwrap();
-        assert!(it.ready(&place("c", 0, 1), 0, 9, CameFrom::Compiled).manifest.is_some());
-    }
-
-    #[test]
-    fn what_does_not_fit_is_refused_and_changes_nothing() {
-        let it = Harness::new();
-        it.submit(&place("r", 0, 2), &[1]).unwrap();
-        assert_eq!(it.submit(&place("r", 2, 2), &[2]), Err("BAD_PIECE_INDEX"));
-        assert_eq!(it.submit(&place("r", 0, 0), &[2]), Err("BAD_PIECE_INDEX"));
-        assert_eq!(it.submit(&place("r", 0, MAX_PIECES + 1), &[2]), Err("BAD_PIECE_INDEX"));
-        assert_eq!(it.submit(&place("r", 1, 3), &[2]), Err("DIFFERENT_TOTALS"));
-        assert_eq!(it.submit(&place("r", 0, 2), &[2]), Err("DIFFERENT_PIECE"));
-        it.submit(&place("r", 0, 2), &[1]).unwrap();
-        it.submit(&place("r", 1, 2), &[2]).unwrap();
-        it.ready(&place("r", 0, 2), 0, 1, CameFrom::Compiled);
-        // Beyond its entries: of no meaning, and not counted.
-        it.ready(&place("r", 1, 2), 5, 2, CameFrom::Compiled);
-        assert!(it.ready(&place("r", 1, 2), 0, 2, CameFrom::Compiled).manifest.is_some());
-    }
-
-    #[test]
-    fn an_abandoned_run_is_forgotten() {
-        let mut it = Harness::new();
-        it.submit(&place("r", 0, 2), &[1]).unwrap();
-        it.now += Duration::from_secs(3601);
-        it.submit(&place("other", 0, 1), &[2]).unwrap();
-        assert_eq!(it.status(&place("r", 0, 2)), None);
-    }
-}
-
 /// A caller whose call is cancelled between the making of its jobs and their queueing leaves none behind: they are queued, found to be
 /// wanted by nobody, and dropped. A job that stayed would keep every later caller of its key, and a shutdown, waiting.
 #[tokio::test]
@@ -388,10 +421,50 @@ async fn a_submission_that_is_cancelled_half_way_leaves_no_job_behind() {
         max_attempts: 1,
         max_pieces: 1,
         idle_timeout: Duration::from_secs(3600),
+        verify: VerifyPolicy::Always,
     };
     let scheduler = Scheduler::start(config, store, toolchain);
-    assert!(scheduler.submit(vec![spec(1), spec(2)]).now_or_never().is_none(), "dropped while it was under way");
+    assert!(
+        scheduler.submit(vec![spec(1), spec(2)], Interactive).now_or_never().is_none(),
+        "dropped while it was under way"
+    );
     // Waits for every job; one that is neither queued nor ended would never let it.
     scheduler.shutdown(Duration::from_secs(3600)).await;
     assert_eq!(scheduler.drain(), 0);
+}
+
+/// What was stored under a laxer policy is compiled again under a stricter one; what could not be compared is not.
+#[tokio::test]
+async fn a_stored_artifact_that_should_have_been_verified_counts_as_absent() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(StoreConfig::new(folder.path())).await.unwrap();
+    let outcomes = [VerificationOutcome::NotDone, VerificationOutcome::Passed, VerificationOutcome::NotComparable];
+    for (key, outcome) in (1..).zip(outcomes) {
+        let mut handle = handle(key);
+        let artifact = vec![key];
+        handle.digest = Digest::of(&artifact);
+        handle.verification.outcome = outcome;
+        store.put(handle, artifact.into()).await.unwrap();
+    }
+    for (policy, expected) in [(VerifyPolicy::Off, [true, true, true]), (VerifyPolicy::Always, [false, true, true])] {
+        let (_status, toolchain) = watch::channel(ToolchainStatus::Probing);
+        let config = SchedulerConfig {
+            n_executors: 1,
+            max_queued_jobs: MAX_QUEUED,
+            max_attempts: 1,
+            max_pieces: 1,
+            idle_timeout: Duration::from_secs(3600),
+            verify: policy,
+        };
+        let scheduler = Scheduler::start(config, store.clone(), toolchain);
+        let tickets = scheduler.submit((1..=3).map(spec).collect(), Interactive).await.unwrap();
+        let is_stored: Vec<_> = tickets.iter().map(|ticket| matches!(ticket, Ticket::Stored(_))).collect();
+        assert_eq!(is_stored, expected, "{policy:?}");
+        for (key, expected) in (1..).zip(expected) {
+            assert_eq!(scheduler.stored(&Digest([key; 32])).await.unwrap().is_some(), expected);
+        }
+        drop(tickets);
+        // A worker that has the job already waits for a toolchain.
+        scheduler.shutdown(Duration::ZERO).await;
+    }
 }

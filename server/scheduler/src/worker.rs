@@ -9,7 +9,7 @@ use piecewised_executor::{CompileJob, CompileOutcome, Executor, ExecutorError};
 use piecewised_graph::{Digest, Handle};
 use tracing::Instrument as _;
 
-use crate::{JobFailure, Shared, job::Job};
+use crate::{JobFailure, Shared, VerifyPolicy, job::Job};
 
 /// Runs until the queue is closed and empty, or everything is stopped.
 pub(crate) async fn run(shared: Arc<Shared>, number: usize) {
@@ -93,7 +93,9 @@ async fn compile(shared: &Shared, job: &Arc<Job>, slot: &mut Option<Executor>) -
             state.started.get_or_insert(now);
         });
         let result = executor
-            .compile(&compile_job(job), |phase| job.state.send_modify(|state| state.phase = phase.to_owned()))
+            .compile(&compile_job(job, shared.config.verify), |phase| {
+                job.state.send_modify(|state| state.phase = phase.to_owned())
+            })
             .await;
         match result {
             Ok(outcome) => {
@@ -117,7 +119,7 @@ async fn compile(shared: &Shared, job: &Arc<Job>, slot: &mut Option<Executor>) -
     }
 }
 
-fn compile_job(job: &Job) -> CompileJob {
+fn compile_job(job: &Job, policy: VerifyPolicy) -> CompileJob {
     let spec = &job.spec;
     CompileJob {
         id: job.id.clone(),
@@ -128,7 +130,7 @@ fn compile_job(job: &Job) -> CompileJob {
         options: spec.options.clone(),
         format: spec.format,
         device: spec.device.clone(),
-        verify: spec.verify,
+        verify: policy.wants(&spec.key),
     }
 }
 

@@ -82,6 +82,9 @@ class Client:
         hints: Sequence[int] = ...,
         program: str | None = None,
         stop: Stop | None = None,
+        *,
+        is_tiered: bool = False,
+        is_background: bool = False,
     ) -> Events: ...
     def manifest(self, program: str) -> tuple[str, str]: ...
     def fetch(self, handle: str, stop: Stop | None = None) -> Fetched: ...

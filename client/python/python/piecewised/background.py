@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 _JOIN_S = 5.0
 
+_is_ending = False
 _live: dict[threading.Thread, _core.Stop] = {}
 _lock = threading.Lock()
 
@@ -42,7 +43,14 @@ def start(work: Callable[[_core.Stop], None], name: str) -> None:
     thread.start()
 
 
+def is_ending() -> bool:
+    """Whether the process is about to end: what goes wrong from then on is nobody's concern."""
+    return _is_ending
+
+
 def _end() -> None:
+    global _is_ending  # noqa: PLW0603
+    _is_ending = True
     with _lock:
         live = dict(_live)
     for stop in live.values():

@@ -10,6 +10,7 @@ import torch
 import torch.fx
 
 from . import settings
+from .choices import Choices
 from .errors import UnsupportedPiece
 from .graphs import requires_grad
 from .submission import Request
@@ -18,6 +19,7 @@ from .submission import Request
 def request_of(
     gm: torch.fx.GraphModule,
     inductor: dict[str, Any],
+    choices: Choices,
     *,
     endpoint: str | None,
     budget_s: float | None,
@@ -32,12 +34,13 @@ def request_of(
     graph = graph_of(gm)
     return Request(
         graph=json.dumps(graph),
-        options=json.dumps({"inductor": inductor, "torch": settings.torch_settings()}),
+        options=json.dumps(choices.in_options({"inductor": inductor, "torch": settings.torch_settings()})),
         toolchain=json.dumps(settings.toolchain()),
         device=json.dumps(settings.device_of(graph)),
         endpoint=endpoint,
         budget_s=budget_s,
         cache_dir=cache_dir,
+        choices=choices,
     )
 
 

@@ -19,6 +19,8 @@ def _empty() -> dict[str, Any]:
         "local_reasons": {},
         # One record for each compiled range: see record_range().
         "ranges": [],
+        # Ranges that started with code that is not tuned, by what became of that: see stats().
+        "tiered": {"n_waiting": 0, "n_swapped": 0, "n_kept": 0, "n_failed": 0, "failed_reasons": {}},
     }
 
 
@@ -39,8 +41,13 @@ def stats() -> dict[str, Any]:
 
     ``n_pieces`` and ``n_local``: pieces compiled by the daemon and here; ``local_reasons``: how often each reason led
     to the latter; ``ranges``: for each range that the daemon compiled a dict with ``key``, ``range`` ([start, end], or
-    None for a piece without a symbolic input), ``source`` ("store", "compiled", "joined"), ``compile_s`` (of the
-    compile, whenever it was), ``size_bytes``, ``fetch_s``, ``was_local`` (nothing was transferred) and ``load_s``.
+    None for a piece without a symbolic input), ``source`` ("store", "compiled", "joined"), ``tuning`` ("fast", "full"),
+    ``compile_s`` (of the compile, whenever it was), ``size_bytes``, ``fetch_s``, ``was_local`` (nothing was transferred)
+    and ``load_s``. A range whose tuned code came later has a second one.
+
+    ``tiered``: with ``tuning="tiered"``, the ranges that started with code that is not tuned: ``n_waiting`` for the
+    tuned code, ``n_swapped`` to it, ``n_kept`` as they are (a CUDA graph was captured, or ``swap="never"``),
+    ``n_failed``, with ``failed_reasons``.
     """
     with _lock:
         return copy.deepcopy(_mine())
@@ -56,6 +63,20 @@ def record_piece() -> None:
     """Counts one piece that runs what the daemon compiled."""
     with _lock:
         _mine()["n_pieces"] += 1
+
+
+def record_tier(name: str, change: int = 1) -> None:
+    """Counts one range that is, or no longer is, in this state of ``stats()["tiered"]``."""
+    with _lock:
+        _mine()["tiered"][name] += change
+
+
+def record_tier_failure(reason: str) -> bool:
+    """Counts the reason for which a range's tuned code can't be had. Whether it is the first time."""
+    with _lock:
+        reasons: dict[str, int] = _mine()["tiered"]["failed_reasons"]
+        reasons[reason] = reasons.get(reason, 0) + 1
+        return reasons[reason] == 1
 
 
 def record_local(reason: str) -> bool:

@@ -77,6 +77,15 @@ class Entries:
 
     def put(self, position: int, compiled: Compiled) -> None:
         """A compiled entry. Raises ArtifactError where it is another one's."""
+        self._end(position, find=self._finder(position, compiled), compiled=compiled)
+
+    def replace(self, position: int, compiled: Compiled) -> Compiled | None:
+        """Other code for an entry that can be called; what was there. Raises as ``put`` does, and has changed nothing then."""
+        was = self.states[position].compiled
+        self.put(position, compiled)
+        return was
+
+    def _finder(self, position: int, compiled: Compiled) -> Callable[[int], Runnable]:
         state = self.states[position]
         handle = compiled.handle
         found = handle["dispatch_argument"]
@@ -97,7 +106,7 @@ class Entries:
             for entry, run in compiled.runnables.items()
         }
         targets = [runs[entry] for _, entry in dispatcher.targets]
-        self._end(position, find=lambda size: targets[dispatcher.lookup(size)], compiled=compiled)
+        return lambda size: targets[dispatcher.lookup(size)]
 
     def fail(self, position: int, error: PiecewisedError) -> None:
         """A bad end."""

@@ -89,6 +89,7 @@ def fetch_and_load(
         "key": handle["key"],
         "range": handle["range"],
         "source": source,
+        "tuning": handle["tuning"]["mode"],
         "compile_s": handle["timings"]["total_s"],
         "size_bytes": fetched.size_bytes,
         "fetch_s": fetched.seconds,

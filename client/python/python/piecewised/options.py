@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .choices import CHOICE_OPTIONS, Choices, bad_option, check_choice, parse_choices
 from .errors import OptionError
 from .plan import PLAN_OPTIONS, Entry, parse_plan
 
 _OWN = (
     *PLAN_OPTIONS,
+    *CHOICE_OPTIONS,
     "splitting_ops",
     "program",
     "compile_mode",
@@ -36,6 +38,8 @@ class BackendOptions:
     #: The plan: ranges and single sizes; not both empty.
     ranges: list[Entry]
     sizes: list[int]
+    #: How these are compiled.
+    choices: Choices = field(default_factory=Choices)
     #: The operators that the graph is split at, by name, and which run as they are.
     splitting_ops: list[str] = field(default_factory=list)
     #: The name that the manifest is kept under; None: one that is made from what is compiled.
@@ -70,11 +74,12 @@ def parse(options: Mapping[str, Any] | None, inductor: Mapping[str, Any] | None 
     given = dict(options or {})
     for name in given:
         if not isinstance(name, str):
-            raise _bad_option(f"the name of an option is a string, not {name!r}", str(name))
+            raise bad_option(f"the name of an option is a string, not {name!r}", str(name))
     plan = parse_plan(given)
     parsed = BackendOptions(
         ranges=plan.ranges,
         sizes=plan.sizes,
+        choices=parse_choices(given, plan.entries),
         splitting_ops=_names(given, "splitting_ops"),
         program=_text(given, "program"),
         compile_mode=_choice(given, "compile_mode", ("upfront", "lazy"), "upfront"),
@@ -95,14 +100,14 @@ def parse(options: Mapping[str, Any] | None, inductor: Mapping[str, Any] | None 
 def _text(given: Mapping[str, Any], name: str) -> str | None:
     value = given.get(name)
     if value is not None and not isinstance(value, str):
-        raise _bad_option(f"option {name!r} takes a string, not {value!r}", name)
+        raise bad_option(f"option {name!r} takes a string, not {value!r}", name)
     return value
 
 
 def _callable(given: Mapping[str, Any], name: str) -> Callable[[Any], object] | None:
     value = given.get(name)
     if value is not None and not callable(value):
-        raise _bad_option(f"option {name!r} takes a function, not {value!r}", name)
+        raise bad_option(f"option {name!r} takes a function, not {value!r}", name)
     return value
 
 
@@ -111,7 +116,7 @@ def _names(given: Mapping[str, Any], name: str) -> list[str]:
     if value is None:
         return []
     if isinstance(value, str) or not isinstance(value, Sequence | set | frozenset):
-        raise _bad_option(f"option {name!r} takes a list of operators' names, not {value!r}", name)
+        raise bad_option(f"option {name!r} takes a list of operators' names, not {value!r}", name)
     return list(value)
 
 
@@ -119,12 +124,6 @@ def _choice(given: Mapping[str, Any], name: str, choices: tuple[str, ...], defau
     value: str = given.get(name, default)
     check_choice(name, value, choices)
     return value
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raises OptionError unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise _bad_option(f"option {name!r} is one of {', '.join(map(repr, choices))}, not {value!r}", name)
 
 
 def inductor_values(inductor: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,7 +136,7 @@ def _progress(given: Mapping[str, Any]) -> bool | None:
     if value == "auto" and isinstance(value, str):
         return None
     if not isinstance(value, bool):
-        raise _bad_option(f"option 'progress' is 'auto', True or False, not {value!r}", "progress")
+        raise bad_option(f"option 'progress' is 'auto', True or False, not {value!r}", "progress")
     return value
 
 
@@ -146,7 +145,7 @@ def _seconds(given: Mapping[str, Any], name: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
-        raise _bad_option(f"option {name!r} takes a number of seconds above 0, not {value!r}", name)
+        raise bad_option(f"option {name!r} takes a number of seconds above 0, not {value!r}", name)
     return float(value)
 
 
@@ -164,7 +163,7 @@ def _option_value(name: str, value: Any) -> Any:
         return {"str": value}
     if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
         return {"strs": list(value)}
-    raise _bad_option(
+    raise bad_option(
         f"option {name!r} can't be sent to the daemon: its value is None, a bool, a 64-bit int, a float, a string or a "
         f"list of strings, not {value!r}",
         name,
@@ -180,7 +179,3 @@ def _refuse_typing_errors(name: str) -> None:
             reason="UNKNOWN_OPTION",
             metadata={"option": name},
         )
-
-
-def _bad_option(message: str, name: str) -> OptionError:
-    return OptionError(message, reason="BAD_OPTION", metadata={"option": name})

@@ -9,15 +9,20 @@ dispatch table.
 from __future__ import annotations
 
 import json
+import os
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import _core, counters
-from .errors import ArtifactError, CompileFailed
-from .loading import Runnable, fetch_and_load
-from .plan import ANY_SIZE
+from . import _core, background, counters
+from .choices import Choices
+from .errors import ArtifactError, CompileFailed, PiecewisedError
+from .loading import Compiled, Runnable, fetch_and_load
+from .plan import ANY_SIZE, Plan
 from .progress import Progress
+
+if TYPE_CHECKING:
+    from .tiered import Tier
 
 # Sizes beyond this many are looked up each time; a server sees some thousands at most.
 _MAX_REMEMBERED = 1 << 16
@@ -26,39 +31,62 @@ _MAX_REMEMBERED = 1 << 16
 class Remembered(dict[int, Runnable]):
     """From a size to what runs it. Finds it by ``find`` for a size that it doesn't have; what that raises isn't kept."""
 
-    __slots__ = ("_find",)
+    __slots__ = ("_epoch", "_find")
 
     def __init__(self, find: Callable[[int], Runnable]) -> None:
         super().__init__()
         self._find = find
+        self._epoch = object()
 
     def __missing__(self, size: int) -> Runnable:
+        epoch = self._epoch
         # int(): a SymInt or a numpy integer is a size too, but no key of its own.
         run = self._find(int(size))
         if len(self) < _MAX_REMEMBERED:
             self[int(size)] = run
+            if self._epoch is not epoch:
+                # Forgotten since: what was found may be what is not to be run any more.
+                self.pop(int(size), None)
         return run
+
+    def forget(self) -> None:
+        """Every size is found anew, by the calls that follow. For after what ``find`` finds has changed: no thread remembers what was
+        before, whatever it was in the middle of."""
+        self._epoch = object()
+        self.clear()
 
 
 class Piece:
     """The compiled ranges of one piece. Calling it calls the one for the size in ``args[argument]``."""
 
-    def __init__(self, handles: Sequence[str], runnables: dict[tuple[int, str], Runnable]) -> None:
+    def __init__(
+        self, handles: Sequence[str], runnables: dict[tuple[int, str], Runnable], *, swap: str | None = None
+    ) -> None:
         """A piece of what is loaded already.
 
         ``handles``: one for each entry of the plan, as JSON. ``runnables``: by position of the handle and entry of its
-        artifact; all that the handles' dispatcher names.
+        artifact; all that the handles' dispatcher names. ``swap``: tuned code may come later, see :mod:`.tiered`.
         """
-        dispatcher = _core.Dispatcher(handles)
-        self.handles = [json.loads(handle) for handle in handles]
+        table = _Table(handles, runnables)
+        self._table = table
         #: The position of the argument that decides; None: a piece without a symbolic input.
-        self.argument = dispatcher.argument
-        missing = [target for target in dispatcher.targets if target not in runnables]
-        if missing:
-            raise ArtifactError(f"the artifacts lack {missing}", reason="BAD_CONTAINER")
-        targets = [runnables[target] for target in dispatcher.targets]
+        self.argument = table.argument
+        runs = Remembered(table.find)
         #: The fastest way to call it; what ``__call__`` does, without the attribute lookups.
-        self.run = targets[0] if self.argument is None else _dispatching(self.argument, dispatcher.lookup, targets)
+        self.run: Runnable
+        if self.argument is not None:
+            self.run = _dispatching(self.argument, runs)
+        elif swap is None:
+            self.run = table.find(0)
+        else:
+            self.run = _only(runs)
+        if swap is not None:
+            table.await_tuned(swap, runs)
+
+    @property
+    def handles(self) -> list[dict[str, Any]]:
+        """What runs now, one for each entry of the plan."""
+        return self._table.handles
 
     def __call__(self, *args: Any) -> Any:
         """Calls what was compiled for the size that ``args`` have."""
@@ -81,23 +109,29 @@ class Piece:
         device: dict[str, str] | None = None,
         progress: bool | None = False,
         is_static: bool = False,
+        choices: Choices | None = None,
     ) -> Piece:
         """Has a graph compiled and loads the result.
 
         ``graph``, ``options``, ``toolchain``, ``device``: in the project's JSON form. ``is_static``: the graph has no
-        symbolic input, so that there is one entry whatever the plan. Raises PiecewisedError; nothing is half-compiled
-        then.
+        symbolic input, so that there is one entry whatever the plan. ``choices``: by default those of the options that
+        have defaults. Raises PiecewisedError; nothing is half-compiled then.
         """
-        if is_static:
-            ranges, sizes = [ANY_SIZE], []
-        events = client.compile(
-            json.dumps(graph),
-            list(ranges),
-            list(sizes),
-            json.dumps(options),
-            json.dumps(toolchain) if toolchain is not None else None,
-            json.dumps(device) if device is not None else None,
+        from .submission import Request
+
+        choices = choices or Choices()
+        plan = Plan([ANY_SIZE], []) if is_static else Plan(list(ranges), list(sizes))
+        request = Request(
+            graph=json.dumps(graph),
+            options=json.dumps(choices.in_options(options)),
+            toolchain=json.dumps(toolchain) if toolchain is not None else None,
+            device=json.dumps(device) if device is not None else None,
+            endpoint=client.endpoint,
+            budget_s=None,
+            cache_dir=os.fspath(client.cache_dir),
+            choices=choices,
         )
+        events = request.compile(client, plan)
         handles: dict[int, str] = {}
         runnables: dict[tuple[int, str], Runnable] = {}
         records: list[dict[str, Any]] = []
@@ -117,18 +151,77 @@ class Piece:
         missing = [entry for index, entry in enumerate(events.entries) if index not in handles]
         if missing:
             raise ArtifactError(f"the daemon finished without an answer for {missing}", reason="BAD_RESPONSE")
-        piece = cls([handles[index] for index in range(len(events.entries))], runnables)
+        swap = choices.swap if choices.is_tiered else None
+        piece = cls([handles[index] for index in range(len(events.entries))], runnables, swap=swap)
         for record in records:
             counters.record_range(**record)
         counters.record_piece()
+        if (tier := piece._table.tier) is not None:
+            spans = events.entries
+            background.start(lambda stop: tier.follow(request, spans, range(len(spans)), stop), "piecewised-tuned")
         return piece
 
 
-def _dispatching(argument: int, lookup: Callable[[int], int], targets: Sequence[Runnable]) -> Runnable:
-    runs = Remembered(lambda size: targets[lookup(size)])
+class _Table:
+    """What runs each size of a piece. An entry may get other code; whoever remembers what was found has to forget it then."""
 
+    def __init__(self, handles: Sequence[str], runnables: dict[tuple[int, str], Runnable]) -> None:
+        self._texts = list(handles)
+        self._runnables = dict(runnables)
+        self.handles = [json.loads(handle) for handle in handles]
+        self.tier: Tier | None = None
+        self.argument: int | None = None
+        self._build()
+
+    def find(self, size: int) -> Runnable:
+        """What runs a size. Raises NotCovered."""
+        lookup, targets = self._current
+        position, run = targets[lookup(size)]
+        return run if self.tier is None else self.tier.watched(position, run)
+
+    def await_tuned(self, swap: str, runs: Remembered) -> None:
+        """Entries that aren't tuned are to get tuned code later."""
+        from .tiered import Captures, Tier
+
+        self.tier = Tier(swap, Captures(), replace=self._replace, forget=runs.forget)
+        for position, handle in enumerate(self.handles):
+            self.tier.expect(position, Compiled(handle, {}))
+
+    def _build(self) -> None:
+        dispatcher = _core.Dispatcher(self._texts)
+        missing = [target for target in dispatcher.targets if target not in self._runnables]
+        if missing:
+            raise ArtifactError(f"the artifacts lack {missing}", reason="BAD_CONTAINER")
+        self.argument = dispatcher.argument
+        # In one assignment: a thread that looks has the old or the new, and never half of each.
+        self._current = (dispatcher.lookup, [(target[0], self._runnables[target]) for target in dispatcher.targets])
+
+    def _replace(self, position: int, compiled: Compiled) -> object:
+        was = self._texts, self._runnables, self.handles
+        others = {target: run for target, run in self._runnables.items() if target[0] != position}
+        self._runnables = others | {(position, entry): run for entry, run in compiled.runnables.items()}
+        self._texts = [*self._texts[:position], json.dumps(compiled.handle), *self._texts[position + 1 :]]
+        self.handles = [*self.handles[:position], compiled.handle, *self.handles[position + 1 :]]
+        try:
+            self._build()
+        except PiecewisedError:
+            self._texts, self._runnables, self.handles = was
+            raise
+        return was
+
+
+def _dispatching(argument: int, runs: Remembered) -> Runnable:
     def run(*args: Any) -> Any:
         return runs[args[argument]](*args)
+
+    return run
+
+
+def _only(runs: Remembered) -> Runnable:
+    """Without a symbolic input: whoever holds this runs the tuned code when it is there, for the price of one lookup."""
+
+    def run(*args: Any) -> Any:
+        return runs[0](*args)
 
     return run
 

@@ -21,16 +21,18 @@ from typing import Any
 
 from . import _core, background, counters
 from .arguments import entries_of, plan_of, precompiled_argument, program_of
+from .choices import check_choice, parse_choices
 from .entries import Entries, State
 from .errors import MISTAKES, ArtifactError, FormatError, OptionError, PiecewisedError
 from .graphs import dispatched_argument
 from .loading import Compiled, Runnable, load_folder
 from .local import LocalPiece
-from .options import check_choice, inductor_values
+from .options import inductor_values
 from .piece import Remembered
 from .plan import ANY_SIZE, Entry, Plan, entry_name, parse_name
 from .program import Program, ProgramSummary, check_index
 from .submission import Request, follow
+from .tiered import Captures, Tier
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +55,8 @@ class PiecewiseBackend:
 
     ``piece_index`` and ``n_pieces`` are the piece's place; ``program`` is the :class:`Program` it belongs to, or the
     name of one, to which ``run`` and ``on_complete`` then belong. ``on_error="local"`` compiles ranges that the daemon
-    can't have compiled in this process, ``"raise"`` raises at the call. ``options`` is Inductor's configuration.
+    can't have compiled in this process, ``"raise"`` raises at the call. ``options`` is Inductor's configuration; ``tuning``,
+    ``specialisation``, ``compile_hints`` and ``swap`` are the backend's options of these names.
     """
 
     def __init__(
@@ -75,6 +78,10 @@ class PiecewiseBackend:
         run: str | None = None,
         on_complete: Callable[[ProgramSummary], object] | None = None,
         mode: str = "upfront",
+        tuning: str = "fast",
+        specialisation: str = "range",
+        compile_hints: Mapping[str | Entry, int] | None = None,
+        swap: str = "auto",
         on_error: str = "local",
         options: Mapping[str, Any] | None = None,
         endpoint: str | None = None,
@@ -110,6 +117,11 @@ class PiecewiseBackend:
         self._cache_dir = None if cache_dir is None else os.fspath(cache_dir)
         self._request: Request | None = None
         self._local: LocalPiece | None = None
+        self._tier: Tier | None = None
+        self._runs = Remembered(self._find)
+        self._only: Runnable = self._static
+        chosen = {"tuning": tuning, "specialisation": specialisation, "compile_hints": compile_hints, "swap": swap}
+        self._choices = parse_choices(chosen, given.entries if given is not None else [])
         if graph is not None:
             argument = dispatched_argument(graph, sym_shape_indices)
             assert given is not None
@@ -122,10 +134,11 @@ class PiecewiseBackend:
             self._precompiled(compiled_runnables, given, sym_shape_indices, returns_tuple)
         #: The argument whose value is dispatched on; None: no symbolic input.
         self.argument = self._entries.argument
-        self._runs = Remembered(self._find)
-        self._only: Runnable = self._static
         if graph is not None:
             _all.add(self)
+            if self._choices.is_tiered:
+                captures = self.program.captures if self.program is not None else Captures()
+                self._tier = Tier(swap, captures, replace=self._entries.replace, forget=self._forget)
             if mode == "upfront":
                 self._submit(range(len(self.entries)))
 
@@ -182,15 +195,23 @@ class PiecewiseBackend:
     # Finding what to call. The way of every call is above; this is the way of the first call with a size.
 
     def _find(self, size: int) -> Runnable:
-        state = self._runnable_state(self._entries.position(size))
+        position = self._entries.position(size) if self.argument is not None else 0
+        state = self._runnable_state(position)
         assert state.find is not None
-        return state.find(size)
+        run = state.find(size)
+        return run if self._tier is None else self._tier.watched(position, run)
 
     def _static(self, *args: Any) -> Any:
-        state = self._runnable_state(0)
-        assert state.find is not None
-        self._only = state.find(0)
-        return self._only(*args)
+        run = self._only = self._runs[0]
+        if self._runs.get(0) is not run:
+            # Forgotten since: it may be what is not to be run any more.
+            self._only = self._static
+        return run(*args)
+
+    def _forget(self) -> None:
+        """What was found is found anew."""
+        self._runs.forget()
+        self._only = self._static
 
     def _runnable_state(self, position: int) -> State:
         """The entry, which can be called now."""
@@ -214,7 +235,9 @@ class PiecewiseBackend:
         from .capture import request_of
 
         try:
-            self._request = request_of(graph, inductor, endpoint=endpoint, budget_s=budget_s, cache_dir=self._cache_dir)
+            self._request = request_of(
+                *(graph, inductor, self._choices), endpoint=endpoint, budget_s=budget_s, cache_dir=self._cache_dir
+            )
         except PiecewisedError as error:
             for position in self._entries.ask(range(len(self.entries))):
                 self._entries.fail(position, error)
@@ -224,26 +247,38 @@ class PiecewiseBackend:
     def _submit(self, positions: Sequence[int]) -> None:
         """Asks for those entries that nobody has asked for yet."""
         request = self._request
-        if request is None or not (new := self._entries.ask(positions)):
+        if request is None or not (new := self._entries.ask(self._together(positions))):
             return
+        new = self._together(new)
         is_whole = len(new) == len(self.entries)
 
         def work(stop: _core.Stop) -> None:
-            status = self._follow(request, new, is_whole, _Sink(self._entries, new), stop)
+            status = self._follow(request, new, is_whole, _Sink(self._entries, new, self._tier), stop)
             if self._entries.finish():
                 if not is_whole and self.program is not None and self._has_all():
                     # The program's run hears of whole pieces only; the store has all of it.
                     status = self._follow(request, range(len(self.entries)), True, None, stop)
                 self._piece_ended(status)
+            if self._tier is not None:
+                self._tier.follow(request, self._spans(new), new, stop)
 
         background.start(work, f"piecewised-{self.piece_index}")
 
     def _follow(
         self, request: Request, positions: Sequence[int], is_whole: bool, sink: _Sink | None, stop: _core.Stop
     ) -> dict[str, Any] | None:
-        spans = [self.entries[position] for position in positions] if self.argument is not None else [ANY_SIZE]
         place = self.program.place(self.piece_index) if self.program is not None and is_whole else None
-        return follow(request, spans, place, sink, stop)
+        return follow(request, self._spans(positions), place, sink, stop)
+
+    def _spans(self, positions: Sequence[int]) -> list[Entry]:
+        return [self.entries[position] for position in positions] if self.argument is not None else [ANY_SIZE]
+
+    def _together(self, positions: Sequence[int]) -> Sequence[int]:
+        """With all those that have to be asked for with them: one compile for all ranges depends on which these are."""
+        ranges = [position for position, (start, end) in enumerate(self.entries) if start != end]
+        if not self._choices.is_generic or self.argument is None or not set(ranges) & set(positions):
+            return positions
+        return sorted({*ranges, *positions})
 
     def _has_all(self) -> bool:
         return all(state.compiled is not None for state in self._entries.states)
@@ -319,16 +354,25 @@ class PiecewiseBackend:
 
 
 class _Sink:
-    """Puts what a submission has into the entries at ``positions``."""
+    """Puts what a submission has into the entries at ``positions``. ``tier``: they may get tuned code later."""
 
-    def __init__(self, entries: Entries, positions: Sequence[int]) -> None:
+    def __init__(self, entries: Entries, positions: Sequence[int], tier: Tier | None) -> None:
         self._entries = entries
         self._positions = positions
+        self._tier = tier
+
+    def wants(self, position: int) -> bool:
+        return True
 
     def ready(self, position: int, compiled: Compiled) -> None:
+        at = self._positions[position]
+        if self._tier is not None:
+            self._tier.expect(at, compiled)
         try:
-            self._entries.put(self._positions[position], compiled)
+            self._entries.put(at, compiled)
         except PiecewisedError as error:
+            if self._tier is not None:
+                self._tier.withdraw(at)
             self.failed(position, error)
 
     def failed(self, position: int, error: PiecewisedError) -> None:

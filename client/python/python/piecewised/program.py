@@ -18,6 +18,7 @@ from typing import Any
 
 from . import _core
 from .errors import ProgramError
+from .tiered import Captures
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,8 @@ class Program:
         self._ended: dict[int, int] = {}
         self._status: dict[str, Any] = {}
         self._summary: ProgramSummary | None = None
+        #: Whether a CUDA graph of any of its pieces was captured.
+        self.captures = Captures()
 
     def __repr__(self) -> str:
         return f"piecewised.Program({self.name!r}, {self.n_pieces}, run={self.run!r})"

@@ -13,7 +13,10 @@ from typing import Any, TextIO
 
 _BAR = 10
 # The phases of a job and how much of it is done when each begins, for the bar. Nothing depends on it.
-_SHARE = {"queued": 0.0, "started": 0.05, "rebuild": 0.1, "compile": 0.25, "prove": 0.8, "pack": 0.9, "store": 0.95}
+_SHARE = {
+    **{"queued": 0.0, "started": 0.05, "rebuild": 0.1, "compile": 0.25, "settle": 0.65, "prove": 0.7},
+    **{"pack": 0.75, "tune": 0.8, "verify": 0.9, "store": 0.95},
+}
 _DONE = ("loaded", "failed")
 
 

@@ -43,6 +43,7 @@ def _backend(module: torch.fx.GraphModule, place: int, program: Program, options
     # The plan is for the pieces that have sizes; one without has one entry, whatever the plan.
     is_static = dispatched_argument(module, None) is None
     ranges, sizes = ([ANY_SIZE], []) if is_static else (options.ranges, options.sizes)
+    choices = options.choices
     return PiecewiseBackend(
         module,
         compile_ranges=ranges,
@@ -50,6 +51,10 @@ def _backend(module: torch.fx.GraphModule, place: int, program: Program, options
         piece_index=place,
         program=program,
         mode=options.compile_mode,
+        tuning=choices.tuning,
+        specialisation=choices.specialisation,
+        compile_hints=None if is_static else choices.hints,
+        swap=choices.swap,
         on_error=options.on_error,
         options=options.inductor,
         endpoint=options.endpoint,
@@ -61,7 +66,7 @@ def _backend(module: torch.fx.GraphModule, place: int, program: Program, options
 def _program_name(split: Split, options: BackendOptions) -> str:
     """The user's name; with a number behind it for the second and further graphs. Without one, a digest of what is compiled."""
     graphs = [_without_traces(graph_of(piece.module)) for piece in split.compiled]
-    content = [graphs, options.ranges, options.sizes, options.inductor_values()]
+    content = [graphs, options.ranges, options.sizes, options.inductor_values(), options.choices.content()]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     if options.program is None:
         return f"graph-{digest[:32]}"

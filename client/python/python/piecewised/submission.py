@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from . import _core, counters
+from .choices import Choices
 from .connections import connect
 from .errors import ArtifactError, PiecewisedError
 from .loading import Compiled, fetch_and_load
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 
 class Sink(Protocol):
     """Is told what became of each entry, by its position in the plan, in a thread of its own."""
+
+    def wants(self, position: int) -> bool:
+        """Whether what is ready is to be fetched and loaded; where not, nothing more is told of it."""
 
     def ready(self, position: int, compiled: Compiled) -> None:
         """It can be called."""
@@ -33,11 +37,33 @@ class Request:
 
     graph: str
     options: str
-    toolchain: str
-    device: str
+    toolchain: str | None
+    device: str | None
     endpoint: str | None
     budget_s: float | None
     cache_dir: str | None
+    choices: Choices = field(default_factory=Choices)
+    #: Nobody waits for it: what somebody waits for goes first, and no budget bounds it.
+    is_background: bool = False
+
+    def tuned(self) -> Request:
+        """The request for the tuned code of the same, in the background."""
+        choices = replace(self.choices, tuning="full")
+        options = json.dumps(choices.in_options(json.loads(self.options)))
+        return replace(self, options=options, choices=choices, is_background=True)
+
+    def compile(
+        self, client: _core.Client, plan: Plan, program: dict[str, Any] | None = None, stop: _core.Stop | None = None
+    ) -> _core.Events:
+        """Asks for a plan."""
+        return client.compile(
+            *(self.graph, plan.ranges, plan.sizes, self.options, self.toolchain, self.device),
+            hints=self.choices.hints_for(plan.entries),
+            program=None if program is None else json.dumps(program),
+            stop=stop,
+            is_tiered=self.choices.is_tiered,
+            is_background=self.is_background,
+        )
 
     def client(self) -> _core.Client:
         """The connection. Raises EndpointError and Unreachable."""
@@ -47,7 +73,7 @@ class Request:
 def follow(
     request: Request, entries: list[Entry], program: dict[str, Any] | None, sink: Sink | None, stop: _core.Stop
 ) -> dict[str, Any] | None:
-    """Has the entries compiled, and tells ``sink`` exactly once about each. The ProgramStatus at the end, if there is one.
+    """Has the entries compiled, and tells ``sink`` exactly once about each that it wants. The ProgramStatus at the end, if there is one.
 
     One entry that fails costs no other; what fails for all of them is told of each that has no end yet. Without a sink
     nothing is fetched: the daemon is only told, for the program's sake.
@@ -74,12 +100,7 @@ def _follow(
 ) -> dict[str, Any] | None:
     client = request.client()
     # The daemon puts them into the plan's order, which need not be this one.
-    plan = Plan.of_entries(entries)
-    events = client.compile(
-        *(request.graph, plan.ranges, plan.sizes, request.options, request.toolchain, request.device),
-        program=None if program is None else json.dumps(program),
-        stop=stop,
-    )
+    events = request.compile(client, Plan.of_entries(entries), program, stop)
     positions = [entries.index(entry) for entry in events.entries]
     status = None
     for text in events:
@@ -102,6 +123,8 @@ def _settle(client: _core.Client, event: dict[str, Any], position: int, sink: Si
     try:
         if event["event"] == "failed":
             raise failed(event)
+        if not sink.wants(position):
+            return
         compiled, record = fetch_and_load(client, event["handle"], event["source"], stop)
     except PiecewisedError as error:
         sink.failed(position, error)

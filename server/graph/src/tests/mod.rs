@@ -3,6 +3,7 @@
 
 mod arbitrary;
 mod canonical;
+mod handle;
 mod key;
 mod rules;
 

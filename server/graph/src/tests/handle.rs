@@ -1,0 +1,84 @@
+//! One artifact, seen from the entries of a plan that it serves.
+
+use piecewised_plan::Range;
+
+use crate::{
+    Digest, Handle, Segment, Timings,
+    request::{ArtifactFormat, DeviceKind, Toolchain},
+};
+
+fn r(start: i64, end: i64) -> Range {
+    Range::new(start, end).unwrap()
+}
+
+/// A handle for `range` with these segments, named "e0", "e1", ...
+fn handle(range: Option<Range>, segments: &[Option<Range>]) -> Handle {
+    let text = String::new;
+    let segments = segments.iter().enumerate();
+    Handle {
+        key: Digest([1; 32]),
+        graph_digest: Digest([2; 32]),
+        range,
+        digest: Digest([3; 32]),
+        size_bytes: 1,
+        format: ArtifactFormat::Inductor,
+        toolchain: Toolchain {
+            fingerprint: text(),
+            python_version: text(),
+            torch_version: text(),
+            torch_git_version: text(),
+            triton_version: text(),
+            cuda_version: text(),
+            executable: text(),
+        },
+        device: DeviceKind { r#type: "cpu".into(), name: text(), capability: text() },
+        segments: segments.map(|(at, &range)| Segment { range, entry: format!("e{at}"), guards: Vec::new() }).collect(),
+        dispatch_argument: range.map(|_| 0),
+        hint: range.map(Range::end),
+        returns_tuple: true,
+        n_arguments: 1,
+        timings: Timings::default(),
+        created_unix_ms: 0,
+        guard_symbols: Vec::new(),
+        verification: Default::default(),
+        tuning: Default::default(),
+        latencies: Vec::new(),
+    }
+}
+
+/// What of a handle for [1, 512], proven as [1, 1], [2, 128] and [200, 512], is left for `entry`.
+fn clip(entry: Range) -> Option<Vec<(String, Range)>> {
+    let whole = handle(Some(r(1, 512)), &[Some(r(1, 1)), Some(r(2, 128)), Some(r(200, 512))]);
+    let clipped = whole.clipped(Some(entry))?;
+    assert_eq!(clipped.range, Some(entry));
+    // Beside range and segments nothing is another than the compile's.
+    let rest = Handle { range: whole.range, segments: whole.segments.clone(), ..clipped.clone() };
+    assert_eq!(rest, whole);
+    Some(clipped.segments.into_iter().map(|segment| (segment.entry, segment.range.unwrap())).collect())
+}
+
+#[test]
+fn an_entry_gets_what_of_the_segments_lies_in_it() {
+    let check = |entry, expected: &[(&str, Range)]| {
+        let expected: Vec<_> = expected.iter().map(|(name, range)| ((*name).to_owned(), *range)).collect();
+        assert_eq!(clip(entry), Some(expected), "{entry}");
+    };
+    check(r(1, 16), &[("e0", r(1, 1)), ("e1", r(2, 16))]);
+    check(r(17, 128), &[("e1", r(17, 128))]);
+    check(r(100, 300), &[("e1", r(100, 128)), ("e2", r(200, 300))]);
+    check(r(129, 512), &[("e2", r(200, 512))]);
+    check(r(1, 512), &[("e0", r(1, 1)), ("e1", r(2, 128)), ("e2", r(200, 512))]);
+}
+
+#[test]
+fn an_entry_that_the_code_was_not_proven_for_gets_nothing() {
+    assert_eq!(clip(r(129, 199)), None);
+    assert_eq!(clip(r(513, 600)), None);
+}
+
+#[test]
+fn without_a_symbolic_input_there_is_nothing_to_clip() {
+    let whole = handle(None, &[None]);
+    assert_eq!(whole.clipped(None), Some(whole.clone()));
+    assert_eq!(whole.clipped(Some(r(1, 16))), Some(whole));
+}
