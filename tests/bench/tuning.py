@@ -14,6 +14,7 @@ nothing about their kernels.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import statistics
@@ -35,36 +36,33 @@ RANGES = ((1, 16), (17, 256), (257, 8192))
 TUNED_LIKE_STOCK = {"max_autotune": {"bool": True}, "coordinate_descent_tuning": {"bool": True}}
 
 
-def graph_of(piece: str, n: int = 64) -> tuple[dict[str, Any], int]:
-    """The piece as a graph, and the argument that is dispatched on."""
+def graph_of(piece: str, n: int = 64) -> tuple[dict[str, Any], list[Any]]:
+    """The piece as a graph, and for each placeholder "n" or which argument of the function it is."""
     function = getattr(llama, piece)
     given = llama.arguments(function, n)
     for i in llama.n_dynamic(function):
         torch._dynamo.mark_dynamic(given[i], 0)
     gm, inputs = h.capture(function, *given)
-    graph = h.client_module("fxgraph").to_graph(gm, inputs)
-    return graph, order_of(graph).index("n")
-
-
-def order_of(graph: dict[str, Any]) -> list[Any]:
-    """For each placeholder, "n" or which argument of the function it is."""
-    values = [node["op"]["placeholder"]["value"] for node in graph["nodes"] if "placeholder" in node["op"]]
-    positions = iter(range(len(values)))
-    return ["n" if "sym_int" in value else next(positions) for value in values]
+    # Dynamo orders placeholders by first use, and names those of arguments after them: l_residual_.
+    names = list(inspect.signature(function).parameters)
+    placeholders = [node.target for node in gm.graph.find_nodes(op="placeholder")]
+    order = [names.index(name[2:-1]) if name.startswith(("l_", "L_")) else "n" for name in placeholders]
+    return h.client_module("fxgraph").to_graph(gm, inputs), order
 
 
 def compile_into(folder: Path, jobs: dict[str, dict[str, Any]], piece: str) -> None:
     """One executor, one job after the other; each becomes a folder with its handle."""
-    graph, argument = graph_of(piece)
-    (folder / f"{piece}.order.json").write_text(json.dumps(order_of(graph)))
+    graph, order = graph_of(piece)
+    (folder / f"{piece}.order.json").write_text(json.dumps(order))
     torch.cuda.empty_cache()
     with h.Executor({"PATH": os.environ["PATH"]}) as executor:
+        executor.on_phase = lambda phase: print(f"  {time.monotonic():.0f} {phase}", file=sys.stderr, flush=True)
         device = next(kind for kind in executor.hello()["devices"] if kind["type"] == "cuda")
         for name, job in jobs.items():
             if (folder / f"{piece}-{name}.json").exists():
                 continue
             started = time.monotonic()
-            message, fields, blob = executor.compile(graph, dispatch_argument=argument, device=device, **job)
+            message, fields, blob = executor.compile(graph, dispatch_argument=order.index("n"), device=device, **job)
             seconds = time.monotonic() - started
             if message != "done":
                 print(piece, name, "failed:", fields["message"][:1000], flush=True)

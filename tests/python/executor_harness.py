@@ -63,6 +63,8 @@ class Executor:
             start_new_session=True,
         )
         self.phases: list[str] = []
+        #: Is told of each phase as it begins.
+        self.on_phase: Callable[[str], object] = lambda phase: None
 
     def __enter__(self) -> Executor:
         return self
@@ -101,6 +103,7 @@ class Executor:
             if name != "phase":
                 return name, fields, blob
             self.phases.append(fields["phase"])
+            self.on_phase(fields["phase"])
 
 
 def cpu_device() -> dict[str, str]:
