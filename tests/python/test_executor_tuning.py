@@ -27,15 +27,14 @@ EXP: dict[str, Any] = {
     "symbols": [{"name": "s0", "hint": 8, "min": 2}],
 }
 
-# The transposed view that has other strides at size 1 only: proven from 2 up.
+# Whether a dimension is squeezed away depends on its size: what is compiled for [1, 64] is proven from 2 up.
 FROM_TWO: dict[str, Any] = {
     "nodes": [
         h.int_input("n", N),
-        h.tensor_input("x", [h.number(4), N], [h.number(1), h.number(4)]),
-        h.method_node("flat", "contiguous", h.ref("x")),
-        h.method_node("view", "view", h.ref("flat"), {"int": -1}),
-        h.function_node("two", "_operator.mul", h.ref("view"), {"float": "2.0"}),
-        h.output_node({"tuple": [h.ref("two")]}),
+        h.tensor_input("x", [N, h.number(4)], [h.number(4), h.number(1)]),
+        h.function_node("two", "_operator.mul", h.ref("x"), {"float": "2.0"}),
+        h.method_node("squeezed", "squeeze", h.ref("two")),
+        h.output_node({"tuple": [h.ref("squeezed")]}),
     ],
     "symbols": [{"name": "s0", "hint": 8, "min": 2}],
 }
@@ -98,13 +97,14 @@ def test_what_was_chosen_follows_from_the_times(tuned: dict[str, Any]) -> None:
     assert packed == {segment["entry"] for segment in fields["segments"]}
 
 
-def test_size_1_has_code_of_its_own(tuned: dict[str, Any]) -> None:
+def test_size_1_has_candidates_of_its_own(tuned: dict[str, Any]) -> None:
     fields, _ = tuned["from 1"]
-    assert fields["segments"][0]["range"] == [1, 1]
-    assert [segment["range"][1] + 1 for segment in fields["segments"][:-1]] == [
-        segment["range"][0] for segment in fields["segments"][1:]
-    ]
-    assert fields["segments"][-1]["range"][1] == 64
+    assert [segment["range"] for segment in fields["segments"][:1]] == [[1, 1]]
+    assert fields["segments"][1]["range"][0] == 2 and fields["segments"][-1]["range"][1] == 64
+    named = [(candidate["name"], candidate["hint"]) for candidate in fields["tuning"]["candidates"]]
+    # Stock's code is for 2 and more: it is not among those for size 1.
+    assert named == [("generic", 8192), ("range", 8), ("range", 2), ("range", 64), ("range", 1)]
+    assert fields["tuning"]["candidates"][4]["entries"] == [fields["segments"][0]["entry"]]
 
 
 def test_the_artifact_holds_the_chosen_ones_only_and_is_verified(tuned: dict[str, Any], tmp_path: Path) -> None:
@@ -118,8 +118,8 @@ def test_the_artifact_holds_the_chosen_ones_only_and_is_verified(tuned: dict[str
         }
         for n in sizes:
             if name == "from 1":
-                x = torch.randn(n, 4).t()
-                expected.append((x.contiguous().view(-1) * 2.0,))
+                x = torch.randn(n, 4)
+                expected.append(((x * 2.0).squeeze(),))
             else:
                 x = torch.randn(n, 64)
                 expected.append((torch.exp(x),))

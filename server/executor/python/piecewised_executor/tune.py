@@ -14,12 +14,12 @@ only itself.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from . import check
 from .choose import CPU, GPU, Measured, choose
-from .errors import JobError, describe
+from .errors import JobError, UnprovenRange, describe
 from .pack import Container
 from .parts import Job, Part, Recipe, compile_interval, stock_recipe
 from .prove import Interval, remainder
@@ -41,6 +41,8 @@ class Candidate:
     recipe: Recipe
     compile_s: float
     part: Part | None = None
+    #: What the part is proven for; empty: any call of a graph without symbolic input.
+    intervals: list[Interval] = field(default_factory=list)
     failure: str = ""
     latencies: list[dict[str, Any]] | None = None
     entries: list[str] | None = None
@@ -95,7 +97,10 @@ def tune(job: Job, nursery: Nursery, whole: Interval | None) -> Tuned:
         measured = [_measured(candidate) for candidate in working]
         chosen = choose(measured, interval, GPU if job.on_gpu else CPU)
         tuned.chosen += [(sizes, working[i]) for sizes, i in chosen]
-        pending += remainder(interval, [sizes for sizes, _ in chosen])
+        left = remainder(interval, [sizes for sizes, _ in chosen])
+        if left == [interval]:
+            raise UnprovenRange(f"sizes {interval[0]} to {interval[1]} are in nothing that was proven")
+        pending += left
     tuned.chosen.sort(key=lambda item: item[0] or (0, 0))
     tuned.seconds = time.monotonic() - started
     return tuned
@@ -135,7 +140,9 @@ def _compile_all(job: Job, interval: Interval | None, room: int) -> list[Candida
         started = time.monotonic()
         try:
             part = compile_interval(job, interval, recipe)
-            candidates.append(Candidate(recipe, part.seconds, part))
+            # Static code has nothing to prove: it is for the one size that it was made for.
+            intervals = part.proof.intervals or ([interval] if interval is not None else [])
+            candidates.append(Candidate(recipe, part.seconds, part, intervals))
         except JobError as error:
             # The narrowed code's own words are the ones that a caller without tuning would hear.
             first = error if first is None or recipe.name == "range" else first
@@ -154,7 +161,7 @@ def _measure(job: Job, nursery: Nursery, interval: Interval | None, working: lis
         assert candidate.part is not None
         container = Container()
         container.add("e0", candidate.part.rebuilt, candidate.part.program)
-        spans: list[Any] = [list(sizes) for sizes in candidate.part.proof.intervals] or [None]
+        spans: list[Any] = [list(sizes) for sizes in candidate.intervals] or [None]
         segments = [{"range": span, "entry": "e0"} for span in spans]
         artifact = container.to_bytes(fingerprint.toolchain(), job.request["device"])
         containers.append((artifact, segments))
@@ -166,9 +173,8 @@ def _measure(job: Job, nursery: Nursery, interval: Interval | None, working: lis
 
 
 def _measured(candidate: Candidate) -> Measured:
-    assert candidate.part is not None
     times = {latency["size"]: latency["median_us"] for latency in candidate.latencies or []}
-    return Measured(candidate.part.proof.intervals, times)
+    return Measured(candidate.intervals, times)
 
 
 def _median(candidate: Candidate) -> float:
