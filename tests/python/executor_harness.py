@@ -127,6 +127,12 @@ def capture(
     return only
 
 
+def manifest(artifact: bytes) -> dict[str, Any]:
+    """An artifact's manifest."""
+    with tarfile.open(fileobj=io.BytesIO(artifact)) as tar:
+        return json.load(tar.extractfile("manifest.json"))
+
+
 def materialise(artifact: bytes, folder: Path) -> Path:
     """Lays an artifact out as a client does."""
     with tarfile.open(fileobj=io.BytesIO(artifact)) as tar:

@@ -6,6 +6,8 @@ Compiles cost seconds, so one executor compiles everything once (`artifacts`) an
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,15 @@ MUTATION = _graph(
     h.function_node("set", "_operator.setitem", h.ref("x"), {"tuple": [{"int": 0}, {"int": 0}]}, {"float": "7.0"}),
     h.function_node("exp", "torch.exp", h.ref("iadd")),
     h.output_node({"tuple": [h.ref("exp")]}),
+)
+
+# One output is a view of an input: its program needs more than the generated wrapper.
+ALIAS = _graph(
+    h.int_input("n", N),
+    _rows("x", 4),
+    h.method_node("t", "t", h.ref("x")),
+    h.function_node("relu", "torch.relu", h.ref("x")),
+    h.output_node({"tuple": [h.ref("t"), h.ref("relu")]}),
 )
 
 _BRANCH_INPUT = h.tensor_input("x", [N, h.number(4)], [h.number(4), h.number(1)])
@@ -142,6 +153,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "offset": (OFFSET, {"range": [1, 16], **DYNAMIC}),
     "offset single": (OFFSET, {"range": [5, 5], **DYNAMIC}),
     "mutation": (MUTATION, {"range": [2, 16], **DYNAMIC}),
+    "alias": (ALIAS, {"range": [2, 16], **DYNAMIC}),
     "cond": (COND, {"range": [2, 16], **DYNAMIC}),
     "static": (CONSTANT, {}),
 }
@@ -187,6 +199,11 @@ def _mutation(n: int) -> tuple[list[Any], Any]:
     return [n, x], (after.exp(),)
 
 
+def _alias(n: int) -> tuple[list[Any], Any]:
+    x = torch.randn(n, 4)
+    return [n, x], (x.t(), torch.relu(x))
+
+
 def _cond(n: int) -> tuple[list[Any], Any]:
     x = torch.randn(n, 4)
     return [n, torch.tensor(n % 2 == 0), x], (x.sin() if n % 2 == 0 else x.cos(),)
@@ -204,6 +221,7 @@ CALLS = [
     *(("offset", _offset, n) for n in (1, 2, 16)),
     ("offset single", _offset, 5),
     *(("mutation", _mutation, n) for n in (2, 9)),
+    *(("alias", _alias, n) for n in (2, 16)),
     *(("cond", _cond, n) for n in (2, 5)),
     ("static", _constant, 0),
 ]
@@ -262,6 +280,32 @@ def test_a_proven_range_is_one_segment(artifacts: dict[str, Any]) -> None:
     assert [segment["range"] for segment in artifacts["from 2"][0]["segments"]] == [[2, 16]]
     assert [segment["range"] for segment in artifacts["single"][0]["segments"]] == [[4, 4]]
     assert [segment["range"] for segment in artifacts["static"][0]["segments"]] == [None]
+
+
+def test_programs_are_direct_but_where_an_output_is_a_view_of_an_input(artifacts: dict[str, Any]) -> None:
+    for name, (_, blob) in artifacts.items():
+        kinds = {entry["kind"] for entry in h.manifest(blob)["entries"]}
+        assert kinds == ({"whole"} if name == "alias" else {"direct"}), name
+
+
+_TORCH_ALONE = """
+import sys, types
+import torch
+package = types.ModuleType("piecewised")
+package.__path__ = [sys.argv[1]]
+sys.modules["piecewised"] = package
+from piecewised.runtime.load import load_entry
+x, w = torch.randn(3, 4), torch.randn(4, 3)
+run = load_entry(sys.argv[2], "e0")
+torch.testing.assert_close(run(3, x, w), (torch.relu(x) @ w + 1,))
+compiler = [name for name in sys.modules if name.startswith(("torch._inductor", "triton"))]
+assert not compiler, compiler
+"""
+
+
+def test_a_direct_program_runs_with_torch_alone(artifacts: dict[str, Any], tmp_path: Path) -> None:
+    folder = h.materialise(artifacts["from 2"][1], tmp_path / "artifact")
+    subprocess.run([sys.executable, "-c", _TORCH_ALONE, str(h.CLIENT_SOURCE / "piecewised"), str(folder)], check=True)
 
 
 def test_done_says_how_to_call(artifacts: dict[str, Any]) -> None:

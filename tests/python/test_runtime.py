@@ -9,6 +9,7 @@ from typing import Any
 
 import executor_harness as h
 import pytest
+import torch
 
 fingerprint = h.client_module("runtime.fingerprint")
 outputs = h.client_module("runtime.outputs")
@@ -90,3 +91,54 @@ def test_another_container_version_or_a_missing_entry_is_refused(tmp_path: Path)
         load.load_entry(_manifest(tmp_path, container_version=3), "e0")
     with pytest.raises(load.LoadError, match="no entry 'e7'"):
         load.load_entry(_manifest(tmp_path), "e7")
+
+
+def _entry(folder: Path, source: str, **changed: Any) -> Path:
+    record = {
+        **{"name": "e0", "kind": "direct", "program": "programs/e0.py", "n_arguments": 1, "arguments": [0]},
+        **{"constants": [], "n_outputs": 1, "output": {"tuple": [{"leaf": 0}]}},
+        **{"realigned": [], "written_back": [], "bumped": []},
+        **changed,
+    }
+    (folder / "programs").mkdir()
+    (folder / "cache").mkdir()
+    (folder / "programs/e0.py").write_text(source)
+    return _manifest(folder, entries=[record])
+
+
+def test_a_kernel_that_an_index_puts_elsewhere_is_not_loaded(tmp_path: Path) -> None:
+    for name in ("../../outside.so", "/etc/passwd", "kernels/../x.so", "kernels/" + "A" * 64 + ".so", 7):
+        folder = tmp_path / str(abs(hash(str(name))))
+        folder.mkdir()
+        _entry(folder, "k = _cpu_kernel('d')\ndef call(args):\n    return tuple(args)\n")
+        (folder / "cache/kernels.json").write_text(json.dumps({"d": name}))
+        with pytest.raises(load.LoadError, match="damaged or forged"):
+            load.load_entry(folder, "e0")
+
+
+def test_a_kernel_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(load.LoadError, match="no kernel for a request of its own program"):
+        load.load_entry(_entry(tmp_path, "k = _cpu_kernel('d')\n"), "e0")
+
+
+def test_an_unknown_kind_of_program_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(load.LoadError, match="kind 'other'"):
+        load.load_entry(_entry(tmp_path, "", kind="other"), "e0")
+
+
+def test_tensors_that_are_not_aligned_are_copied_and_written_back(tmp_path: Path) -> None:
+    program = "def call(args):\n    x, = args\n    args.clear()\n    assert x.data_ptr() % 16 == 0\n    x.add_(1)\n    return (x * 2,)\n"
+    run = load.load_entry(_entry(tmp_path, program, realigned=[0], written_back=[0], bumped=[0]), "e0")
+    base = torch.zeros(9)
+    for given in (base[:8], base[1:]):
+        base.zero_()
+        version = given._version
+        assert run(given)[0].tolist() == [2.0] * 8
+        assert given.tolist() == [1.0] * 8
+        assert given._version > version
+
+
+def test_no_gradients_are_recorded(tmp_path: Path) -> None:
+    run = load.load_entry(_entry(tmp_path, "def call(args):\n    return (args[0] * 2,)\n"), "e0")
+    x = torch.ones(2, requires_grad=True)
+    assert not run(x)[0].requires_grad and torch.is_grad_enabled()

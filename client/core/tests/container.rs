@@ -150,6 +150,24 @@ fn declared_sizes_reserve_nothing() {
     check_refused(&Container::new(&manifest).member(&member, FILES[1].1).bytes(), "has 7516192768 bytes");
 }
 
+/// A zstd frame of a few KB that unpacks to 512 MiB of zeros: containers are not compressed, and nothing tries to find out.
+#[test]
+fn a_compression_bomb_is_not_a_container() {
+    const BLOCK: u32 = 128 << 10;
+    let mut bomb = vec![0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x58];
+    for i in 0..4096u32 {
+        let is_last = u32::from(i == 4095);
+        // A block that repeats one byte.
+        bomb.extend_from_slice(&((BLOCK << 3) | (1 << 1) | is_last).to_le_bytes()[..3]);
+        bomb.push(0);
+    }
+    check_refused(&bomb, "");
+    // Nor does one hide in a member: what is declared is what is read.
+    let manifest = manifest(&FILES);
+    let bytes = Container::new(&manifest).file("cache/ab/kernel.py", &bomb).bytes();
+    check_refused(&bytes, "the manifest says");
+}
+
 proptest! {
     /// Whatever bits flip, the result is an error or exactly the same files.
     #[test]

@@ -73,7 +73,7 @@ class Kernels:
 
         if digest not in self._loaded:
             name = self._indexed(shared_objects.INDEX, digest)
-            self._loaded[digest] = shared_objects.load(os.path.join(self._folder, name), name)
+            self._loaded[digest] = shared_objects.load(shared_objects.kernel_path(self._folder, name), name)
         return self._loaded[digest]
 
     def _indexed(self, index: str, digest: str) -> Any:

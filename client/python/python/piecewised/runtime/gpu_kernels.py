@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from .errors import MissingKernel
+from .shared_objects import kernel_path
 
 INDEX = "gpu_kernels.json"
 
@@ -44,7 +45,7 @@ class Kernel:
         from torch._C import _StaticCudaLauncher
 
         self.name: str = record["name"]
-        path = os.path.join(folder, record["cubin"])
+        path = kernel_path(folder, record["cubin"])
         with torch.cuda.device(device):
             function, _, _ = _StaticCudaLauncher._load_kernel(path, self.name, record["shared_bytes"], device)
         self.run: Callable[..., None] = _launcher(record, _StaticCudaLauncher._launch_kernel, function)

@@ -94,7 +94,7 @@ def answering(folder: str) -> Iterator[None]:
             raise MissingKernel(
                 f"the artifact in {folder} has no kernel for a request of its own program; it is damaged or incomplete"
             )
-        kernel = shared_objects.load(os.path.join(folder, name), name, cls.entry_function)
+        kernel = shared_objects.load(shared_objects.kernel_path(folder, name), name, cls.entry_function)
         return lambda: kernel
 
     with _replaced("load_pybinding_async", _request_hook(load)):

@@ -41,6 +41,8 @@ def load_entry(folder: str | os.PathLike[str], entry: str, device_index: int = 0
     cache, path = os.path.join(folder, "cache"), os.path.join(folder, record["program"])
     if record["kind"] == "direct":
         compiled = direct.load(path, cache, record, device_index)
+    elif record["kind"] != "whole":
+        raise LoadError(f"the entry {entry!r} is of the kind {record['kind']!r}, which this loader does not know")
     else:
         # Late: it brings the compiler into the process.
         from . import whole

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,19 @@ INDEX = "kernels.json"
 
 # The function that a kernel's module has (CppPythonBindingsCodeCache.entry_function).
 ENTRY = "kernel"
+
+
+# What an index may name: a file of the artifact, by its content.
+_NAME = re.compile(r"kernels/[0-9a-f]{64}\.(so|cubin)")
+
+
+def kernel_path(folder: str, name: str) -> str:
+    """The file that an index below `folder` names. Raises MissingKernel for a name that could lead elsewhere."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise MissingKernel(
+            f"the artifact in {folder} names {name!r} as a kernel, which no artifact holds; it is damaged or forged"
+        )
+    return os.path.join(folder, name)
 
 
 def load(path: str, name: str, entry: str = ENTRY) -> Callable[..., Any]:
