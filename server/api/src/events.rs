@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use async_stream::stream;
-use piecewised_graph::{Digest, Handle};
+use piecewised_graph::{Digest, Handle, unproven};
 use piecewised_plan::Range;
 use piecewised_proto::v1::{self, compile_event::Event};
 use piecewised_scheduler::{CameFrom, JobFailure, JobState, Origin, Place, RunStatus, Scheduler, Ticket, Watcher};
@@ -17,9 +17,13 @@ use crate::status::ApiError;
 ///
 /// For a piece of a program, each result is noted in its run, and the manifest of a program that is complete by now is durable
 /// before the last Ready is sent: a caller that has all its handles and leaves without waiting for Completed leaves a manifest too.
+///
+/// `is_strict` is decided here, when a handle is delivered: it says what this caller takes, not what is compiled, so that strict and other
+/// callers share jobs and the store.
 pub(crate) fn events(
     tickets: Vec<(Option<Range>, Ticket)>,
     program: Option<(Place, Scheduler)>,
+    is_strict: bool,
     started: Instant,
 ) -> impl Stream<Item = Result<v1::CompileEvent, Status>> + Send + 'static {
     stream! {
@@ -32,9 +36,11 @@ pub(crate) fn events(
             let at = move |event| v1::CompileEvent { index, range: range.map(wire::range_to_proto), event: Some(event) };
             match ticket {
                 Ticket::Stored(handle) => {
-                    let event = ready(&handle, v1::Source::Store);
+                    let event = delivered(&handle, v1::Source::Store, is_strict);
                     count(&mut summary, &event);
-                    note(program.as_ref(), position, &handle, CameFrom::Store);
+                    if matches!(event, Event::Ready(_)) {
+                        note(program.as_ref(), position, &handle, CameFrom::Store);
+                    }
                     if summary.n_ready == n_entries {
                         end = Some(end_piece(program.as_ref()).await);
                     }
@@ -44,7 +50,7 @@ pub(crate) fn events(
                     yield Ok(at(first(&watcher)));
                     let program = program.clone();
                     let noted = move |handle: &Handle, from| note(program.as_ref(), position, handle, from);
-                    running.insert(index, Box::pin(follow(watcher, noted).map(at)));
+                    running.insert(index, Box::pin(follow(watcher, is_strict, noted).map(at)));
                 }
             }
         }
@@ -136,7 +142,11 @@ fn first(watcher: &Watcher) -> Event {
 }
 
 /// What a job does from now on; ends after its outcome.
-fn follow(mut watcher: Watcher, noted: impl Fn(&Handle, CameFrom) + Send) -> impl Stream<Item = Event> + Send {
+fn follow(
+    mut watcher: Watcher,
+    is_strict: bool,
+    noted: impl Fn(&Handle, CameFrom) + Send,
+) -> impl Stream<Item = Event> + Send {
     stream! {
         let mut attempt = 0;
         let mut phase = String::new();
@@ -157,8 +167,11 @@ fn follow(mut watcher: Watcher, noted: impl Fn(&Handle, CameFrom) + Send) -> imp
                         Origin::Queued { .. } => (v1::Source::Compiled, CameFrom::Compiled),
                         Origin::Joined { .. } => (v1::Source::Joined, CameFrom::Joined),
                     };
-                    noted(&handle, from);
-                    yield ready(&handle, source);
+                    let event = delivered(&handle, source, is_strict);
+                    if matches!(event, Event::Ready(_)) {
+                        noted(&handle, from);
+                    }
+                    yield event;
                     break;
                 }
                 Some(Err(failure)) => {
@@ -179,7 +192,19 @@ fn progress(watcher: &Watcher, state: &JobState) -> Event {
     })
 }
 
-fn ready(handle: &Handle, source: v1::Source) -> Event {
+/// The handle, or why this caller does not want it.
+fn delivered(handle: &Handle, source: v1::Source, is_strict: bool) -> Event {
+    if is_strict && let Some(parts) = unproven(handle.range, &handle.segments) {
+        let range = handle.range.map_or_else(|| "the graph".to_owned(), |range| range.to_string());
+        return Event::Failed(v1::Failed {
+            key: handle.key.0.to_vec(),
+            reason: "UNPROVEN_RANGE".into(),
+            message: format!(
+                "the code for {range} is not proven for all of it, which the strict policy asks for: {parts}"
+            ),
+            retryable: false,
+        });
+    }
     Event::Ready(v1::Ready { handle: Some(wire::handle_to_proto(handle)), source: source.into() })
 }
 

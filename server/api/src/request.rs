@@ -24,6 +24,8 @@ pub(crate) struct Checked {
     pub(crate) order: Vec<usize>,
     /// Which piece of which program it is.
     pub(crate) place: Option<Place>,
+    /// A range whose code runs under guards only, or not for all sizes, is an error.
+    pub(crate) is_strict: bool,
 }
 
 /// Checks a request against the toolchain and makes its jobs. Takes milliseconds for large graphs: not for an async thread.
@@ -93,7 +95,7 @@ pub(crate) fn check(
     };
     let specs: Vec<JobSpec> = entries.into_iter().enumerate().map(spec).collect();
     let order = if specs.len() == 1 { vec![0] } else { plan.most_likely_first() };
-    Ok(Checked { specs, order, place })
+    Ok(Checked { specs, order, place, is_strict: delivery.is_strict })
 }
 
 fn place(piece: v1::ProgramPiece) -> Result<Place, ApiError> {

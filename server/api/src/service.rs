@@ -56,13 +56,14 @@ impl CompileService for Compiler {
         let checked = tokio::task::spawn_blocking(move || check(request, &info, &config)).await.map_err(|error| {
             ApiError::new(Code::Internal, "INTERNAL", format!("checking the request failed: {error}"))
         })?;
-        let Checked { specs, order, place } = checked.inspect_err(|error| tracing::info!("refused: {error:?}"))?;
+        let Checked { specs, order, place, is_strict } =
+            checked.inspect_err(|error| tracing::info!("refused: {error:?}"))?;
         if let Some(place) = &place {
             self.scheduler.begin_piece(place, &specs).map_err(ApiError::from)?;
         }
         let entries = self.submit(specs, &order).await?;
         let program = place.map(|place| (place, self.scheduler.clone()));
-        let stream = events(entries, program, started);
+        let stream = events(entries, program, is_strict, started);
         Ok(Response::new(Box::pin(stream)))
     }
 
