@@ -1,7 +1,7 @@
 """One `compile` message: split the range into what can be proven, pack, answer.
 
 A first compile covers the whole range. Where its guards prove it for a part only, the rest is compiled apart, as
-further entries of the same artifact: size 1, which Inductor likes to exclude, is the usual case.
+further entries of the same artifact (`cover`): size 1, which Inductor likes to exclude, is the usual case.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import program
-from .errors import JobError, UnprovenRange, Unsupported, describe, shorten
+from .cover import Cover, Task
+from .errors import JobError, Unsupported, describe, shorten
+from .guards import Guards
 from .pack import Container
 from .protocol import Channel
-from .prove import Interval, Proof, prove, remainder
+from .prove import Interval, Proof, prove
 from .rebuild import Rebuilt, rebuild
 from .runtime import fingerprint
 from .runtime.outputs import returns_sequence
 from .symbols import Bounds, Symbols
-
-# How often one range is compiled before it is given up as unprovable.
-MAX_COMPILES = 8
 
 
 class Phases:
@@ -83,33 +82,25 @@ def compile_job(request: dict[str, Any], phases: Phases) -> tuple[dict[str, Any]
     whole: Interval | None = tuple(request["range"]) if request.get("range") and dispatched else None
 
     container = Container()
-    segments: list[dict[str, Any]] = []
-    pending: list[Interval | None] = [whole]
-    reasons: list[str] = []
-    while pending:
-        interval = pending.pop(0)
-        if len(container.entries) == MAX_COMPILES:
-            raise UnprovenRange(_not_covered(interval, reasons, f"after {MAX_COMPILES} compiles"))
-        name = f"e{len(container.entries)}"
+    guards = Guards(graph)
+    cover = Cover(whole, dispatched, guards)
+    while (task := cover.next()) is not None:
         try:
-            part = _compile_interval(request, dispatched, interval, phases)
+            part = _compile_interval(request, dispatched, task, guards, phases)
         except JobError as error:
-            if not reasons or isinstance(error, Unsupported):
-                raise
-            # The first compile said what it needs; that these sizes do not compile apart is the lesser news.
-            raise UnprovenRange(_not_covered(interval, reasons, f"compiling them apart failed: {error}")) from error
-        container.add(name, part.rebuilt, part.program)
-        reasons += part.proof.guards
-        proven = part.proof.intervals
-        segments += [{"range": list(sizes) if sizes else None, "entry": name} for sizes in proven or [interval]]
-        pending += remainder(interval, proven) if interval and proven else []
+            cover.failed(task, error)
+            continue
+        name = f"e{len(container.entries)}"
+        if cover.add(task, name, part.proof, part.symbols):
+            container.add(name, part.rebuilt, part.program)
+    segments = cover.segments()
 
-    segments.sort(key=lambda segment: segment["range"] or [])
     with phases.phase("pack"):
         # Where this interpreter lies is no part of what it made.
         artifact = container.to_bytes({**fingerprint.toolchain(), "executable": ""}, request["device"])
     fields = {
         "segments": segments,
+        "guard_symbols": guards.symbols(),
         "timings": phases.timings(),
         "returns_tuple": returns_sequence(part.rebuilt.structure),
         "n_arguments": part.rebuilt.n_arguments,
@@ -119,17 +110,19 @@ def compile_job(request: dict[str, Any], phases: Phases) -> tuple[dict[str, Any]
 
 @dataclass(frozen=True)
 class _Part:
-    """One compile, and the sizes that it is proven for; no intervals: all that it was made for."""
+    """One compile, and the sizes that it is proven for."""
 
     rebuilt: Rebuilt
     program: program.Program
     proof: Proof
+    symbols: Symbols
 
 
 def _compile_interval(
-    request: dict[str, Any], dispatched: str | None, interval: Interval | None, phases: Phases
+    request: dict[str, Any], dispatched: str | None, task: Task, guards: Guards, phases: Phases
 ) -> _Part:
-    """Compiles for the sizes of `interval`: dynamic within them, or static for a single one."""
+    """Compiles for the sizes of a task: dynamic within them, or static for a single one."""
+    interval = task.interval
     narrowed: dict[str, Bounds] = {}
     fixed: dict[str, int] = {}
     hints: dict[str, int] = {}
@@ -140,6 +133,7 @@ def _compile_interval(
             narrowed[dispatched] = Bounds(*interval)
             if request.get("hint") is not None:
                 hints[dispatched] = request["hint"]
+    hints.update(task.hints)
     graph = request["graph"]
     with phases.phase("rebuild"):
         symbols = Symbols(graph.get("symbols", []), narrowed, fixed, hints)
@@ -148,8 +142,8 @@ def _compile_interval(
         compiled = program.compile_program(rebuilt, request.get("options", {}))
     with phases.phase("prove"):
         symbol = symbols.by_name[dispatched] if dispatched in narrowed else None
-        proof = prove(symbols, symbol, interval)
-    return _Part(rebuilt, compiled, proof)
+        proof = prove(symbols, symbol, interval, lambda condition: guards.can_be(condition, symbols))
+    return _Part(rebuilt, compiled, proof, symbols)
 
 
 def _dispatched_name(graph: dict[str, Any], position: int | None) -> str | None:
@@ -162,12 +156,6 @@ def _dispatched_name(graph: dict[str, Any], position: int | None) -> str | None:
     if "symbol" not in expr:
         raise Unsupported(f"the dispatch argument {position} is not an integer input that is one symbol")
     return expr["symbol"]
-
-
-def _not_covered(interval: Interval | None, reasons: list[str], why: str) -> str:
-    sizes = f"sizes {interval[0]} to {interval[1]}" if interval else "the graph"
-    needed = "; ".join(dict.fromkeys(reasons)) or "none"
-    return f"{sizes} remain unproven {why}; guards of what was compiled: {needed}"
 
 
 def _fail(channel: Channel, job: Any, reason: str, message: str) -> None:
