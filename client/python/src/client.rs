@@ -85,7 +85,7 @@ impl Client {
     }
 
     /// Asks to compile a graph for ranges and sizes; what comes back says what happens to each.
-    #[pyo3(signature = (graph, ranges, sizes, options, toolchain = None, device = None, hints = Vec::new(), program = None, stop = None))]
+    #[pyo3(signature = (graph, ranges, sizes, options, toolchain = None, device = None, hints = Vec::new(), program = None, stop = None, strict_guards = false))]
     #[expect(clippy::too_many_arguments, reason = "Python's keyword arguments")]
     fn compile(
         &self,
@@ -99,13 +99,14 @@ impl Client {
         hints: Vec<i64>,
         program: Option<&str>,
         stop: Option<&Stop>,
+        strict_guards: bool,
     ) -> PyResult<Events> {
         let request = CompileRequest {
             plan: plan(py, &ranges, &sizes)?,
             graph: parse(py, "graph", graph)?,
             options: parse(py, "options", options)?,
             format: ArtifactFormat::Inductor,
-            delivery: Delivery { hints, ..Delivery::default() },
+            delivery: Delivery { hints, is_strict: strict_guards, ..Delivery::default() },
             is_background: false,
             toolchain: toolchain.map(|text| parse(py, "toolchain", text)).transpose()?,
             device: device.map(|text| parse(py, "device", text)).transpose()?,

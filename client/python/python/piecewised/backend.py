@@ -8,7 +8,7 @@ With ``splitting_ops`` the graph is split at those operators, which run as they 
 compiled as one program (:mod:`.split_backend`).
 
 Options: ``compile_ranges`` ([[start, end], ...], inclusive) or ``compile_range_endpoints``, ``compile_sizes``,
-``is_encoder``, ``max_num_batched_tokens``, ``splitting_ops``, ``program``, ``compile_mode`` ("upfront", "lazy"), ``endpoint``, ``on_error`` ("local", "raise"), ``progress`` ("auto", True, False), ``budget_s``, ``cache_dir``; every
+``is_encoder``, ``max_num_batched_tokens``, ``splitting_ops``, ``program``, ``compile_mode`` ("upfront", "lazy"), ``endpoint``, ``on_error`` ("local", "raise"), ``guards`` ("dispatch", "strict"), ``progress`` ("auto", True, False), ``budget_s``, ``cache_dir``; every
 other name is one of ``torch._inductor.config``.
 """
 
@@ -71,6 +71,7 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: B
         device=settings.device_of(graph),
         progress=options.progress,
         is_static=is_static(graph),
+        strict_guards=options.guards == "strict",
     )
     return piece.run
 

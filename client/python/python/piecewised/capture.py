@@ -22,6 +22,7 @@ def request_of(
     endpoint: str | None,
     budget_s: float | None,
     cache_dir: str | None,
+    strict_guards: bool = False,
 ) -> Request:
     """The request for a graph whose placeholders carry fake inputs, with this process's settings as they are now.
 
@@ -38,6 +39,7 @@ def request_of(
         endpoint=endpoint,
         budget_s=budget_s,
         cache_dir=cache_dir,
+        strict_guards=strict_guards,
     )
 
 

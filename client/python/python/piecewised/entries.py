@@ -14,6 +14,7 @@ from typing import Any
 
 from . import _core
 from .errors import ArtifactError, PiecewisedError
+from .guards import finder
 from .loading import Compiled, Runnable
 from .plan import Entry, entry_name
 
@@ -97,7 +98,7 @@ class Entries:
             for entry, run in compiled.runnables.items()
         }
         targets = [runs[entry] for _, entry in dispatcher.targets]
-        self._end(position, find=lambda size: targets[dispatcher.lookup(size)], compiled=compiled)
+        self._end(position, find=finder(dispatcher, targets), compiled=compiled)
 
     def fail(self, position: int, error: PiecewisedError) -> None:
         """A bad end."""

@@ -23,10 +23,15 @@ _OWN = (
     "on_complete",
     "endpoint",
     "on_error",
+    "guards",
     "progress",
     "budget_s",
     "cache_dir",
 )
+
+
+#: What follows where compiled code is valid for some calls of a range only.
+GUARD_POLICIES = ("dispatch", "strict")
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ class BackendOptions:
     endpoint: str | None = None
     #: What follows when the daemon can't help: "local" or "raise".
     on_error: str = "local"
+    #: What follows where compiled code is valid for some calls of a range only: one of GUARD_POLICIES.
+    guards: str = "dispatch"
     #: Whether to show how far the compiles are; None: if stderr is a terminal.
     progress: bool | None = None
     #: How long the daemon may take for one piece, in seconds; None: as long as it takes.
@@ -81,6 +88,7 @@ def parse(options: Mapping[str, Any] | None, inductor: Mapping[str, Any] | None 
         on_complete=_callable(given, "on_complete"),
         endpoint=_text(given, "endpoint"),
         on_error=_choice(given, "on_error", ("local", "raise"), "local"),
+        guards=_choice(given, "guards", GUARD_POLICIES, "dispatch"),
         progress=_progress(given),
         budget_s=_seconds(given, "budget_s"),
         cache_dir=_text(given, "cache_dir"),

@@ -15,29 +15,10 @@ from typing import Any
 
 from . import _core, counters
 from .errors import ArtifactError, CompileFailed
+from .guards import Remembered, finder
 from .loading import Runnable, fetch_and_load
 from .plan import ANY_SIZE
 from .progress import Progress
-
-# Sizes beyond this many are looked up each time; a server sees some thousands at most.
-_MAX_REMEMBERED = 1 << 16
-
-
-class Remembered(dict[int, Runnable]):
-    """From a size to what runs it. Finds it by ``find`` for a size that it doesn't have; what that raises isn't kept."""
-
-    __slots__ = ("_find",)
-
-    def __init__(self, find: Callable[[int], Runnable]) -> None:
-        super().__init__()
-        self._find = find
-
-    def __missing__(self, size: int) -> Runnable:
-        # int(): a SymInt or a numpy integer is a size too, but no key of its own.
-        run = self._find(int(size))
-        if len(self) < _MAX_REMEMBERED:
-            self[int(size)] = run
-        return run
 
 
 class Piece:
@@ -58,7 +39,7 @@ class Piece:
             raise ArtifactError(f"the artifacts lack {missing}", reason="BAD_CONTAINER")
         targets = [runnables[target] for target in dispatcher.targets]
         #: The fastest way to call it; what ``__call__`` does, without the attribute lookups.
-        self.run = targets[0] if self.argument is None else _dispatching(self.argument, dispatcher.lookup, targets)
+        self.run = targets[0] if self.argument is None else _dispatching(self.argument, finder(dispatcher, targets))
 
     def __call__(self, *args: Any) -> Any:
         """Calls what was compiled for the size that ``args`` have."""
@@ -81,11 +62,13 @@ class Piece:
         device: dict[str, str] | None = None,
         progress: bool | None = False,
         is_static: bool = False,
+        strict_guards: bool = False,
     ) -> Piece:
         """Has a graph compiled and loads the result.
 
         ``graph``, ``options``, ``toolchain``, ``device``: in the project's JSON form. ``is_static``: the graph has no
-        symbolic input, so that there is one entry whatever the plan. Raises PiecewisedError; nothing is half-compiled
+        symbolic input, so that there is one entry whatever the plan. ``strict_guards``: a range that is not proven as a
+        whole fails. Raises PiecewisedError; nothing is half-compiled
         then.
         """
         if is_static:
@@ -97,6 +80,7 @@ class Piece:
             json.dumps(options),
             json.dumps(toolchain) if toolchain is not None else None,
             json.dumps(device) if device is not None else None,
+            strict_guards=strict_guards,
         )
         handles: dict[int, str] = {}
         runnables: dict[tuple[int, str], Runnable] = {}
@@ -124,8 +108,8 @@ class Piece:
         return piece
 
 
-def _dispatching(argument: int, lookup: Callable[[int], int], targets: Sequence[Runnable]) -> Runnable:
-    runs = Remembered(lambda size: targets[lookup(size)])
+def _dispatching(argument: int, find: Callable[[int], Runnable]) -> Runnable:
+    runs = Remembered(find, int)
 
     def run(*args: Any) -> Any:
         return runs[args[argument]](*args)

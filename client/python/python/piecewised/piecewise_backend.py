@@ -24,10 +24,10 @@ from .arguments import entries_of, plan_of, precompiled_argument, program_of
 from .entries import Entries, State
 from .errors import MISTAKES, ArtifactError, FormatError, OptionError, PiecewisedError
 from .graphs import dispatched_argument
+from .guards import Remembered
 from .loading import Compiled, Runnable, load_folder
 from .local import LocalPiece
-from .options import check_choice, inductor_values
-from .piece import Remembered
+from .options import GUARD_POLICIES, check_choice, inductor_values
 from .plan import ANY_SIZE, Entry, Plan, entry_name, parse_name
 from .program import Program, ProgramSummary, check_index
 from .submission import Request, follow
@@ -53,7 +53,9 @@ class PiecewiseBackend:
 
     ``piece_index`` and ``n_pieces`` are the piece's place; ``program`` is the :class:`Program` it belongs to, or the
     name of one, to which ``run`` and ``on_complete`` then belong. ``on_error="local"`` compiles ranges that the daemon
-    can't have compiled in this process, ``"raise"`` raises at the call. ``options`` is Inductor's configuration.
+    can't have compiled in this process, ``"raise"`` raises at the call. Where compiled code is valid for some calls of a range only, ``guards="dispatch"`` decides
+    at each call and raises NotCovered where nothing is valid; ``"strict"`` counts such a range as one that can't be compiled.
+    ``options`` is Inductor's configuration.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class PiecewiseBackend:
         on_complete: Callable[[ProgramSummary], object] | None = None,
         mode: str = "upfront",
         on_error: str = "local",
+        guards: str = "dispatch",
         options: Mapping[str, Any] | None = None,
         endpoint: str | None = None,
         budget_s: float | None = None,
@@ -89,6 +92,7 @@ class PiecewiseBackend:
             )
         check_choice("mode", mode, ("upfront", "lazy"))
         check_choice("on_error", on_error, ("local", "raise"))
+        check_choice("guards", guards, GUARD_POLICIES)
         given = plan_of(
             plan,
             {
@@ -116,13 +120,13 @@ class PiecewiseBackend:
             self._entries = Entries(entries_of(given, argument), argument, returns_tuple)
             self._local = LocalPiece(graph, dict(options or {}))
             values = inductor_values(options or {})
-            self._prepare(graph, values, endpoint, budget_s)
+            self._prepare(graph, values, endpoint, budget_s, strict_guards=guards == "strict")
         else:
             assert compiled_runnables is not None
             self._precompiled(compiled_runnables, given, sym_shape_indices, returns_tuple)
         #: The argument whose value is dispatched on; None: no symbolic input.
         self.argument = self._entries.argument
-        self._runs = Remembered(self._find)
+        self._runs = Remembered(self._find, int)
         self._only: Runnable = self._static
         if graph is not None:
             _all.add(self)
@@ -209,12 +213,27 @@ class PiecewiseBackend:
 
     # Compilation.
 
-    def _prepare(self, graph: Any, inductor: dict[str, Any], endpoint: str | None, budget_s: float | None) -> None:
+    def _prepare(
+        self,
+        graph: Any,
+        inductor: dict[str, Any],
+        endpoint: str | None,
+        budget_s: float | None,
+        *,
+        strict_guards: bool,
+    ) -> None:
         """Writes the request down now: what it says of this process may be something else later."""
         from .capture import request_of
 
         try:
-            self._request = request_of(graph, inductor, endpoint=endpoint, budget_s=budget_s, cache_dir=self._cache_dir)
+            self._request = request_of(
+                graph,
+                inductor,
+                endpoint=endpoint,
+                budget_s=budget_s,
+                cache_dir=self._cache_dir,
+                strict_guards=strict_guards,
+            )
         except PiecewisedError as error:
             for position in self._entries.ask(range(len(self.entries))):
                 self._entries.fail(position, error)

@@ -51,6 +51,7 @@ def _backend(module: torch.fx.GraphModule, place: int, program: Program, options
         program=program,
         mode=options.compile_mode,
         on_error=options.on_error,
+        guards=options.guards,
         options=options.inductor,
         endpoint=options.endpoint,
         budget_s=options.budget_s,

@@ -38,6 +38,8 @@ class Request:
     endpoint: str | None
     budget_s: float | None
     cache_dir: str | None
+    #: A range that is not proven as a whole fails.
+    strict_guards: bool = False
 
     def client(self) -> _core.Client:
         """The connection. Raises EndpointError and Unreachable."""
@@ -79,6 +81,7 @@ def _follow(
         *(request.graph, plan.ranges, plan.sizes, request.options, request.toolchain, request.device),
         program=None if program is None else json.dumps(program),
         stop=stop,
+        strict_guards=request.strict_guards,
     )
     positions = [entries.index(entry) for entry in events.entries]
     status = None
