@@ -10,7 +10,7 @@ import pytest
 import sympy
 from piecewised_executor.errors import UnprovenRange
 from piecewised_executor.guards import Guards
-from piecewised_executor.prove import best_size, counterexample, prove, remainder
+from piecewised_executor.prove import counterexamples, prove, remainder, sizes_to_try
 from piecewised_executor.symbols import Bounds, Symbols
 from torch.utils._sympy.functions import Mod
 
@@ -175,9 +175,10 @@ def test_a_guard_is_written_with_the_graphs_own_names() -> None:
 def test_the_next_compile_thinks_of_what_the_guards_exclude() -> None:
     symbols = Symbols([{"name": "n", "hint": 16}, {"name": "m", "hint": 8, "min": 8}], {"n": Bounds(1, 64)}, {}, {})
     n, m = symbols.by_name["n"], symbols.by_name["m"]
-    assert counterexample([sympy.Ne(m, 9)], symbols) == {"m": 9}
-    assert counterexample([sympy.Ge(m, 8)], symbols) is None
-    # 17 breaks both, 20 only one.
-    assert counterexample([sympy.Eq(Mod(n, 4), 0), sympy.Eq(Mod(n, 8), 0)], symbols) == {"n": 20}
-    assert best_size([sympy.Eq(Mod(n, 8), 0), sympy.Ge(n, 16)], symbols, "n", (1, 15)) == 8
-    assert best_size([sympy.Ge(n, 16)], symbols, "n", (1, 1)) == 1
+    assert counterexamples([sympy.Ne(m, 9)], symbols) == [{"m": 9}]
+    assert counterexamples([sympy.Ge(m, 8)], symbols) == []
+    # 20 breaks one, 17 both.
+    assert counterexamples([sympy.Eq(Mod(n, 4), 0), sympy.Eq(Mod(n, 8), 0)], symbols) == [{"n": 20}, {"n": 17}]
+    conditions = [sympy.Eq(Mod(n, 8), 0), sympy.Ge(n, 16)]
+    assert sizes_to_try(conditions, symbols, "n", (1, 15)) == [{"n": 8}, {"n": 15}]
+    assert sizes_to_try(conditions, symbols, "n", (1, 1)) == [{"n": 1}]

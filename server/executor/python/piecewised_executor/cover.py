@@ -12,12 +12,12 @@ dispatcher says so at the call.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .errors import JobError, OperatorRefused, UnprovenRange, Unsupported
 from .guards import Guards
-from .prove import Interval, Proof, best_size, counterexample, remainder
+from .prove import Interval, Proof, counterexamples, remainder, sizes_to_try
 from .symbols import Symbols
 
 # How often one range is compiled, and how often its graph is rebuilt to try. A graph whose operators refuse costs little.
@@ -27,10 +27,13 @@ MAX_TRIES = 64
 
 @dataclass(frozen=True)
 class Task:
-    """One compile to make: for these sizes (None: there is nothing to dispatch on), thinking of these by the symbol's name."""
+    """One compile to make: for these sizes (None: there is nothing to dispatch on)."""
 
     interval: Interval | None
+    #: What to think of, by the symbol's name.
     hints: dict[str, int] = field(default_factory=dict)
+    #: What to think of where the graph's operators refuse that.
+    other_hints: tuple[dict[str, int], ...] = ()
     #: Its remainder is not compiled again.
     is_last: bool = False
     #: It is only worth something where it succeeds: a guard stands before these sizes.
@@ -83,7 +86,11 @@ class Cover:
             raise error
         if isinstance(error, OperatorRefused):
             self._n_compiles -= 1
-            self._refused.append(task.interval)
+            if task.other_hints:
+                hints, *others = task.other_hints
+                self._pending.insert(0, replace(task, hints=hints, other_hints=tuple(others)))
+            elif not task.is_optional:
+                self._refused.append(task.interval)
         elif not task.is_optional:
             # The first compile said what it needs; that these sizes do not compile apart is the lesser news.
             raise UnprovenRange(self._not_covered(task.interval, f"compiling them apart failed: {error}")) from error
@@ -103,14 +110,13 @@ class Cover:
             if is_last := len(gaps) > MAX_COMPILES - self._n_compiles:
                 gaps = [(gaps[0][0], gaps[-1][1])]
             for gap in gaps:
-                size = best_size(proof.conditions, symbols, self._dispatched, gap)
-                self._pending.append(Task(gap, {self._dispatched: size}, is_last))
+                hints, *others = sizes_to_try(proof.conditions, symbols, self._dispatched, gap)
+                self._pending.append(Task(gap, hints, tuple(others), is_last))
         guarded = [part for part in proof.parts if part.conditions and part.interval]
-        hints = counterexample(guarded[0].conditions, symbols) if guarded else None
-        if hints is not None:
+        if guarded and (hints := counterexamples(guarded[0].conditions, symbols)):
             intervals = [part.interval for part in guarded if part.interval]
             hull = (intervals[0][0], intervals[-1][1])
-            self._pending.append(Task(hull, hints, is_last=True, is_optional=True))
+            self._pending.append(Task(hull, hints[0], tuple(hints[1:]), is_last=True, is_optional=True))
 
     def _not_covered(self, interval: Interval, why: str) -> str:
         needed = "; ".join(dict.fromkeys(self._reasons)) or "none"

@@ -25,8 +25,9 @@ from .symbols import Bounds, Symbols
 MAX_STEPS = 4096
 MAX_INTERVALS = 32
 
-# How many sizes are looked at to find one to think of.
+# How many sizes are looked at to find some to think of, and how many those are.
 MAX_CANDIDATES = 64
+MAX_WAYS = 4
 
 Interval = tuple[int, int]
 
@@ -212,39 +213,48 @@ def _append(found: list[Part], part: Part) -> None:
         found.append(part)
 
 
-def counterexample(conditions: Sequence[sympy.Basic], symbols: Symbols) -> dict[str, int] | None:
-    """A hint, by the name of its symbol, for which the conditions do not all hold, but as many as possible do: what a
-    compile makes special (a size of 1, two that are equal) is more worth than what the graph does not take at all."""
+def counterexamples(conditions: Sequence[sympy.Basic], symbols: Symbols) -> list[dict[str, int]]:
+    """Hints, each by the name of one symbol, for which the conditions do not all hold; in the order of :func:`_ways_to_fail`."""
     names = {symbol: name for name, symbol in symbols.by_name.items()}
     free = set().union(*(condition.free_symbols for condition in conditions)) & symbols.hints.keys()
-    best: tuple[int, dict[str, int]] | None = None
+    near: list[tuple[sympy.Symbol, int]] = []
     for symbol in sorted(free, key=lambda symbol: names[symbol]):
         hint, bounds = symbols.hints[symbol], symbols.bounds[symbol]
-        near = [hint + sign * distance for distance in range(1, MAX_CANDIDATES) for sign in (1, -1)]
-        for value in near:
-            n_false = _n_false(conditions, symbols, symbol, value) if bounds.clamp(value) == value else 0
-            if n_false and (best is None or n_false < best[0]):
-                best = n_false, {names[symbol]: value}
-    return best[1] if best else None
+        values = (hint + sign * distance for distance in range(1, MAX_CANDIDATES) for sign in (1, -1))
+        near += [(symbol, value) for value in values if bounds.clamp(value) == value]
+    return [{names[symbol]: value} for symbol, value in _ways_to_fail(conditions, symbols, near)]
 
 
-def best_size(conditions: Sequence[sympy.Basic], symbols: Symbols, dispatched: str, interval: Interval) -> int:
-    """The size of an interval, where conditions fail, for which the fewest of them do: the graph most likely takes it."""
+def sizes_to_try(
+    conditions: Sequence[sympy.Basic], symbols: Symbols, dispatched: str, interval: Interval
+) -> list[dict[str, int]]:
+    """Hints for a compile of sizes where the conditions of another do not hold; in the order of :func:`_ways_to_fail`."""
     symbol = symbols.by_name[dispatched]
     low, high = interval
-    if not isinstance(symbol, sympy.Symbol) or low == high:
-        return low
+    if not isinstance(symbol, sympy.Symbol):
+        return [{dispatched: low}]
     hint = symbols.hints[symbol]
     ends = {*range(low, min(low + MAX_CANDIDATES, high + 1)), *range(max(high - MAX_CANDIDATES, low), high + 1)}
-    sizes = sorted(ends, key=lambda size: (abs(size - hint), size))
-    return min(sizes, key=lambda size: _n_false(conditions, symbols, symbol, size))
+    near = [(symbol, size) for size in sorted(ends, key=lambda size: (abs(size - hint), size))]
+    return [{dispatched: size} for _, size in _ways_to_fail(conditions, symbols, near)] or [{dispatched: low}]
 
 
-def _n_false(conditions: Sequence[sympy.Basic], symbols: Symbols, symbol: sympy.Symbol, value: int) -> int:
-    """How many conditions do not hold for one value, the other symbols being their hints."""
-    values = {**symbols.hints, symbol: value}
-    ranges = {other: ValueRanges(sympy.Integer(size), sympy.Integer(size)) for other, size in values.items()}
-    return sum(_decide(condition, ranges) is False for condition in conditions)
+def _ways_to_fail(
+    conditions: Sequence[sympy.Basic], symbols: Symbols, candidates: Sequence[tuple[sympy.Symbol, int]]
+) -> list[tuple[sympy.Symbol, int]]:
+    """The first candidate for each combination of conditions that do not hold; the smallest combinations first, and few.
+
+    Some conditions are there because the graph takes nothing else, some because a compile made something special (a size of
+    1, two that are equal). Which is which only shows where a compile for the others is tried.
+    """
+    found: dict[tuple[int, ...], tuple[sympy.Symbol, int]] = {}
+    for symbol, value in candidates:
+        values = {**symbols.hints, symbol: value}
+        ranges = {other: ValueRanges(sympy.Integer(size), sympy.Integer(size)) for other, size in values.items()}
+        failing = tuple(i for i, condition in enumerate(conditions) if _decide(condition, ranges) is False)
+        if failing:
+            found.setdefault(failing, (symbol, value))
+    return [found[failing] for failing in sorted(found, key=len)][:MAX_WAYS]
 
 
 def _decide(condition: sympy.Basic, ranges: dict[sympy.Symbol, ValueRanges]) -> bool | None:
