@@ -63,6 +63,7 @@ class Executor:
             start_new_session=True,
         )
         self.phases: list[str] = []
+        self.ready: dict[str, Any] = {}
 
     def __enter__(self) -> Executor:
         return self
