@@ -3,6 +3,8 @@
 //! A field that is not in README.md is refused, so that a misspelt one cannot make a case pass.
 #![allow(dead_code, clippy::unwrap_used, reason = "each runner uses a part; a failure here is the test's")]
 
+use std::collections::HashMap;
+
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -61,6 +63,55 @@ pub(crate) struct Lookup {
     pub(crate) entry: Option<Pair>,
     pub(crate) error: Option<String>,
     pub(crate) considered: Option<Vec<Pair>>,
+}
+
+/// One case of segments.json.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SegmentsCase {
+    pub(crate) name: String,
+    pub(crate) entries: Vec<SegmentsEntry>,
+    pub(crate) guard_symbols: Vec<Value>,
+    #[serde(default)]
+    pub(crate) lookups: Vec<SegmentsLookup>,
+    pub(crate) error: Option<String>,
+    #[serde(default)]
+    pub(crate) message_has: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SegmentsEntry {
+    pub(crate) range: Pair,
+    pub(crate) segments: Vec<SegmentVector>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SegmentVector {
+    pub(crate) range: Pair,
+    pub(crate) guards: Vec<Value>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SegmentsLookup {
+    pub(crate) size: i64,
+    #[serde(default)]
+    pub(crate) values: HashMap<String, i64>,
+    pub(crate) entry: Option<usize>,
+    pub(crate) segment: Option<usize>,
+    pub(crate) error: Option<String>,
+    #[serde(default)]
+    pub(crate) message_has: Vec<String>,
+}
+
+/// Each case of segments.json.
+pub(crate) fn segments() -> impl Iterator<Item = SegmentsCase> {
+    let cases: Vec<SegmentsCase> = serde_json::from_str(include_str!("segments.json")).unwrap();
+    cases.into_iter().inspect(|case| {
+        assert!(case.lookups.is_empty() == case.error.is_some(), "{}: lookups or an error", case.name);
+    })
 }
 
 /// Each case of plan.json that is not Python's alone, with what the caller gives.

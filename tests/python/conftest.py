@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import executor_harness
 import pytest
 import service_harness
 
@@ -29,6 +30,14 @@ def environment(**extra: str) -> dict[str, str]:
     """This process's environment without anything that configures piecewised, and with `extra`."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PIECEWISED_")}
     return {**clean, **extra}
+
+
+@pytest.fixture(scope="session")
+def executor() -> Iterator[executor_harness.Executor]:
+    """One executor for all tests that don't disturb it: its first compile builds headers."""
+    with executor_harness.Executor() as process:
+        process.ready = process.hello()
+        yield process
 
 
 class Daemon:

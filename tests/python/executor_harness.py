@@ -65,6 +65,7 @@ class Executor:
         self.phases: list[str] = []
         #: Is told of each phase as it begins.
         self.on_phase: Callable[[str], object] = lambda phase: None
+        self.ready: dict[str, Any] = {}
 
     def __enter__(self) -> Executor:
         return self

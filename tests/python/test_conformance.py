@@ -13,6 +13,7 @@ from typing import Any
 import piecewised
 import pytest
 from piecewised import options, plan
+from piecewised.loading import Compiled
 from test_dispatch import handle
 from test_dispatch import piece as piece_of
 
@@ -106,3 +107,66 @@ def test_dispatch(case: dict[str, Any], way: str) -> None:
         assert str(lookup["size"]) in str(raised.value)
         at = [str(raised.value).rindex(plan.entry_name(tuple(entry))) for entry in lookup["considered"]]
         assert at == sorted(at), "ranges, then sizes"
+
+
+def guarded_handles(case: dict[str, Any]) -> list[str]:
+    """The handles of a case of segments.json, with segments named e0, e1, ..."""
+    made = []
+    for entry in case["entries"]:
+        one = json.loads(handle(tuple(entry["range"]), *(segment["range"] for segment in entry["segments"])))
+        for segment, vector in zip(one["segments"], entry["segments"], strict=True):
+            segment["guards"] = vector["guards"]
+        made.append(json.dumps({**one, "guard_symbols": case["guard_symbols"], "n_arguments": 3}))
+    return made
+
+
+class Sized:
+    """Has a shape, as the tensors of a call have, of which nothing but one dimension is looked at."""
+
+    def __init__(self, dimension: int, size: int) -> None:
+        self.shape = {dimension: size}
+
+
+def guarded_call(case: dict[str, Any], lookup: dict[str, Any]) -> list[Any]:
+    """The arguments of a call that has the values of a lookup."""
+    args: list[Any] = [lookup["size"], None, None]
+    for symbol in case["guard_symbols"]:
+        if symbol["name"] in lookup.get("values", {}):
+            value = lookup["values"][symbol["name"]]
+            dimension = symbol["dimension"]
+            args[symbol["argument"]] = value if dimension is None else Sized(dimension, value)
+    return args
+
+
+@pytest.mark.parametrize("case", vectors("segments.json"))
+@pytest.mark.parametrize("way", ["piece", "backend"])
+def test_segments_and_guards(case: dict[str, Any], way: str) -> None:
+    handles = guarded_handles(case)
+
+    def backend() -> Callable[..., Any]:
+        compiled = {}
+        for position, text in enumerate(handles):
+            one = json.loads(text)
+            runs = {
+                segment["entry"]: lambda *args, at=position, entry=segment["entry"]: (at, entry)
+                for segment in one["segments"]
+            }
+            compiled[plan.entry_name(tuple(one["range"]))] = Compiled(one, runs)
+        return piecewised.PiecewiseBackend(compiled_runnables=compiled)
+
+    make = {"piece": lambda: piece_of(handles), "backend": backend}[way]
+    if "error" in case:
+        check_error(case, {case["error"]}, make)
+        return
+    made = make()
+    # Twice: what was found once is remembered.
+    for lookup in case["lookups"] * 2:
+        args = guarded_call(case, lookup)
+        if "error" not in lookup:
+            assert tuple(made(*args))[:2] == (lookup["entry"], f"e{lookup['segment']}"), lookup
+            continue
+        with pytest.raises(piecewised.NotCovered) as raised:
+            made(*args)
+        assert raised.value.reason == lookup["error"], lookup
+        for text in lookup["message_has"]:
+            assert text in str(raised.value)

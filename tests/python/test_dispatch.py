@@ -8,6 +8,7 @@ from typing import Any
 
 import piecewised
 import pytest
+import torch
 from piecewised import _core
 
 
@@ -35,6 +36,19 @@ def handle(span: tuple[int, int] | None, *segments: tuple[int, int] | None, argu
             "created_unix_ms": 0,
         }
     )
+
+
+def guarded(
+    span: tuple[int, int], *segments: tuple[tuple[int, int], str, str, str], places: dict[str, list[Any]]
+) -> str:
+    """A handle whose segments have one guard each, `a < b` as (sizes, "lt", a, b). ``places``: argument and dimension by symbol."""
+    made = json.loads(handle(span, *(sizes for sizes, *_ in segments)))
+    for segment, (_, function, *operands) in zip(made["segments"], segments, strict=True):
+        segment["guards"] = [{"call": [function, [{"symbol": name} for name in operands]]}]
+    made["guard_symbols"] = [
+        {"name": name, "argument": argument, "dimension": dimension} for name, (argument, dimension) in places.items()
+    ]
+    return json.dumps(made)
 
 
 def piece(handles: list[str]) -> piecewised.Piece:
@@ -93,6 +107,38 @@ def test_a_piece_calls_what_was_compiled_for_the_size() -> None:
 def test_the_argument_that_decides_may_be_any() -> None:
     compiled = piece([handle((1, 16), (1, 16), argument=1)])
     assert compiled("x", 3) == (0, "e0", ("x", 3))
+
+
+def test_guards_on_other_values_are_decided_for_each_call() -> None:
+    places = {"n": [0, None], "m": [1, 1]}
+    compiled = piece(
+        [
+            guarded((1, 16), ((1, 16), "lt", "n", "m"), ((1, 8), "gt", "n", "m"), places=places),
+            handle((17, 32), (17, 32)),
+        ]
+    )
+    x = {columns: torch.empty(3, columns) for columns in (4, 5, 6)}
+    for _ in range(2):
+        assert compiled(5, x[6])[1] == "e0"
+        assert compiled(5, x[4])[1] == "e1"
+        assert compiled(17, None)[:2] == (1, "e0"), "where there is no guard, nothing is read from a call"
+        for n, columns in ((5, 5), (9, 4)):
+            with pytest.raises(piecewised.NotCovered, match=rf"n = {n}, m = {columns}") as raised:
+                compiled(n, x[columns])
+            assert raised.value.reason == "GUARD_FAILED"
+
+
+def test_guards_on_the_size_alone_cost_a_lookup_only() -> None:
+    from piecewised.guards import finder
+
+    dispatcher = _core.Dispatcher(
+        [guarded((1, 16), ((2, 16), "lt", "n", "n"), ((1, 16), "le", "n", "n"), places={"n": [0, None]})]
+    )
+    assert dispatcher.places == []
+    targets: list[Callable[..., Any]] = [lambda *args: "first", lambda *args: "second"]
+    assert finder(dispatcher, targets)(4) is targets[1], "the callable itself"
+    with pytest.raises(piecewised.NotCovered):
+        finder(dispatcher, targets)(17)
 
 
 def test_a_piece_without_a_symbolic_input_has_one_answer() -> None:

@@ -136,15 +136,6 @@ CONSTANT = {
     ],
 }
 
-# Only sizes that are a multiple of 8 have this view.
-BY_EIGHT = _graph(
-    h.int_input("n", N),
-    h.tensor_input("x", [N], [h.number(1)]),
-    h.method_node("view", "view", h.ref("x"), {"tuple": [{"int": -1}, {"int": 8}]}),
-    h.method_node("sum", "sum", h.ref("view"), {"int": 1}),
-    h.output_node({"tuple": [h.ref("sum")]}),
-)
-
 DYNAMIC = {"dispatch_argument": 0}
 REQUESTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "from 2": (LINEAR, {"range": [2, 16], **DYNAMIC}),
@@ -157,13 +148,6 @@ REQUESTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "cond": (COND, {"range": [2, 16], **DYNAMIC}),
     "static": (CONSTANT, {}),
 }
-
-
-@pytest.fixture(scope="module")
-def executor() -> Any:
-    with h.Executor() as process:
-        process.ready = process.hello()
-        yield process
 
 
 @pytest.fixture(scope="module")
@@ -393,12 +377,6 @@ def test_a_compile_error_names_the_node_and_leaves_the_executor_usable(executor:
     assert (message, fields["reason"]) == ("failed", "COMPILE_ERROR")
     assert "node mm (torch.matmul): RuntimeError: a and b must have same reduction dim" in fields["message"]
     assert executor.compile(CONSTANT)[0] == "done"
-
-
-def test_a_range_that_is_right_for_some_sizes_only_is_not_passed_off_as_proven(executor: h.Executor) -> None:
-    message, fields, _ = executor.compile(BY_EIGHT, range=[8, 64], hint=16, **DYNAMIC)
-    assert (message, fields["reason"]) == ("failed", "UNPROVEN_RANGE"), fields
-    assert "Mod" in fields["message"]
 
 
 def test_end_of_input_ends_the_executor_in_the_middle_of_a_compile() -> None:

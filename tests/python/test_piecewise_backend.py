@@ -220,13 +220,13 @@ def test_what_a_graph_returns_is_what_the_piece_returns(daemon: Daemon, gm: torc
 
 
 def halves(x: torch.Tensor) -> torch.Tensor:
-    """Right for even sizes only, which no range can be proven for."""
+    """Right for even sizes only, so that no range is proven as a whole; the strict policy fails it."""
     return (x.view(x.shape[0] // 2, 2, 8) + 1).relu().sum(1)
 
 
 def test_a_range_that_fails_costs_no_other(daemon: Daemon) -> None:
     gm = capture(halves, torch.randn(6, 8))
-    backend = make(daemon, gm, compile_ranges=[[2, 200]], compile_sizes=[3, 4])
+    backend = make(daemon, gm, compile_ranges=[[2, 200]], compile_sizes=[3, 4], guards="strict")
     x = torch.randn(4, 8)
     torch.testing.assert_close(backend(*arguments(gm, x=x)), (halves(x),))
     for n, reason in ((6, "UNPROVEN_RANGE"), (3, "COMPILE_ERROR"), (3, "COMPILE_ERROR")):
@@ -240,7 +240,8 @@ def test_a_range_that_fails_costs_no_other(daemon: Daemon) -> None:
 def test_a_range_that_fails_is_compiled_here_and_no_other(daemon: Daemon) -> None:
     gm = capture(halves, torch.randn(6, 8))
     program = Program("test-half-local", 1)
-    backend = make(daemon, gm, compile_ranges=[[2, 200]], compile_sizes=[4], on_error="local", program=program)
+    given = {"compile_ranges": [[2, 200]], "compile_sizes": [4], "on_error": "local", "guards": "strict"}
+    backend = make(daemon, gm, **given, program=program)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     before = piecewised.stats()

@@ -21,7 +21,7 @@ from piece_harness import arguments, capture
 from piecewised import PiecewiseBackend, Program
 from piecewised.errors import CompileFailed
 from piecewised.loading import Compiled
-from piecewised.piece import Remembered
+from piecewised.remembered import Remembered
 from piecewised.tiered import Captures, Tier
 
 # Remembering and forgetting.
@@ -38,7 +38,7 @@ def test_what_was_found_before_a_swap_is_not_remembered_after_it() -> None:
             swaps.pop()()
         return lambda: (found, size)
 
-    runs = Remembered(find)
+    runs = Remembered(find, int)
 
     def swap() -> None:
         code[0] = "new"
@@ -58,7 +58,7 @@ class Slots:
     def __init__(self, *, swap: str = "auto", device: str = "cuda", n: int = 2) -> None:
         self.captures = Captures()
         self.code = ["old"] * n
-        self.runs = Remembered(self._find)
+        self.runs = Remembered(self._find, int)
         self.tier = Tier(swap, self.captures, replace=self._replace, forget=self.runs.forget)
         for position in range(n):
             self.tier.expect(position, self.compiled("fast", device))

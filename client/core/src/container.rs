@@ -27,7 +27,9 @@ pub enum ContainerError {
     #[error("it can't be read as a tar file: {0}")]
     NotATar(#[source] io::Error),
     /// A newer daemon's container.
-    #[error("its version is {found}, this client reads version {CONTAINER_VERSION}: use the piecewised package and the daemon of one release")]
+    #[error(
+        "its version is {found}, this client reads version {CONTAINER_VERSION}: use the piecewised package and the daemon of one release"
+    )]
     UnknownVersion {
         /// As the manifest says.
         found: u32,

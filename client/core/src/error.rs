@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, io, path::PathBuf, time::Duration};
 
 use piecewised_graph::{BadProgramName, Digest};
-use piecewised_plan::PlanError;
+use piecewised_plan::{PlanError, Range};
 use piecewised_wire::WireError;
 use thiserror::Error;
 use tonic::{Code, Status};
@@ -121,6 +121,28 @@ pub enum ClientError {
     /// A plan that breaks a rule, or a size that it doesn't cover.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// A size within a compiled range that no segment of it was proven for.
+    #[error("size {size} is in no proven part of {range}: there is {}", .segments.join(", "))]
+    NoSegment {
+        /// The size asked for.
+        size: i64,
+        /// The entry of the plan that it belongs to.
+        range: Range,
+        /// What there is, with its guards.
+        segments: Vec<String>,
+    },
+    /// A call for which the compiled code is not valid.
+    #[error("nothing that was compiled for {range} is valid for a call of size {size} ({}): {}", .values.join(", "), .segments.join("; "))]
+    GuardFailed {
+        /// The size asked for.
+        size: i64,
+        /// The entry of the plan that it belongs to.
+        range: Range,
+        /// The segments that contain the size, each with the guard that does not hold.
+        segments: Vec<String>,
+        /// What guards name and the call has, as "s0 = 9".
+        values: Vec<String>,
+    },
     /// A text that can't be the name of a program.
     #[error(transparent)]
     ProgramName(#[from] BadProgramName),
@@ -148,6 +170,7 @@ impl ClientError {
     pub fn is_callers_mistake(&self) -> bool {
         match self {
             Self::Endpoint(_) | Self::Plan(_) | Self::ProgramName(_) => true,
+            Self::NoSegment { .. } | Self::GuardFailed { .. } => true,
             Self::Refused(refusal) => refusal.is_callers_mistake(),
             _ => false,
         }
@@ -173,6 +196,8 @@ impl ClientError {
             Self::CacheNotPrivate { .. } => "CACHE_NOT_PRIVATE",
             Self::Io { .. } => "CACHE_IO",
             Self::Plan(error) => error.reason(),
+            Self::NoSegment { .. } => "SIZE_NOT_COVERED",
+            Self::GuardFailed { .. } => "GUARD_FAILED",
             Self::ProgramName(_) => "BAD_PROGRAM_NAME",
             Self::BadBundle { .. } => "BAD_BUNDLE",
             Self::BadHandles { .. } => "BAD_HANDLES",

@@ -27,7 +27,7 @@ pub use bundle::{BUNDLE_VERSION, MAGIC, from_bundle, to_bundle};
 pub use cache::{Cache, cache_folder};
 pub use client::{Client, ClientOptions, CompileRequest, CompileStream, FetchOptions};
 pub use container::{ContainerError, unpack};
-pub use dispatch::{Dispatcher, Target};
+pub use dispatch::{Dispatcher, Target, ValuePlace};
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{ClientError, Refusal};
 pub use event::{Capabilities, Completed, Event, EventKind, Limits, Source};

@@ -85,10 +85,11 @@ impl Client {
     }
 
     /// Asks to compile a graph for ranges and sizes; what comes back says what happens to each. `is_tiered`: tuned artifacts where the
-    /// store has them, whatever tuning the options name. `is_background`: nobody waits for it, and no budget bounds it.
+    /// store has them, whatever tuning the options name. `is_strict`: a range that is not proven as a whole fails. `is_background`: nobody
+    /// waits for it, and no budget bounds it.
     #[pyo3(signature = (
         graph, ranges, sizes, options, toolchain = None, device = None, hints = Vec::new(), program = None, stop = None, *,
-        is_tiered = false, is_background = false
+        is_tiered = false, is_strict = false, is_background = false
     ))]
     #[expect(clippy::too_many_arguments, reason = "Python's keyword arguments")]
     fn compile(
@@ -104,6 +105,7 @@ impl Client {
         program: Option<&str>,
         stop: Option<&Stop>,
         is_tiered: bool,
+        is_strict: bool,
         is_background: bool,
     ) -> PyResult<Events> {
         let request = CompileRequest {
@@ -111,7 +113,7 @@ impl Client {
             graph: parse(py, "graph", graph)?,
             options: parse(py, "options", options)?,
             format: ArtifactFormat::Inductor,
-            delivery: Delivery { hints, is_tiered, ..Delivery::default() },
+            delivery: Delivery { hints, is_tiered, is_strict },
             is_background,
             toolchain: toolchain.map(|text| parse(py, "toolchain", text)).transpose()?,
             device: device.map(|text| parse(py, "device", text)).transpose()?,

@@ -1,9 +1,11 @@
 //! Plans and dispatch for Python: the same code as everywhere else.
 
+use std::collections::HashMap;
+
 use piecewised_client::Dispatcher as CoreDispatcher;
-use piecewised_graph::Handle;
+use piecewised_graph::{Handle, Value, model::SymExpr};
 use piecewised_plan::{DispatchTable as CoreTable, Plan, Range};
-use pyo3::prelude::*;
+use pyo3::{IntoPyObjectExt as _, exceptions::PyArithmeticError, prelude::*};
 
 use crate::errors::{raise, raise_json, raise_plan};
 
@@ -91,7 +93,32 @@ impl Dispatcher {
         self.0.argument()
     }
 
-    fn lookup(&self, py: Python<'_>, size: i64) -> PyResult<usize> {
-        self.0.lookup(size).map_err(|error| raise(py, &error))
+    /// `(argument, dimension)` of what guards need beside the size; the dimension None: the argument is the integer itself.
+    #[getter]
+    fn places(&self) -> Vec<(u32, Option<u32>)> {
+        self.0.places().iter().map(|place| (place.argument, place.dimension)).collect()
+    }
+
+    /// Whether what runs a size depends on the values at `places` too.
+    fn depends_on_values(&self, size: i64) -> bool {
+        self.0.depends_on_values(size)
+    }
+
+    #[pyo3(signature = (size, values = Vec::new()))]
+    fn lookup(&self, py: Python<'_>, size: i64, values: Vec<i64>) -> PyResult<usize> {
+        self.0.lookup_with(size, &values).map_err(|error| raise(py, &error))
+    }
+}
+
+/// What an expression (a SymExpr as JSON) is for these values of its symbols: an int, a float or a bool. Raises ArithmeticError where
+/// it is nothing.
+#[pyfunction]
+pub(crate) fn evaluate(py: Python<'_>, expr: &str, values: HashMap<String, i64>) -> PyResult<Py<PyAny>> {
+    let expr: SymExpr = serde_json::from_str(expr).map_err(|error| raise_json(py, "expression", &error))?;
+    match piecewised_graph::evaluate(&expr, &|name| values.get(name).copied()) {
+        Ok(Value::Int(value)) => value.into_py_any(py),
+        Ok(Value::Float(value)) => value.into_py_any(py),
+        Ok(Value::Bool(value)) => value.into_py_any(py),
+        Err(error) => Err(PyArithmeticError::new_err(format!("{expr}: {error}"))),
     }
 }

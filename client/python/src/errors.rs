@@ -37,7 +37,9 @@ fn class_of(error: &ClientError) -> &'static str {
         ClientError::Refused(_) => "Refused",
         ClientError::CacheNotPrivate { .. } | ClientError::Io { .. } => "CacheError",
         ClientError::ProgramName(_) => "ProgramError",
-        ClientError::Plan(PlanError::NotCovered { .. }) => "NotCovered",
+        ClientError::Plan(PlanError::NotCovered { .. })
+        | ClientError::NoSegment { .. }
+        | ClientError::GuardFailed { .. } => "NotCovered",
         ClientError::Plan(_) => "PlanError",
         _ => "ArtifactError",
     }

@@ -19,7 +19,9 @@ mod _core {
     #[pymodule_export]
     use super::client::{Client, Events, Fetched};
     #[pymodule_export]
-    use super::dispatch::{DispatchTable, Dispatcher, extend_for_encoder, plan_entries, ranges_from_endpoints};
+    use super::dispatch::{
+        DispatchTable, Dispatcher, evaluate, extend_for_encoder, plan_entries, ranges_from_endpoints,
+    };
     #[pymodule_export]
     use super::process::Stop;
 

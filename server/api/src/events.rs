@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use async_stream::stream;
-use piecewised_graph::{Digest, Handle};
+use piecewised_graph::{Digest, Handle, unproven};
 use piecewised_plan::Range;
 use piecewised_proto::v1::{self, compile_event::Event};
 use piecewised_scheduler::{CameFrom, JobFailure, JobState, Origin, Place, RunStatus, Scheduler, Ticket, Watcher};
@@ -18,9 +18,13 @@ use crate::status::ApiError;
 ///
 /// For a piece of a program, each result is noted in its run, and the manifest of a program that is complete by now is durable
 /// before the last Ready is sent: a caller that has all its handles and leaves without waiting for Completed leaves a manifest too.
+///
+/// `is_strict` is decided here, when a handle is delivered: it says what this caller takes, not what is compiled, so that strict and other
+/// callers share jobs and the store.
 pub(crate) fn events(
     tickets: Vec<(Option<Range>, Ticket)>,
     program: Option<(Place, Scheduler)>,
+    is_strict: bool,
     started: Instant,
 ) -> impl Stream<Item = Result<v1::CompileEvent, Status>> + Send + 'static {
     stream! {
@@ -33,7 +37,7 @@ pub(crate) fn events(
             let at = move |event| v1::CompileEvent { index, range: range.map(wire::range_to_proto), event: Some(event) };
             match ticket {
                 Ticket::Stored(handle) => {
-                    let event = match delivered(&handle, range) {
+                    let event = match delivered(&handle, range, is_strict) {
                         Ok(handle) => {
                             note(program.as_ref(), position, &handle, CameFrom::Store);
                             ready(&handle, v1::Source::Store)
@@ -50,7 +54,7 @@ pub(crate) fn events(
                     yield Ok(at(first(&watcher)));
                     let program = program.clone();
                     let noted = move |handle: &Handle, from| note(program.as_ref(), position, handle, from);
-                    running.insert(index, Box::pin(follow(watcher, range, noted).map(at)));
+                    running.insert(index, Box::pin(follow(watcher, range, is_strict, noted).map(at)));
                 }
             }
         }
@@ -145,6 +149,7 @@ fn first(watcher: &Watcher) -> Event {
 fn follow(
     mut watcher: Watcher,
     entry: Option<Range>,
+    is_strict: bool,
     noted: impl Fn(&Handle, CameFrom) + Send,
 ) -> impl Stream<Item = Event> + Send {
     stream! {
@@ -161,7 +166,7 @@ fn follow(
                 phase.clone_from(&state.phase);
                 yield progress(&watcher, &state);
             }
-            match state.outcome.map(|outcome| outcome.and_then(|handle| delivered(&handle, entry))) {
+            match state.outcome.map(|outcome| outcome.and_then(|handle| delivered(&handle, entry, is_strict))) {
                 Some(Ok(handle)) => {
                     let (source, from) = match watcher.origin() {
                         Origin::Queued { .. } => (v1::Source::Compiled, CameFrom::Compiled),
@@ -193,21 +198,27 @@ fn ready(handle: &Handle, source: v1::Source) -> Event {
     Event::Ready(v1::Ready { handle: Some(wire::handle_to_proto(handle)), source: source.into() })
 }
 
-/// What of a handle is told of an entry of the plan: a compile may have been for more than it.
-fn delivered(handle: &Handle, entry: Option<Range>) -> Result<Handle, JobFailure> {
-    handle.clipped(entry).ok_or_else(|| {
-        let proven: Vec<_> =
-            handle.segments.iter().filter_map(|segment| segment.range).map(|it| it.to_string()).collect();
-        JobFailure {
-            reason: "UNPROVEN_RANGE".into(),
-            message: format!(
-                "the one compile for all ranges is proven for {}, and no size of this range lies there; \
-                 compile each range for itself (specialisation RANGE)",
-                proven.join(", ")
-            ),
-            retryable: false,
+/// What of a handle is told of an entry of the plan: a compile may have been for more than it. Or why this caller does not want it: what
+/// is strict is what it is told of, and not what was compiled besides.
+fn delivered(handle: &Handle, entry: Option<Range>, is_strict: bool) -> Result<Handle, JobFailure> {
+    let unproven_range = |message| Err(JobFailure { reason: "UNPROVEN_RANGE".into(), message, retryable: false });
+    let Some(clipped) = handle.clipped(entry) else {
+        let parts: Vec<_> = handle.segments.iter().map(ToString::to_string).collect();
+        return unproven_range(format!(
+            "the one compile for all ranges is proven for {}, and no size of this range lies there; \
+             compile each range for itself (specialisation RANGE)",
+            parts.join(", ")
+        ));
+    };
+    match unproven(clipped.range, &clipped.segments) {
+        Some(parts) if is_strict => {
+            let range = clipped.range.map_or_else(|| "the graph".to_owned(), |range| range.to_string());
+            unproven_range(format!(
+                "the code for {range} is not proven for all of it, which the strict policy asks for: {parts}"
+            ))
         }
-    })
+        _ => Ok(clipped),
+    }
 }
 
 fn failed(key: Digest, failure: JobFailure) -> Event {
@@ -222,7 +233,8 @@ fn failed(key: Digest, failure: JobFailure) -> Event {
 #[cfg(test)]
 mod tests {
     use piecewised_graph::{
-        Segment, Timings,
+        GuardSymbol, Segment, Timings,
+        model::{SymExpr, SymFunction},
         request::{ArtifactFormat, DeviceKind},
     };
 
@@ -232,7 +244,7 @@ mod tests {
         Range::new(start, end).unwrap()
     }
 
-    /// A stored handle for [1, 64] that is proven for [1, 16] only.
+    /// A stored handle for [1, 64] that is proven for [1, 16], and up to 32 under a guard.
     fn ticket() -> Ticket {
         let text = String::new;
         Ticket::Stored(Box::new(Handle {
@@ -252,42 +264,70 @@ mod tests {
                 executable: text(),
             },
             device: DeviceKind { r#type: "cpu".into(), name: text(), capability: text() },
-            segments: vec![Segment { range: Some(r(1, 16)), entry: "e0".into(), guards: Vec::new() }],
+            segments: vec![
+                Segment { range: Some(r(1, 32)), entry: "e1".into(), guards: vec![even()] },
+                Segment { range: Some(r(1, 16)), entry: "e0".into(), guards: Vec::new() },
+            ],
             dispatch_argument: Some(0),
             hint: Some(64),
             returns_tuple: true,
             n_arguments: 1,
             timings: Timings::default(),
             created_unix_ms: 0,
-            guard_symbols: Vec::new(),
+            guard_symbols: vec![GuardSymbol { name: "s0".into(), argument: 0, dimension: None }],
             verification: Default::default(),
             tuning: Default::default(),
             latencies: Vec::new(),
         }))
     }
 
-    #[tokio::test]
-    async fn each_entry_hears_of_its_own_part_and_one_without_any_fails_alone() {
+    /// `s0 % 2 == 0`.
+    fn even() -> SymExpr {
+        let remainder = SymExpr::Call(SymFunction::Mod, vec![SymExpr::Symbol("s0".into()), SymExpr::Int(2)]);
+        SymExpr::Call(SymFunction::Eq, vec![remainder, SymExpr::Int(0)])
+    }
+
+    /// What three entries of a plan hear of the one handle, in words, and the end.
+    async fn heard(is_strict: bool) -> (Vec<String>, v1::Completed) {
         let tickets = [r(1, 8), r(9, 32), r(33, 64)].into_iter().map(|entry| (Some(entry), ticket())).collect();
-        let events: Vec<_> = events(tickets, None, Instant::now()).map(Result::unwrap).collect().await;
+        let events = events(tickets, None, is_strict, Instant::now());
+        let events: Vec<_> = events.map(Result::unwrap).collect().await;
         let mut found = Vec::new();
         for event in &events[..3] {
             match event.event.as_ref().unwrap() {
                 Event::Ready(ready) => {
                     let handle = ready.handle.as_ref().unwrap();
                     assert_eq!(handle.range, event.range);
-                    let part = handle.segments[0].range.unwrap();
-                    found.push(format!("ready {} {}", part.start, part.end));
+                    assert_eq!(handle.guard_symbols.len(), 1);
+                    let part = |segment: &v1::Segment| {
+                        let range = segment.range.unwrap();
+                        format!(" {} {}-{} {}", segment.entry, range.start, range.end, segment.guards.len())
+                    };
+                    found.push(format!("ready{}", handle.segments.iter().map(part).collect::<String>()));
                 }
-                Event::Failed(failed) => {
-                    assert!(failed.message.contains("proven for [1, 16]"), "{}", failed.message);
-                    found.push(format!("failed {}", failed.reason));
-                }
+                Event::Failed(failed) => found.push(format!("failed {}: {}", failed.reason, failed.message)),
                 other => panic!("{other:?}"),
             }
         }
-        assert_eq!(found, ["ready 1 8", "ready 9 16", "failed UNPROVEN_RANGE"]);
         let Some(Event::Completed(summary)) = &events[3].event else { panic!("{:?}", events[3]) };
+        (found, summary.clone())
+    }
+
+    #[tokio::test]
+    async fn each_entry_hears_of_its_own_part_and_one_without_any_fails_alone() {
+        let (found, summary) = heard(false).await;
+        assert_eq!(found[..2], ["ready e1 1-8 1 e0 1-8 0", "ready e1 9-32 1 e0 9-16 0"]);
+        assert!(found[2].starts_with("failed UNPROVEN_RANGE: ") && found[2].contains("[1, 16]"), "{}", found[2]);
         assert_eq!((summary.n_ready, summary.n_failed, summary.n_from_store), (2, 1, 2));
+    }
+
+    #[tokio::test]
+    async fn the_strict_policy_is_about_what_an_entry_is_told_of() {
+        let (found, summary) = heard(true).await;
+        assert_eq!(found[0], "ready e1 1-8 1 e0 1-8 0");
+        assert!(found[1].starts_with("failed UNPROVEN_RANGE: the code for [9, 32] is not proven"), "{}", found[1]);
+        assert!(found[1].contains("[9, 32] where"), "{}", found[1]);
+        assert!(found[2].starts_with("failed UNPROVEN_RANGE: "), "{}", found[2]);
+        assert_eq!((summary.n_ready, summary.n_failed), (1, 2));
     }
 }

@@ -31,6 +31,8 @@ pub(crate) struct Checked {
     pub(crate) place: Option<Place>,
     /// Whether somebody waits for it.
     pub(crate) priority: Priority,
+    /// A range whose code runs under guards only, or not for all sizes, is an error.
+    pub(crate) is_strict: bool,
 }
 
 /// What one entry of a plan is compiled as.
@@ -108,7 +110,7 @@ pub(crate) fn check(
     let tuned = |&target: &Target| key(target, &options_of(target, Tuning::Full));
     let tuned = if delivery.is_tiered { targets.iter().map(tuned).collect() } else { Vec::new() };
     let order = if specs.len() == 1 { vec![0] } else { plan.most_likely_first() };
-    Ok(Checked { entries, specs, tuned, order, place, priority })
+    Ok(Checked { entries, specs, tuned, order, place, priority, is_strict: delivery.is_strict })
 }
 
 fn priority(priority: i32) -> Result<Priority, ApiError> {

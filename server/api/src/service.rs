@@ -62,8 +62,9 @@ impl CompileService for Compiler {
             self.scheduler.begin_piece(place, &checked.specs, &checked.entries).map_err(ApiError::from)?;
         }
         let program = checked.place.clone().map(|place| (place, self.scheduler.clone()));
+        let is_strict = checked.is_strict;
         let tickets = self.submit(checked).await?;
-        let stream = events(tickets, program, started);
+        let stream = events(tickets, program, is_strict, started);
         Ok(Response::new(Box::pin(stream)))
     }
 

@@ -6,6 +6,7 @@
 
 use std::{fmt, fs::Permissions, io, os::unix::fs::PermissionsExt, process::Command, time::Duration};
 
+use piecewised_graph::check_segments;
 use tokio::process::{ChildStdin, ChildStdout};
 use tracing::{Instrument, info_span};
 
@@ -13,7 +14,7 @@ use crate::{
     CompileJob, CompileOutcome, ExecutorConfig, ExecutorError, Hello, environment,
     frame::{self, Frame, FrameError, MAX_JSON_BYTES},
     journal::Journal,
-    message::{self, Done, FromExecutor, PROTOCOL, check_segments, check_verification, shorten},
+    message::{self, Done, FromExecutor, PROTOCOL, check_verification, shorten},
     process::{Pipes, Process, describe},
 };
 
@@ -235,7 +236,9 @@ impl Channel {
                         tuning,
                         latencies,
                     } = *done;
-                    check_segments(&segments, job.range).map_err(Trouble::Nonsense)?;
+                    check_segments(&segments, &guard_symbols, job.range).map_err(|problem| {
+                        Trouble::Nonsense(format!("`done` with segments that don't fit: {problem}"))
+                    })?;
                     if blob.is_empty() {
                         return Err(Trouble::Nonsense("`done` without an artifact".into()));
                     }

@@ -1,7 +1,7 @@
 //! The messages of docs/executor-protocol.md, and what is believed of them.
 //!
-//! An executor's answer is checked against the job before anything is built on it: a segment outside the job's range would be
-//! dispatched to without proof.
+//! An executor's answer is checked against the job before anything is built on it ([`piecewised_graph::check_segments`]): a segment
+//! outside the job's range would be dispatched to without proof.
 
 use piecewised_graph::{
     GuardSymbol, Latency, Segment, Timings, TuningReport, Verification, VerificationOutcome,
@@ -140,29 +140,6 @@ pub(crate) fn compile(job: &CompileJob) -> Result<Vec<u8>, serde_json::Error> {
     })
 }
 
-/// Whether `segments` can be the answer to a job for `range`: some, inside it, and none overlapping another.
-pub(crate) fn check_segments(segments: &[Segment], range: Option<Range>) -> Result<(), String> {
-    if segments.is_empty() {
-        return Err("`done` without a segment".into());
-    }
-    for (i, segment) in segments.iter().enumerate() {
-        match (segment.range, range) {
-            (None, None) if segments.len() == 1 => {}
-            (Some(part), Some(whole)) if whole.covers(part) => {
-                let others = segments[..i].iter().filter_map(|other| other.range);
-                if let Some(other) = others.into_iter().find(|other| other.overlaps(part)) {
-                    return Err(format!("`done` with overlapping segments {other} and {part}"));
-                }
-            }
-            (part, whole) => {
-                let text = |range: Option<Range>| range.map_or("no range".to_owned(), |range| range.to_string());
-                return Err(format!("`done` with a segment for {} in a job for {}", text(part), text(whole)));
-            }
-        }
-    }
-    Ok(())
-}
-
 /// Whether an executor that was asked to verify says what came of it. One that was asked and did not would leave an artifact that is
 /// compiled again with every request, since the daemon's policy wants it verified.
 pub(crate) fn check_verification(verification: &Verification, is_asked: bool) -> Result<(), String> {
@@ -188,31 +165,6 @@ pub(crate) fn shorten(text: String, limit: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn segments(ranges: &[Option<(i64, i64)>]) -> Vec<Segment> {
-        let range = |range: &Option<(i64, i64)>| range.map(|(start, end)| Range::new(start, end).unwrap());
-        ranges.iter().map(|one| Segment { range: range(one), entry: "e".into(), guards: Vec::new() }).collect()
-    }
-
-    #[test]
-    fn segments_stay_inside_what_was_asked() {
-        let whole = Some(Range::new(1, 16).unwrap());
-        let check = |ranges: &[_], whole| check_segments(&segments(ranges), whole);
-        assert_eq!(check(&[Some((1, 16))], whole), Ok(()));
-        assert_eq!(check(&[Some((2, 16)), Some((1, 1))], whole), Ok(()));
-        assert_eq!(check(&[None], None), Ok(()));
-        for (ranges, whole, problem) in [
-            (vec![], whole, "without a segment"),
-            (vec![Some((1, 17))], whole, "[1, 17] in a job for [1, 16]"),
-            (vec![Some((1, 8)), Some((8, 16))], whole, "overlapping segments [1, 8] and [8, 16]"),
-            (vec![None], whole, "no range in a job for [1, 16]"),
-            (vec![Some((1, 1))], None, "in a job for no range"),
-            (vec![None, None], None, "in a job for no range"),
-        ] {
-            let found = check(&ranges, whole).unwrap_err();
-            assert!(found.contains(problem), "{found}");
-        }
-    }
 
     #[test]
     fn a_long_message_keeps_both_ends() {

@@ -51,7 +51,7 @@ async fn nonsense_is_refused() {
         ("nonsense", "a message that is not understood"),
         ("huge", "announced 1099511627776 bytes of artifact, the limit is 1073741824"),
         ("stranger", "`done` that is no answer to job stranger"),
-        ("outside", "a segment for [1, 17] in a job for [1, 16]"),
+        ("outside", "a segment for [1, 17] lies outside of its range [1, 16]"),
         ("empty", "`done` without an artifact"),
         ("unverified", "`done` without the verification that was asked for"),
     ] {

@@ -49,9 +49,12 @@ async fn the_job_arrives_as_the_protocol_has_it() {
                 "num_threads": 0,
                 "autocast": [],
             },
+            "specialisation": "range",
+            "tuning": "fast",
         },
         "format": "inductor",
         "device": {"type": "cpu", "name": "misbehaving", "capability": ""},
+        "verify": false,
     });
     assert_eq!(seen, expected);
 }

@@ -1,12 +1,15 @@
 //! The FX graph: model, validation, canonical form, key; and the handle that names a finished artifact.
 //!
 //! Pure: no I/O, and neither tokio nor tonic. The way through it: [`validate`] a [`model::Graph`], [`canonicalise`] it,
-//! derive one [`KeyParts::key`] per range.
+//! derive one [`KeyParts::key`] per range. What is left to decide at a call, a dispatcher [`evaluate`]s.
 
 mod allow;
 mod canonical;
 mod digest;
+mod display;
 mod error;
+mod evaluate;
+mod guards;
 mod handle;
 mod key;
 mod manifest;
@@ -18,6 +21,8 @@ pub use allow::AllowList;
 pub use canonical::{CanonicalGraph, canonicalise};
 pub use digest::{BadDigest, Digest};
 pub use error::GraphError;
+pub use evaluate::{EvaluateError, MAX_EXPRESSION_DEPTH, Value, evaluate, holds};
+pub use guards::{BadSegments, check_segments, unproven};
 pub use handle::{
     Candidate, CheckedSize, GuardSymbol, Handle, Latency, PhaseTiming, Segment, Timings, TuningReport, Verification,
     VerificationOutcome,

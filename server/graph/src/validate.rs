@@ -12,6 +12,7 @@ use std::collections::{HashMap, HashSet};
 use crate::{
     GraphError,
     allow::AllowList,
+    evaluate::MAX_EXPRESSION_DEPTH,
     model::{Argument, Constant, Device, Graph, Node, Op, SymExpr, SymFunction, TensorMeta, ValueMeta},
 };
 
@@ -32,7 +33,13 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_nodes: 50_000, max_nesting: 32, max_symbols: 256, max_constant_bytes: 4 << 20, max_name_bytes: 1024 }
+        Self {
+            max_nodes: 50_000,
+            max_nesting: MAX_EXPRESSION_DEPTH,
+            max_symbols: 256,
+            max_constant_bytes: 4 << 20,
+            max_name_bytes: 1024,
+        }
     }
 }
 
@@ -315,7 +322,7 @@ impl<'a> Validator<'a> {
 }
 
 /// How many operands a function takes.
-fn arity(function: SymFunction) -> std::ops::RangeInclusive<usize> {
+pub(crate) fn arity(function: SymFunction) -> std::ops::RangeInclusive<usize> {
     use SymFunction as F;
     match function {
         F::Add | F::Mul | F::Max | F::Min | F::And | F::Or => 1..=usize::MAX,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use piecewised_executor::{CompileJob, CompileOutcome, Executor, ExecutorError};
-use piecewised_graph::{Digest, Handle};
+use piecewised_graph::{Digest, Handle, check_segments};
 use tracing::Instrument as _;
 
 use crate::{JobFailure, Shared, VerifyPolicy, job::Job};
@@ -177,29 +177,9 @@ async fn store(shared: &Shared, job: &Job, outcome: CompileOutcome) -> Result<Ha
         latencies,
         created_unix_ms: u64::try_from(created.as_millis()).unwrap_or(u64::MAX),
     };
-    check_segments(&handle)?;
+    check_segments(&handle.segments, &handle.guard_symbols, handle.range).map_err(|error| {
+        JobFailure::new("INTERNAL", format!("the executor's segments are not usable: {error}"), false)
+    })?;
     shared.store.put(handle.clone(), artifact).await.map_err(|error| JobFailure::store(&error))?;
     Ok(handle)
-}
-
-/// An executor's word on what it proved is checked for form: segments ascend, do not overlap and lie in the range.
-fn check_segments(handle: &Handle) -> Result<(), JobFailure> {
-    let ranges: Vec<_> = handle.segments.iter().map(|segment| segment.range).collect();
-    let fits = match handle.range {
-        None => ranges == [None],
-        Some(range) => {
-            let inside: Option<Vec<_>> = ranges.into_iter().collect();
-            inside.is_some_and(|ranges| {
-                !ranges.is_empty()
-                    && ranges.iter().all(|&part| range.covers(part))
-                    && ranges.windows(2).all(|pair| pair[0].end() < pair[1].start())
-            })
-        }
-    };
-    if fits {
-        Ok(())
-    } else {
-        let message = format!("the executor proved segments that do not fit the range: {:?}", handle.segments);
-        Err(JobFailure::new("INTERNAL", message, false))
-    }
 }

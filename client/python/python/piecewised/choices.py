@@ -1,4 +1,4 @@
-"""How the ranges of a plan are to be compiled, beside Inductor's own options: tuning, specialisation, hints, swap.
+"""How the ranges of a plan are to be compiled, beside Inductor's own options, and what of it is taken: tuning, specialisation, hints, swap, guards.
 
 What each means is said once, in the README's table and in ``piecewised/v1/compile_service.proto``.
 """
@@ -15,9 +15,10 @@ from .plan import Entry, entry_name, parse_name
 TUNINGS = ("fast", "full", "tiered")
 SPECIALISATIONS = ("range", "generic")
 SWAPS = ("auto", "never")
+GUARD_POLICIES = ("dispatch", "strict")
 
 #: The options that make a Choices.
-CHOICE_OPTIONS = ("tuning", "specialisation", "compile_hints", "swap")
+CHOICE_OPTIONS = ("tuning", "specialisation", "compile_hints", "swap", "guards")
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,19 @@ class Choices:
     hints: Mapping[Entry, int] = field(default_factory=dict)
     #: With "tiered": whether the tuned code replaces the other in this process ("auto") or is left to the next one ("never").
     swap: str = "auto"
+    #: What follows where compiled code is valid for some calls of a range only: each call decides ("dispatch"), or the range fails
+    #: ("strict").
+    guards: str = "dispatch"
 
     @property
     def is_tiered(self) -> bool:
         """Whether tuned code may come later."""
         return self.tuning == "tiered"
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether a range that is not proven as a whole fails."""
+        return self.guards == "strict"
 
     @property
     def is_generic(self) -> bool:
@@ -65,6 +74,7 @@ def parse_choices(given: Mapping[str, Any], entries: Sequence[Entry]) -> Choices
         specialisation=_choice(given, "specialisation", SPECIALISATIONS),
         hints=_hints(given.get("compile_hints"), entries),
         swap=_choice(given, "swap", SWAPS),
+        guards=_choice(given, "guards", GUARD_POLICIES),
     )
 
 

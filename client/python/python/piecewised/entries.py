@@ -14,6 +14,7 @@ from typing import Any
 
 from . import _core
 from .errors import ArtifactError, PiecewisedError
+from .guards import finder
 from .loading import Compiled, Runnable
 from .plan import Entry, entry_name
 
@@ -106,7 +107,7 @@ class Entries:
             for entry, run in compiled.runnables.items()
         }
         targets = [runs[entry] for _, entry in dispatcher.targets]
-        return lambda size: targets[dispatcher.lookup(size)]
+        return finder(dispatcher, targets.__getitem__)
 
     def fail(self, position: int, error: PiecewisedError) -> None:
         """A bad end."""

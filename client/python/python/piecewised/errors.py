@@ -52,7 +52,8 @@ class EndpointError(PiecewisedError, ValueError):
 
 
 class NotCovered(PiecewisedError, LookupError):
-    """A size outside of every compiled range."""
+    """A call that nothing was compiled for: its size is outside (``SIZE_NOT_COVERED``), or the guards of what has the size
+    don't hold (``GUARD_FAILED``)."""
 
 
 class Unreachable(PiecewisedError):

@@ -17,9 +17,9 @@ from typing import Any
 import sympy
 import torch
 import torch.fx
-from torch.utils._sympy import functions as sf
 from torch.utils._sympy.numbers import int_oo
 
+from .runtime.expressions import NoForm, to_tree
 from .runtime.names import function_name
 
 Json = dict[str, Any]
@@ -28,42 +28,6 @@ Json = dict[str, Any]
 MAX_CONSTANT_BYTES = 1 << 20
 
 _I64_MIN, _I64_MAX = -(2**63), 2**63 - 1
-
-_SYM_FUNCTIONS: dict[type, str] = {
-    sympy.Add: "add",
-    sympy.Mul: "mul",
-    sympy.Pow: "pow",
-    sf.FloorDiv: "floor_div",
-    sf.CleanDiv: "clean_div",
-    sf.CeilDiv: "ceil_div",
-    sf.Mod: "mod",
-    sf.PythonMod: "python_mod",
-    sf.ModularIndexing: "modular_indexing",
-    sf.Max: "max",
-    sf.Min: "min",
-    sf.ToFloat: "to_float",
-    sf.TruncToInt: "trunc_to_int",
-    sf.FloorToInt: "floor_to_int",
-    sf.CeilToInt: "ceil_to_int",
-    sf.RoundToInt: "round_to_int",
-    sf.IntTrueDiv: "int_true_div",
-    sf.FloatTrueDiv: "float_true_div",
-    sf.PowByNatural: "pow_by_natural",
-    sf.FloatPow: "float_pow",
-    sympy.Abs: "abs",
-    sf.Where: "where",
-    sf.Identity: "identity",
-    sympy.Eq: "eq",
-    sympy.Ne: "ne",
-    sympy.StrictLessThan: "lt",
-    sympy.LessThan: "le",
-    sympy.StrictGreaterThan: "gt",
-    sympy.GreaterThan: "ge",
-    sympy.And: "and",
-    sympy.Or: "or",
-    sympy.Not: "not",
-    sf.OpaqueUnaryFn_sqrt: "sqrt",
-}
 
 
 class UnsupportedGraph(Exception):
@@ -131,19 +95,14 @@ class _Writer:
         return self.expr(sympy.sympify(sym_node.expr), node)
 
     def expr(self, expr: sympy.Basic, node: str) -> Json:
-        if isinstance(expr, sympy.Integer):
-            return {"int": _i64(int(expr), node)}
-        if isinstance(expr, sympy.Float):
-            return {"real": repr(float(expr))}
-        if expr in (sympy.true, sympy.false):
-            return {"bool": bool(expr)}
-        if isinstance(expr, sympy.Symbol):
-            self.declare(expr, node)
-            return {"symbol": expr.name}
-        function = _SYM_FUNCTIONS.get(type(expr))
-        if function is None:
-            raise UnsupportedGraph(node, type(expr).__name__, f"the expression {expr} uses {type(expr).__name__}")
-        return {"call": [function, [self.expr(operand, node) for operand in expr.args]]}
+        def name(symbol: sympy.Symbol) -> str:
+            self.declare(symbol, node)
+            return symbol.name
+
+        try:
+            return to_tree(expr, name)
+        except NoForm as error:
+            raise UnsupportedGraph(node, error.type_name, str(error)) from error
 
     def declare(self, symbol: sympy.Symbol, node: str) -> None:
         """Notes a symbol with its hint and value range, at first sight."""

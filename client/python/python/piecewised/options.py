@@ -38,7 +38,7 @@ class BackendOptions:
     #: The plan: ranges and single sizes; not both empty.
     ranges: list[Entry]
     sizes: list[int]
-    #: How these are compiled.
+    #: How these are compiled, and what of it is taken.
     choices: Choices = field(default_factory=Choices)
     #: The operators that the graph is split at, by name, and which run as they are.
     splitting_ops: list[str] = field(default_factory=list)

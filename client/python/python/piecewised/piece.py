@@ -11,49 +11,20 @@ from __future__ import annotations
 import json
 import os
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _core, background, counters
 from .choices import Choices
 from .errors import ArtifactError, CompileFailed, PiecewisedError
+from .guards import finder
 from .loading import Compiled, Runnable, fetch_and_load
 from .plan import ANY_SIZE, Plan
 from .progress import Progress
+from .remembered import Remembered
 
 if TYPE_CHECKING:
     from .tiered import Tier
-
-# Sizes beyond this many are looked up each time; a server sees some thousands at most.
-_MAX_REMEMBERED = 1 << 16
-
-
-class Remembered(dict[int, Runnable]):
-    """From a size to what runs it. Finds it by ``find`` for a size that it doesn't have; what that raises isn't kept."""
-
-    __slots__ = ("_epoch", "_find")
-
-    def __init__(self, find: Callable[[int], Runnable]) -> None:
-        super().__init__()
-        self._find = find
-        self._epoch = object()
-
-    def __missing__(self, size: int) -> Runnable:
-        epoch = self._epoch
-        # int(): a SymInt or a numpy integer is a size too, but no key of its own.
-        run = self._find(int(size))
-        if len(self) < _MAX_REMEMBERED:
-            self[int(size)] = run
-            if self._epoch is not epoch:
-                # Forgotten since: what was found may be what is not to be run any more.
-                self.pop(int(size), None)
-        return run
-
-    def forget(self) -> None:
-        """Every size is found anew, by the calls that follow. For after what ``find`` finds has changed: no thread remembers what was
-        before, whatever it was in the middle of."""
-        self._epoch = object()
-        self.clear()
 
 
 class Piece:
@@ -71,7 +42,7 @@ class Piece:
         self._table = table
         #: The position of the argument that decides; None: a piece without a symbolic input.
         self.argument = table.argument
-        runs = Remembered(table.find)
+        runs = Remembered(table.find, int)
         #: The fastest way to call it; what ``__call__`` does, without the attribute lookups.
         self.run: Runnable
         if self.argument is not None:
@@ -174,12 +145,10 @@ class _Table:
         self._build()
 
     def find(self, size: int) -> Runnable:
-        """What runs a size. Raises NotCovered."""
-        lookup, targets = self._current
-        position, run = targets[lookup(size)]
-        return run if self.tier is None else self.tier.watched(position, run)
+        """What runs calls of a size. Raises NotCovered, as what it gives may do at a call (:mod:`.guards`)."""
+        return self._find(size)
 
-    def await_tuned(self, swap: str, runs: Remembered) -> None:
+    def await_tuned(self, swap: str, runs: Remembered[int]) -> None:
         """Entries that aren't tuned are to get tuned code later."""
         from .tiered import Captures, Tier
 
@@ -193,8 +162,14 @@ class _Table:
         if missing:
             raise ArtifactError(f"the artifacts lack {missing}", reason="BAD_CONTAINER")
         self.argument = dispatcher.argument
+        targets = [(target[0], self._runnables[target]) for target in dispatcher.targets]
+
+        def runnable(target: int) -> Runnable:
+            position, run = targets[target]
+            return run if self.tier is None else self.tier.watched(position, run)
+
         # In one assignment: a thread that looks has the old or the new, and never half of each.
-        self._current = (dispatcher.lookup, [(target[0], self._runnables[target]) for target in dispatcher.targets])
+        self._find = finder(dispatcher, runnable)
 
     def _replace(self, position: int, compiled: Compiled) -> object:
         was = self._texts, self._runnables, self.handles
@@ -210,14 +185,14 @@ class _Table:
         return was
 
 
-def _dispatching(argument: int, runs: Remembered) -> Runnable:
+def _dispatching(argument: int, runs: Remembered[int]) -> Runnable:
     def run(*args: Any) -> Any:
         return runs[args[argument]](*args)
 
     return run
 
 
-def _only(runs: Remembered) -> Runnable:
+def _only(runs: Remembered[int]) -> Runnable:
     """Without a symbolic input: whoever holds this runs the tuned code when it is there, for the price of one lookup."""
 
     def run(*args: Any) -> Any:

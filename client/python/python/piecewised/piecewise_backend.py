@@ -28,9 +28,9 @@ from .graphs import dispatched_argument
 from .loading import Compiled, Runnable, load_folder
 from .local import LocalPiece
 from .options import inductor_values
-from .piece import Remembered
 from .plan import ANY_SIZE, Entry, Plan, entry_name, parse_name
 from .program import Program, ProgramSummary, check_index
+from .remembered import Remembered
 from .submission import Request, follow
 from .tiered import Captures, Tier
 
@@ -56,7 +56,7 @@ class PiecewiseBackend:
     ``piece_index`` and ``n_pieces`` are the piece's place; ``program`` is the :class:`Program` it belongs to, or the
     name of one, to which ``run`` and ``on_complete`` then belong. ``on_error="local"`` compiles ranges that the daemon
     can't have compiled in this process, ``"raise"`` raises at the call. ``options`` is Inductor's configuration; ``tuning``,
-    ``specialisation``, ``compile_hints`` and ``swap`` are the backend's options of these names.
+    ``specialisation``, ``compile_hints``, ``swap`` and ``guards`` are the backend's options of these names.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class PiecewiseBackend:
         specialisation: str = "range",
         compile_hints: Mapping[str | Entry, int] | None = None,
         swap: str = "auto",
+        guards: str = "dispatch",
         on_error: str = "local",
         options: Mapping[str, Any] | None = None,
         endpoint: str | None = None,
@@ -118,9 +119,15 @@ class PiecewiseBackend:
         self._request: Request | None = None
         self._local: LocalPiece | None = None
         self._tier: Tier | None = None
-        self._runs = Remembered(self._find)
+        self._runs = Remembered(self._find, int)
         self._only: Runnable = self._static
-        chosen = {"tuning": tuning, "specialisation": specialisation, "compile_hints": compile_hints, "swap": swap}
+        chosen = {
+            "tuning": tuning,
+            "specialisation": specialisation,
+            "compile_hints": compile_hints,
+            "swap": swap,
+            "guards": guards,
+        }
         self._choices = parse_choices(chosen, given.entries if given is not None else [])
         if graph is not None:
             argument = dispatched_argument(graph, sym_shape_indices)
@@ -230,7 +237,13 @@ class PiecewiseBackend:
 
     # Compilation.
 
-    def _prepare(self, graph: Any, inductor: dict[str, Any], endpoint: str | None, budget_s: float | None) -> None:
+    def _prepare(
+        self,
+        graph: Any,
+        inductor: dict[str, Any],
+        endpoint: str | None,
+        budget_s: float | None,
+    ) -> None:
         """Writes the request down now: what it says of this process may be something else later."""
         from .capture import request_of
 

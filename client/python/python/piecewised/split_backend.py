@@ -55,6 +55,7 @@ def _backend(module: torch.fx.GraphModule, place: int, program: Program, options
         specialisation=choices.specialisation,
         compile_hints=None if is_static else choices.hints,
         swap=choices.swap,
+        guards=choices.guards,
         on_error=options.on_error,
         options=options.inductor,
         endpoint=options.endpoint,

@@ -62,6 +62,7 @@ class Request:
             program=None if program is None else json.dumps(program),
             stop=stop,
             is_tiered=self.choices.is_tiered,
+            is_strict=self.choices.is_strict,
             is_background=self.is_background,
         )
 

@@ -3,7 +3,7 @@
 Once the first code of a piece is in use, a thread asks the daemon for the tuned code of the same entries, in the background, and
 loads what comes. Each entry is replaced by itself, between two calls: a call that runs finishes on the code it began with, the next
 one takes the new. Calls take no lock and look at no flag for it: what runs a size is looked up in a dict of the piece
-(:class:`.piece.Remembered`), and replacing is to make that dict forget.
+(:class:`.remembered.Remembered`), and replacing is to make that dict forget.
 
 A CUDA graph that the caller captures goes on with the code it was captured from, whatever is replaced here; and loading code in the
 middle of a capture can end it. So while tuned code is awaited, calls on a GPU go through a function that notes whether a capture is

@@ -10,30 +10,15 @@ import time
 from typing import Any
 
 from . import inputs
+from .points import Point, describe, points_to_check
 from .trials import Nursery
-
-Interval = tuple[int, int]
 
 # A trial imports nothing and compiles nothing; what takes longer than this hangs.
 _DEADLINE_S = 600.0
 # What measuring one size of one artifact may take.
 _MEASURE_S = 0.15
-# Sizes beyond this are not run: what an encoder's last range allows is no size that any model sees.
-_LARGEST_SIZE = 1 << 16
-
-
-def sizes_to_check(segments: list[dict[str, Any]], hint: int | None) -> list[int | None]:
-    """The range's ends and its hint, and for each segment at least one size; most important first."""
-    spans: list[Interval] = [tuple(segment["range"]) for segment in segments if segment["range"] is not None]
-    if not spans:
-        return [None]
-    low, high = min(span[0] for span in spans), min(max(span[1] for span in spans), _LARGEST_SIZE)
-    wanted = [hint, low, max(high, low)] if hint is not None else [low, max(high, low)]
-    sizes = [size for size in wanted if any(span[0] <= size <= span[1] for span in spans)]
-    for span in spans:
-        if not any(span[0] <= size <= span[1] for size in sizes):
-            sizes.append(span[0])
-    return list(dict.fromkeys(sizes))
+# How many segments a note names.
+_MAX_NAMED = 4
 
 
 def verify(
@@ -54,15 +39,20 @@ def verify(
             request,
             dispatched,
             [{"folder": folder, "segments": segments}],
-            sizes_to_check(segments, request.get("hint")),
+            points_to_check(request["graph"], dispatched, segments, request.get("hint")),
             compare=True,
             measure=True,
         )
+    notes = list(result["notes"])
+    if result["is_comparable"] and (missed := [s for i, s in enumerate(segments) if i not in result["compared"]]):
+        named = [describe(segment) for segment in missed[:_MAX_NAMED]]
+        more = f" and {len(missed) - len(named)} more" if len(missed) > len(named) else ""
+        notes.append(f"not compared, since no size that was run is one of its calls: {'; '.join(named)}{more}")
     outcome = "passed" if result["is_comparable"] and result["checks"] else "not_comparable"
     verification = {
         "outcome": outcome,
         "sizes": result["checks"],
-        "note": "; ".join(result["notes"]),
+        "note": "; ".join(notes),
         "seconds": time.monotonic() - started,
     }
     return verification, result["latencies"][0]
@@ -82,7 +72,8 @@ def measure(
             folder = os.path.join(root, str(i))
             _unpack(container, folder)
             artifacts.append({"folder": folder, "segments": segments})
-        result = _run(nursery, request, dispatched, artifacts, sizes, compare=False, measure=True)
+        points = [Point(size) for size in sizes]
+        result = _run(nursery, request, dispatched, artifacts, points, compare=False, measure=True)
     return result["latencies"], result["notes"]
 
 
@@ -111,7 +102,7 @@ def _run(
     request: dict[str, Any],
     dispatched: str | None,
     artifacts: list[dict[str, Any]],
-    sizes: list[int | None],
+    points: list[Point],
     *,
     compare: bool,
     measure: bool,
@@ -122,7 +113,7 @@ def _run(
         "device_type": request["device"]["type"],
         "torch": request.get("options", {}).get("torch", {}),
         "artifacts": artifacts,
-        "sizes": sizes,
+        "points": [[point.size, dict(point.others)] for point in points],
         "compare": compare,
         "measure": measure,
         "measure_s": _MEASURE_S,
@@ -137,6 +128,7 @@ def _run(
         if not bounds:
             return {
                 "checks": [],
+                "compared": [],
                 "latencies": [[] for _ in artifacts],
                 "notes": [refused],
                 "is_comparable": False,

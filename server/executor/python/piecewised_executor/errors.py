@@ -15,6 +15,10 @@ class CompileError(JobError):
     """The graph does not compile, here and elsewhere."""
 
 
+class OperatorRefused(CompileError):
+    """One of the graph's own operators does not take inputs of these sizes, compiled or not."""
+
+
 class Unsupported(JobError):
     """The request holds something that this executor does not do."""
 

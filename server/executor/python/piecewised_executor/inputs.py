@@ -8,7 +8,9 @@ nearly everything), random bools. The same seed gives the same values.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,11 +18,13 @@ import torch.fx
 
 from .errors import Unsupported
 from .rebuild import ConstantTensor, Rebuilt, rebuild
-from .symbols import DEFAULT_HINT, Symbols, declared_bounds
+from .symbols import Symbols, declared_bounds
 
 # What integers are drawn below. The first bound that eager takes is used: a large one makes indices differ, 2 is nearly
 # always in range.
 INTEGER_BOUNDS = (64, 2, 1)
+# What a symbol is that is not dispatched on and of which nothing is known.
+_USUAL_SIZE = 16
 
 
 @dataclass
@@ -42,21 +46,26 @@ class Case:
         return self.rebuilt.mutated
 
 
-def fixed_symbols(graph: dict[str, Any], dispatched: str | None, size: int | None, hint: int | None = None) -> Symbols:
-    """Every symbol as a number: the dispatched one is `size`, each other one its hint within its bounds."""
+def fixed_values(
+    graph: dict[str, Any], dispatched: str | None, size: int | None, others: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, int]:
+    """Every symbol as a number: the dispatched one is `size`, each other one is as in `others`, or else its hint within its bounds."""
     values: dict[str, int] = {}
     for symbol in graph.get("symbols", []):
-        wanted = symbol.get("hint", min(DEFAULT_HINT, hint or 16))
         # Bounds of an undeclared minimum begin at 0, where a tensor is empty and nothing runs.
-        values[symbol["name"]] = max(declared_bounds(symbol).clamp(wanted), 1)
+        values[symbol["name"]] = max(declared_bounds(symbol).clamp(symbol.get("hint", _USUAL_SIZE)), 1)
+    values.update(others)
     if dispatched is not None and size is not None:
         values[dispatched] = size
-    return Symbols(graph.get("symbols", []), {}, values, {})
+    return values
 
 
-def fake_case(graph: dict[str, Any], dispatched: str | None, size: int | None) -> Rebuilt:
+def fake_case(
+    graph: dict[str, Any], dispatched: str | None, size: int | None, others: Mapping[str, int] = MappingProxyType({})
+) -> Rebuilt:
     """The graph at fixed sizes with fake inputs: what it needs can be read off without having it."""
-    return rebuild(graph, fixed_symbols(graph, dispatched, size))
+    values = fixed_values(graph, dispatched, size, others)
+    return rebuild(graph, Symbols(graph.get("symbols", []), {}, values, {}))
 
 
 def make_case(rebuilt: Rebuilt, size: int | None, seed: int, integer_bound: int) -> Case:

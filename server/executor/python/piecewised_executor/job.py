@@ -1,29 +1,29 @@
 """One `compile` message: compile what was asked, pack, try the result in a fresh process, answer.
 
 A first compile covers the whole range. Where its guards prove it for a part only, the rest is compiled apart, as
-further entries of the same artifact: size 1, which Inductor likes to exclude, is the usual case. With `tuning: full` the
-parts come from `tune`.
+further entries of the same artifact (`cover`): size 1, which Inductor likes to exclude, is the usual case. With
+`tuning: full` the parts come from `tune`, and what it leaves from `cover`.
 """
 
 from __future__ import annotations
 
 import sys
 import traceback
+from dataclasses import dataclass, field
 from typing import Any
 
 from . import check, program, tune
-from .errors import JobError, UnprovenRange, Unsupported, describe, shorten
+from .cover import Cover
+from .errors import JobError, Unsupported, describe, shorten
+from .guards import Guards
 from .pack import Container
 from .parts import Job, Part, Recipe, compile_interval, stock_recipe
 from .phases import Phases
 from .protocol import Channel
-from .prove import Interval, remainder
+from .prove import Interval
 from .runtime import fingerprint
 from .runtime.outputs import returns_sequence
 from .trials import Nursery
-
-# How often one range is compiled before it is given up as unprovable.
-MAX_COMPILES = 8
 
 
 def run(channel: Channel, request: dict[str, Any], nursery: Nursery) -> None:
@@ -47,40 +47,35 @@ def compile_job(request: dict[str, Any], phases: Phases, nursery: Nursery) -> tu
     if request["device"] not in fingerprint.devices(request["device"]["type"]):
         raise Unsupported(f"there is no device {request['device']} here")
     graph = request["graph"]
-    job = Job(request, _dispatched_name(graph, request.get("dispatch_argument")), phases)
+    job = Job(request, _dispatched_name(graph, request.get("dispatch_argument")), phases, Guards(graph))
     whole: Interval | None = tuple(request["range"]) if request.get("range") and job.dispatched else None
 
+    cover = Cover(whole, job.dispatched, job.guards)
+    packed = _Packed()
     tuned = None
     if request.get("options", {}).get("tuning") == "full":
         tuned = tune.tune(job, nursery, whole)
-        pairs = [(sizes, candidate.part) for sizes, candidate in tuned.chosen if candidate.part is not None]
-    else:
-        pairs = _compile_parts(job, whole)
-
-    container = Container()
-    names: dict[int, str] = {}
-    segments: list[dict[str, Any]] = []
-    for sizes, part in pairs:
-        if id(part) not in names:
-            names[id(part)] = f"e{len(names)}"
-            container.add(names[id(part)], part.rebuilt, part.program)
-        segments.append({"range": list(sizes) if sizes else None, "entry": names[id(part)]})
-    segments.sort(key=lambda segment: segment["range"] or [])
+        for sizes, candidate in tuned.chosen:
+            assert candidate.part is not None
+            cover.settle(sizes, packed.add(candidate.part))
+    _cover(job, cover, packed, first=tuned.narrowed if tuned is not None else None)
+    segments = cover.segments()
     with phases.phase("pack"):
         # Where this interpreter lies is no part of what it made.
-        artifact = container.to_bytes({**fingerprint.toolchain(), "executable": ""}, request["device"])
+        artifact = packed.container.to_bytes({**fingerprint.toolchain(), "executable": ""}, request["device"])
 
-    part = pairs[0][1]
     if tuned is not None:
         for candidate in tuned.candidates:
-            candidate.entries = [names[id(candidate.part)]] if id(candidate.part) in names else []
-    report = tuned.report() if tuned is not None else _fast_report(pairs)
+            candidate.entries = packed.names_of(candidate.part)
+    report = tuned.report() if tuned is not None else _fast_report(packed.parts)
     verification, latencies = _tried(job, nursery, artifact, segments)
+    rebuilt = packed.parts[0].rebuilt
     fields = {
         "segments": segments,
+        "guard_symbols": job.guards.symbols(),
         "timings": phases.timings(),
-        "returns_tuple": returns_sequence(part.rebuilt.structure),
-        "n_arguments": part.rebuilt.n_arguments,
+        "returns_tuple": returns_sequence(rebuilt.structure),
+        "n_arguments": rebuilt.n_arguments,
         "verification": verification,
         "tuning": report,
         "latencies": latencies,
@@ -88,34 +83,51 @@ def compile_job(request: dict[str, Any], phases: Phases, nursery: Nursery) -> tu
     return fields, artifact
 
 
-def _compile_parts(job: Job, whole: Interval | None) -> list[tuple[Interval | None, Part]]:
-    """What runs which sizes of `whole`, each size once. Raises JobError."""
-    pairs: list[tuple[Interval | None, Part]] = []
-    pending: list[Interval | None] = [whole]
-    reasons: list[str] = []
-    n_compiles = 0
-    while pending:
-        interval = pending.pop(0)
-        if n_compiles == MAX_COMPILES:
-            raise UnprovenRange(_not_covered(interval, reasons, f"after {MAX_COMPILES} compiles"))
-        n_compiles += 1
+@dataclass
+class _Packed:
+    """The compiles that are in the artifact, as entries of it."""
+
+    container: Container = field(default_factory=Container)
+    parts: list[Part] = field(default_factory=list)
+
+    @property
+    def next_name(self) -> str:
+        """What the next entry will be called."""
+        return f"e{len(self.parts)}"
+
+    def add(self, part: Part) -> str:
+        """The name of the entry, which is made unless there is one."""
+        if (names := self.names_of(part)) != []:
+            return names[0]
+        name = self.next_name
+        self.parts.append(part)
+        self.container.add(name, part.rebuilt, part.program)
+        return name
+
+    def names_of(self, part: Part | None) -> list[str]:
+        """Of the entry that a compile became; none where it was not taken."""
+        return [f"e{i}" for i, other in enumerate(self.parts) if other is part]
+
+
+def _cover(job: Job, cover: Cover, packed: _Packed, first: Part | None) -> None:
+    """Compiles until nothing more is to be covered; `first` is the compile to begin with, where it was made already."""
+    while (task := cover.next()) is not None:
         try:
-            part = compile_interval(job, interval, _recipe(job, interval))
+            recipe = _recipe(job, task.interval)
+            part = first or compile_interval(job, task.interval, recipe, task.hints)
         except JobError as error:
-            if not reasons or isinstance(error, Unsupported):
-                raise
-            # The first compile said what it needs; that these sizes do not compile apart is the lesser news.
-            raise UnprovenRange(_not_covered(interval, reasons, f"compiling them apart failed: {error}")) from error
-        reasons += part.proof.guards
-        proven = part.proof.intervals
-        pairs += [(sizes, part) for sizes in proven or [interval]]
-        pending += remainder(interval, proven) if interval and proven else []
-    return pairs
+            cover.failed(task, error)
+            continue
+        finally:
+            first = None
+        if cover.add(task, packed.next_name, part.proof, part.symbols):
+            packed.add(part)
 
 
 def _recipe(job: Job, interval: Interval | None) -> Recipe:
-    """How an interval is compiled where nothing is tuned."""
-    is_generic = job.request.get("options", {}).get("specialisation") == "generic"
+    """How an interval is compiled that `tune` has nothing for."""
+    options = job.request.get("options", {})
+    is_generic = options.get("specialisation") == "generic" and options.get("tuning") != "full"
     if is_generic and interval is not None and interval[0] < interval[1]:
         return stock_recipe(job.hint)
     return Recipe("range", job.hint)
@@ -131,8 +143,8 @@ def _tried(
         return check.verify(nursery, job.request, job.dispatched, artifact, segments)
 
 
-def _fast_report(pairs: list[tuple[Interval | None, Part]]) -> dict[str, Any]:
-    notes = dict.fromkeys(part.note for _, part in pairs if part.note)
+def _fast_report(parts: list[Part]) -> dict[str, Any]:
+    notes = dict.fromkeys(part.note for part in parts if part.note)
     return {"mode": "fast", "candidates": [], "seconds": 0.0, "note": "; ".join(notes)}
 
 
@@ -146,12 +158,6 @@ def _dispatched_name(graph: dict[str, Any], position: int | None) -> str | None:
     if "symbol" not in expr:
         raise Unsupported(f"the dispatch argument {position} is not an integer input that is one symbol")
     return expr["symbol"]
-
-
-def _not_covered(interval: Interval | None, reasons: list[str], why: str) -> str:
-    sizes = f"sizes {interval[0]} to {interval[1]}" if interval else "the graph"
-    needed = "; ".join(dict.fromkeys(reasons)) or "none"
-    return f"{sizes} remain unproven {why}; guards of what was compiled: {needed}"
 
 
 def _fail(channel: Channel, job: Any, reason: str, message: str) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from . import program
+from .guards import Guards
 from .phases import Phases
-from .prove import Interval, Proof, prove
+from .prove import Interval, Proof, is_right, prove
 from .rebuild import Rebuilt, rebuild
 from .settle import Settler
 from .symbols import DEFAULT_HINT, Bounds, Symbols
@@ -24,6 +27,7 @@ class Job:
     request: dict[str, Any]
     dispatched: str | None
     phases: Phases
+    guards: Guards
 
     @property
     def graph(self) -> dict[str, Any]:
@@ -55,12 +59,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Part:
-    """One compile, and the sizes that it is proven for; no intervals: all that it was made for."""
+    """One compile, and what it is proven for."""
 
     recipe: Recipe
     rebuilt: Rebuilt
     program: program.Program
     proof: Proof
+    symbols: Symbols
     #: Wall seconds.
     seconds: float
     #: What was not as it should be; empty: nothing.
@@ -72,25 +77,36 @@ def stock_recipe(hint: int | None = None) -> Recipe:
     return Recipe("generic", hint or DEFAULT_HINT, narrows=False)
 
 
-def compile_interval(job: Job, interval: Interval | None, recipe: Recipe) -> Part:
-    """Compiles for the sizes of `interval`: dynamic within them, or static for a single one. Raises JobError."""
+def compile_interval(
+    job: Job, interval: Interval | None, recipe: Recipe, hints: Mapping[str, int] = MappingProxyType({})
+) -> Part:
+    """Compiles for the sizes of `interval`: dynamic within them, or static for a single one. `hints`: what to think of, by the symbol's
+    name, instead of the recipe's hint and of what the graph says of other symbols. Raises JobError."""
     started = time.monotonic()
     dispatched = job.dispatched
+    others = {name: hint for name, hint in hints.items() if name != dispatched}
+    if dispatched in hints:
+        recipe = replace(recipe, hint=hints[dispatched])
     narrowed: dict[str, Bounds] = {}
     fixed: dict[str, int] = {}
-    hints: dict[str, int] = {}
+    wanted = dict(others)
     if dispatched and interval:
         if interval[0] == interval[1] and recipe.narrows:
             fixed[dispatched] = interval[0]
         else:
             narrowed[dispatched] = Bounds(*interval) if recipe.narrows else Bounds(_STOCK_LOW, None)
             if recipe.hint is not None:
-                hints[dispatched] = recipe.hint
+                wanted[dispatched] = recipe.hint
     with job.phases.phase("rebuild"):
-        symbols = Symbols(job.graph.get("symbols", []), narrowed, fixed, hints)
+        symbols = Symbols(job.graph.get("symbols", []), narrowed, fixed, wanted)
         rebuilt = rebuild(job.graph, symbols)
     size, low = _settling_size(interval, recipe)
-    settler = Settler(job.graph, dispatched, rebuilt.kept, size, low)
+    thought_of = {name: symbols.hints[symbol] for name, symbol in symbols.by_name.items() if symbol in symbols.hints}
+    settler = Settler(
+        *(job.graph, dispatched, rebuilt.kept, size, low),
+        others=[others, thought_of],
+        is_right=lambda values: is_right(symbols, values),
+    )
 
     def settle(compiled: Any) -> None:
         with job.phases.phase("settle"):
@@ -102,8 +118,8 @@ def compile_interval(job: Job, interval: Interval | None, recipe: Recipe) -> Par
         symbol = symbols.by_name[dispatched] if dispatched in narrowed else None
         # Proven is only what the compiler was told of.
         told = interval if interval is None or recipe.narrows else (max(interval[0], _STOCK_LOW), interval[1])
-        proof = prove(symbols, symbol, told)
-    return Part(recipe, rebuilt, compiled, proof, time.monotonic() - started, settler.note)
+        proof = prove(symbols, symbol, told, lambda condition: job.guards.can_be(condition, symbols))
+    return Part(recipe, rebuilt, compiled, proof, symbols, time.monotonic() - started, settler.note)
 
 
 def _settling_size(interval: Interval | None, recipe: Recipe) -> tuple[int | None, int | None]:

@@ -20,7 +20,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from . import allowlist, settings
-from .errors import CompileError, JobError, Unsupported, describe
+from .errors import JobError, OperatorRefused, Unsupported, describe
 from .runtime.names import function_name
 from .symbols import Symbols
 
@@ -73,7 +73,7 @@ class _Scope:
 
 
 def rebuild(graph: dict[str, Any], symbols: Symbols) -> Rebuilt:
-    """Raises Unsupported for what the allow-list or this executor does not have, CompileError where an operator
+    """Raises Unsupported for what the allow-list or this executor does not have, OperatorRefused where an operator
     refuses its fake inputs."""
     fake_mode = FakeTensorMode(shape_env=symbols.shape_env, allow_non_fake_inputs=False)
     return _Builder(symbols, fake_mode).outermost(graph)
@@ -268,7 +268,7 @@ class _MetaInterpreter(torch.fx.Interpreter):
             raise
         except Exception as error:
             what = function_name(n.target) if callable(n.target) else n.target
-            raise CompileError(f"node {self.labels.get(n.name, n.name)} ({what}): {describe(error)}") from error
+            raise OperatorRefused(f"node {self.labels.get(n.name, n.name)} ({what}): {describe(error)}") from error
         n.meta["example_value"] = result
         return result
 

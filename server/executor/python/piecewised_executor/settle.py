@@ -25,17 +25,28 @@ _SHARE_OF_MEMORY = 0.5
 class Settler:
     """Settles one compile of `graph`, whose program takes the arguments at `kept` (and its constants).
 
-    `size`: what the dispatched dimension is in the call, not below `low` where that has no room; None: no symbolic input.
+    `size`: what the dispatched dimension is in the call, not below `low` where that has no room; None: no symbolic input. `others`:
+    values for other symbols, of which the first are taken for which the code is right, as `is_right` says of all symbols' values.
     """
 
     def __init__(
-        self, graph: dict[str, Any], dispatched: str | None, kept: list[int], size: int | None, low: int | None
+        self,
+        graph: dict[str, Any],
+        dispatched: str | None,
+        kept: list[int],
+        size: int | None,
+        low: int | None,
+        *,
+        others: list[dict[str, int]],
+        is_right: Callable[[dict[str, int]], bool],
     ) -> None:
         self._graph = graph
         self._dispatched = dispatched
         self._kept = kept
         self._size = size
         self._low = low or 1
+        self._others = others
+        self._is_right = is_right
         #: What was not as it should be; empty: nothing.
         self.note = ""
 
@@ -61,7 +72,16 @@ class Settler:
             return
 
     def _call(self, compiled: Callable[..., Any], size: int | None) -> None:
-        rebuilt = inputs.fake_case(self._graph, self._dispatched, size)
+        # Run where it is not right, code may write beyond its tensors.
+        right = (
+            others
+            for others in self._others
+            if self._is_right(inputs.fixed_values(self._graph, self._dispatched, size, others))
+        )
+        others = next(right, None)
+        if others is None:
+            raise ValueError(f"the code is not right at size {size}")
+        rebuilt = inputs.fake_case(self._graph, self._dispatched, size, others)
         if inputs.n_peak_bytes(rebuilt) > torch.cuda.mem_get_info()[0] * _SHARE_OF_MEMORY:
             raise torch.OutOfMemoryError(f"a call at size {size} needs more than half of what is free")
         # Zeros: whatever an integer indexes, there is one.

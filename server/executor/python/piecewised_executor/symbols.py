@@ -14,53 +14,17 @@ import sympy
 import torch
 from torch._dynamo.source import ConstantSource
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
-from torch.utils._sympy import functions as sf
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from .errors import Unsupported
+from .runtime.expressions import NoForm, from_tree
 
 # A size to think of where nobody named one. Large, so that a wide range is tuned for its throughput end.
 DEFAULT_HINT = 8192
 
 # The wire's way to say "no lower bound".
 I64_MIN = -(2**63)
-
-_FUNCTIONS: dict[str, Any] = {
-    "add": sympy.Add,
-    "mul": sympy.Mul,
-    "pow": sympy.Pow,
-    "floor_div": sf.FloorDiv,
-    "clean_div": sf.CleanDiv,
-    "ceil_div": sf.CeilDiv,
-    "mod": sf.Mod,
-    "python_mod": sf.PythonMod,
-    "modular_indexing": sf.ModularIndexing,
-    "max": sf.Max,
-    "min": sf.Min,
-    "to_float": sf.ToFloat,
-    "trunc_to_int": sf.TruncToInt,
-    "floor_to_int": sf.FloorToInt,
-    "ceil_to_int": sf.CeilToInt,
-    "round_to_int": sf.RoundToInt,
-    "int_true_div": sf.IntTrueDiv,
-    "float_true_div": sf.FloatTrueDiv,
-    "pow_by_natural": sf.PowByNatural,
-    "float_pow": sf.FloatPow,
-    "abs": sympy.Abs,
-    "where": sf.Where,
-    "identity": sf.Identity,
-    "eq": sympy.Eq,
-    "ne": sympy.Ne,
-    "lt": sympy.Lt,
-    "le": sympy.Le,
-    "gt": sympy.Gt,
-    "ge": sympy.Ge,
-    "and": sympy.And,
-    "or": sympy.Or,
-    "not": sympy.Not,
-    "sqrt": sf.OpaqueUnaryFn_sqrt,
-}
 
 
 @dataclass(frozen=True)
@@ -97,6 +61,7 @@ class Symbols:
         self.shape_env = ShapeEnv(duck_shape=False, specialize_zero_one=False)
         self.by_name: dict[str, sympy.Expr] = {}
         self.bounds: dict[sympy.Symbol, Bounds] = {}
+        self.hints: dict[sympy.Symbol, int] = {}
         for symbol in declared:
             name = symbol["name"]
             if name in fixed:
@@ -119,25 +84,21 @@ class Symbols:
             int_oo if bounds.high is None else sympy.Integer(bounds.high),
         )
         self.bounds[created] = bounds
+        self.hints[created] = hint
         return created
 
     def expr(self, tree: dict[str, Any]) -> sympy.Basic:
         """The sympy expression of a SymExpr."""
-        ((kind, value),) = tree.items()
-        if kind == "int":
-            return sympy.Integer(value)
-        if kind == "symbol":
-            if value not in self.by_name:
-                raise Unsupported(f"the expression names {value}, which the graph does not declare")
-            return self.by_name[value]
-        if kind == "real":
-            return sympy.Float(float(value))
-        if kind == "bool":
-            return sympy.true if value else sympy.false
-        function, operands = value
-        if function not in _FUNCTIONS:
-            raise Unsupported(f"expressions with {function} are not known to this executor")
-        return _FUNCTIONS[function](*(self.expr(operand) for operand in operands))
+
+        def symbol(name: str) -> sympy.Expr:
+            if name not in self.by_name:
+                raise Unsupported(f"the expression names {name}, which the graph does not declare")
+            return self.by_name[name]
+
+        try:
+            return from_tree(tree, symbol)
+        except NoForm as error:
+            raise Unsupported(str(error)) from error
 
     def integer(self, tree: dict[str, Any]) -> int | torch.SymInt:
         """The number that a SymExpr is here: an int where every symbol in it is fixed."""

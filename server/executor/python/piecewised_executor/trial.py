@@ -1,7 +1,7 @@
 """One trial, in the fresh process that `trials` made for it: artifacts against eager, and how long they take.
 
-A request holds the graph, which symbol is dispatched, the sizes to look at (most important first), the torch settings of
-the compile, and the artifacts: the folder of each and what runs each size. Every size is bounded: what does not fit into
+A request holds the graph, which symbol is dispatched, the points to look at (most important first), the torch settings of
+the compile, and the artifacts: the folder of each and its segments. A point that no artifact has a segment for is not run. Every size is bounded: what does not fit into
 the memory that is free, or would take too long, is replaced by the largest size that does, or left out; the result's
 notes say so.
 
@@ -19,7 +19,9 @@ from typing import Any
 import torch
 
 from . import compare, inputs, settings, timing
-from .errors import VerificationFailed, describe
+from .errors import OperatorRefused, VerificationFailed, describe
+from .points import Picker, Point
+from .rebuild import Rebuilt
 from .runtime import outputs
 from .runtime.load import load_entry
 
@@ -42,24 +44,31 @@ _SEED = 0
 
 @dataclass
 class Artifact:
-    """A materialised artifact and the entry for each size: the first segment that contains it."""
+    """A materialised artifact, and what a dispatcher takes of it."""
 
     folder: str
     segments: list[dict[str, Any]]
+    picker: Picker
     loaded: dict[str, Callable[..., Any]] = field(default_factory=dict)
 
-    def entry(self, size: int | None) -> str | None:
-        """The name of the entry for a size; None: no segment has it."""
-        for segment in self.segments:
-            span = segment["range"]
-            if span is None or size is None or span[0] <= size <= span[1]:
-                return segment["entry"]
-        return None
+    def segment(self, point: Point) -> dict[str, Any] | None:
+        """What runs a point; None: nothing does."""
+        position = self.picker.pick(point)
+        return None if position is None else self.segments[position]
 
-    def callable(self, size: int | None) -> Callable[..., Any]:
-        """What runs a size."""
-        entry = self.entry(size)
+    def entry(self, point: Point) -> str | None:
+        """The name of the entry for a point; None: no segment has it."""
+        segment = self.segment(point)
+        return None if segment is None else segment["entry"]
+
+    def callable(self, point: Point) -> Callable[..., Any]:
+        """What runs a point."""
+        entry = self.entry(point)
         assert entry is not None
+        return self.load(entry)
+
+    def load(self, entry: str) -> Callable[..., Any]:
+        """An entry, loaded once."""
         if entry not in self.loaded:
             self.loaded[entry] = load_entry(self.folder, entry)
         return self.loaded[entry]
@@ -72,7 +81,10 @@ class Trial:
         self.graph: dict[str, Any] = request["graph"]
         self.dispatched: str | None = request["dispatched"]
         self.device_type: str = request["device_type"]
-        self.artifacts = [Artifact(**artifact) for artifact in request["artifacts"]]
+        self.artifacts = [
+            Artifact(folder, segments, Picker(self.graph, self.dispatched, segments))
+            for folder, segments in ((artifact["folder"], artifact["segments"]) for artifact in request["artifacts"])
+        ]
         self.precision: str = request["torch"].get("float32_matmul_precision", "highest")
         self.notes: list[str] = []
         self.integer_bounds: list[int] = list(request["integer_bounds"])
@@ -84,11 +96,20 @@ class Trial:
         if text not in self.notes:
             self.notes.append(text)
 
-    def prepared(self, size: int | None, floor: int) -> Any:
-        """The fake case for `size`, or for the largest smaller size (not below `floor`) that memory and time allow; None: none."""
-        wanted = size
+    def serves(self, point: Point) -> bool:
+        """Whether an artifact has a segment for a point."""
+        return any(artifact.segment(point) is not None for artifact in self.artifacts)
+
+    def prepared(self, point: Point) -> tuple[Rebuilt, Point] | None:
+        """The fake case for `point`, or for the largest smaller size of the same segments that memory and time allow; None: none."""
+        wanted = size = point.size
+        floor = self._floor(point)
         while True:
-            fake = inputs.fake_case(self.graph, self.dispatched, size)
+            try:
+                fake = inputs.fake_case(self.graph, self.dispatched, size, point.others)
+            except OperatorRefused as error:
+                self.note(f"{point.at(size)} was left out, the graph does not take it: {describe(error)[:200]}")
+                return None
             needed = inputs.n_peak_bytes(fake) * 2
             free = min(_free_bytes(self.device_type) * _SHARE_OF_MEMORY, _MAX_BYTES[self.device_type])
             expected_s = 0.0
@@ -97,19 +118,32 @@ class Trial:
             if needed <= free and expected_s <= _MAX_SECONDS_PER_SIZE:
                 if size != wanted:
                     self.note(f"size {wanted} does not fit; {size} stands for it")
-                return fake, size
-            if size is None or size // 2 < floor:
+                return fake, point.at(size)
+            smaller = self._smaller(point, size, floor)
+            if smaller is None:
                 self.note(
                     f"size {wanted} was left out: it needs some {needed / 1e9:.1f} GB where {free / 1e9:.1f} GB may be used"
                     if needed > free
                     else f"size {wanted} was left out: one call would take some {expected_s:.0f} s"
                 )
                 return None
+            size = smaller
+
+    def _smaller(self, point: Point, size: int | None, floor: int) -> int | None:
+        while size is not None and size // 2 >= floor:
             size //= 2
+            if self.serves(point.at(size)):
+                return size
+        return None
+
+    def _floor(self, point: Point) -> int:
+        """The least size of the segments that run a point."""
+        segments = [artifact.segment(point) for artifact in self.artifacts]
+        return max((segment["range"][0] for segment in segments if segment and segment["range"]), default=1)
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
-    """`checks` ([CheckedSize], where `compare` was asked for), `latencies` (per artifact, where `measure` was), `notes`,
+    """`checks` ([CheckedSize], where `compare` was asked for) with the segments that they ran (`compared`), `latencies` (per artifact, where `measure` was), `notes`,
     `is_comparable`. Raises VerificationFailed."""
     if request["device_type"] == "cuda" and torch.cuda._is_in_bad_fork():
         raise CudaIsLost
@@ -118,36 +152,33 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         # A worker loads everything that a handle names: an entry that no size below asks for must load too.
         for artifact in trial.artifacts:
             for segment in artifact.segments:
-                artifact.callable((segment["range"] or [None])[0])
-        result: dict[str, Any] = {"checks": [], "latencies": [[] for _ in trial.artifacts]}
+                artifact.load(segment["entry"])
+        result: dict[str, Any] = {"checks": [], "compared": [], "latencies": [[] for _ in trial.artifacts]}
         is_comparable = True
-        seen: set[int | None] = set()
-        for size in request["sizes"]:
-            low = _segment_start(trial.artifacts, size)
-            prepared = trial.prepared(size, low)
-            if prepared is None or prepared[1] in seen:
+        seen: set[Any] = set()
+        for point in (Point(*point) for point in request["points"]):
+            prepared = trial.prepared(point) if trial.serves(point) else None
+            if prepared is None or prepared[1].identity in seen:
                 continue
             fake, actual = prepared
-            seen.add(actual)
+            seen.add(actual.identity)
             if request["compare"] and is_comparable:
                 checked = _check(trial, fake, actual)
                 is_comparable = checked is not None
-                result["checks"] += [checked] if checked else []
-            if request["measure"]:
+                if checked is not None:
+                    result["checks"].append(checked)
+                    result["compared"].append(trial.artifacts[0].picker.pick(actual))
+            # Latencies are told by size: those at unusual values of other symbols would pass for the usual ones.
+            if request["measure"] and not actual.others:
                 _measure(trial, fake, actual, result["latencies"], request["measure_s"])
         return {**result, "notes": trial.notes, "is_comparable": is_comparable}
 
 
-def _segment_start(artifacts: list[Artifact], size: int | None) -> int:
-    spans = [segment["range"] for artifact in artifacts for segment in artifact.segments]
-    starts = [span[0] for span in spans if span is not None and size is not None and span[0] <= size <= span[1]]
-    return max(starts, default=1)
-
-
-def _check(trial: Trial, fake: Any, size: int | None) -> dict[str, Any] | None:
+def _check(trial: Trial, fake: Rebuilt, point: Point) -> dict[str, Any] | None:
     """Runs the first artifact and eager on equal inputs. None: there is nothing to compare with."""
     (artifact,) = trial.artifacts
-    made = _eager(trial, fake, size)
+    size = point.size
+    made = _eager(trial, fake, point)
     if made is None:
         return None
     case, expected, eager_s = made
@@ -156,11 +187,11 @@ def _check(trial: Trial, fake: Any, size: int | None) -> dict[str, Any] | None:
     ours = inputs.copied(case)
     torch.manual_seed(_SEED)
     try:
-        returned = compare.flatten(artifact.callable(size)(*ours.arguments))
+        returned = compare.flatten(artifact.callable(point)(*ours.arguments))
         _synchronise(trial.device_type)
     except Exception as error:
         raise VerificationFailed(
-            f"the compiled code fails{_at(size)}, where eager does not: {describe(error)}"
+            f"the compiled code fails{_at(point)}, where eager does not: {describe(error)}"
         ) from error
     found = [*returned, *(ours.flat[i] for i in ours.mutated)]
     names = [f"output {i}" for i in range(len(returned))]
@@ -169,7 +200,7 @@ def _check(trial: Trial, fake: Any, size: int | None) -> dict[str, Any] | None:
     if result.problem is None or compare.is_as_near(found, expected, lambda: _precise(trial, case)):
         return {
             "size": size,
-            "entry": artifact.entry(size),
+            "entry": artifact.entry(point),
             "max_absolute_error": result.max_absolute_error,
             "max_relative_error": result.max_relative_error,
             "tolerance": result.tolerance,
@@ -178,20 +209,20 @@ def _check(trial: Trial, fake: Any, size: int | None) -> dict[str, Any] | None:
     if compare.compare(names, again, expected, trial.precision).problem is not None:
         trial.note("eager gives other values each time, so there is nothing to compare with")
         return None
-    raise VerificationFailed(f"{result.problem}{_at(size)}")
+    raise VerificationFailed(f"{result.problem}{_at(point)}")
 
 
-def _eager(trial: Trial, fake: Any, size: int | None) -> tuple[inputs.Case, list[Any], float] | None:
+def _eager(trial: Trial, fake: Rebuilt, point: Point) -> tuple[inputs.Case, list[Any], float] | None:
     """A case whose integers eager takes, what eager gives for it, and how long that took."""
     while trial.integer_bounds:
-        case = inputs.make_case(fake, size, _SEED, trial.integer_bounds[0])
+        case = inputs.make_case(fake, point.size, _SEED, trial.integer_bounds[0])
         started = time.monotonic()
         try:
             expected = _call_eager(inputs.copied(case), _SEED)
             _synchronise(trial.device_type)
             return case, expected, time.monotonic() - started
         except torch.OutOfMemoryError as error:
-            trial.note(f"eager ran out of memory{_at(size)}: {describe(error)[:200]}")
+            trial.note(f"eager ran out of memory{_at(point)}: {describe(error)[:200]}")
             return None
         except Exception as error:
             trial.integer_bounds.pop(0)
@@ -226,23 +257,24 @@ def _precise(trial: Trial, case: inputs.Case) -> list[Any] | None:
         return None
 
 
-def _measure(trial: Trial, fake: Any, size: int | None, latencies: list[list[Any]], seconds: float) -> None:
-    """Times every artifact that has the size, in turn, on the same inputs."""
-    positions = [i for i, artifact in enumerate(trial.artifacts) if artifact.entry(size) is not None]
+def _measure(trial: Trial, fake: Rebuilt, point: Point, latencies: list[list[Any]], seconds: float) -> None:
+    """Times every artifact that has the point, in turn, on the same inputs."""
+    size = point.size
+    positions = [i for i, artifact in enumerate(trial.artifacts) if artifact.entry(point) is not None]
     bound = trial.integer_bounds[0] if trial.integer_bounds else 1
     case = inputs.make_case(fake, size, _SEED, bound)
-    calls = [trial.artifacts[i].callable(size) for i in positions]
+    calls = [trial.artifacts[i].callable(point) for i in positions]
     try:
         medians = timing.medians_us(calls, case.arguments, trial.device_type, seconds)
     except Exception as error:
-        trial.note(f"not timed{_at(size)}: {describe(error)[:300]}")
+        trial.note(f"not timed{_at(point)}: {describe(error)[:300]}")
         return
     for i, median in zip(positions, medians, strict=True):
         latencies[i].append({"size": size, "median_us": median})
 
 
-def _at(size: int | None) -> str:
-    return "" if size is None else f" at size {size}"
+def _at(point: Point) -> str:
+    return "" if point.size is None else f" at {point}"
 
 
 def _synchronise(device_type: str) -> None:

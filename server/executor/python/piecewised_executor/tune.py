@@ -9,6 +9,9 @@ Candidates, each with a cache of its own (Inductor's caches know neither hint no
 They are measured in one process that loads them as a worker does, in turn, on the same inputs, at the interval's ends, its
 hint and the powers of two between. `choose` has the rules. A candidate that does not compile, or not for all sizes, costs
 only itself.
+
+Only what is proven is measured and chosen: code that is right under guards runs the calls that they let through, and two such
+codes are not comparable. Sizes for which no candidate is proven are in no part; `cover` sees to them.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Any
 
 from . import check
 from .choose import CPU, GPU, Measured, choose
-from .errors import JobError, UnprovenRange, describe
+from .errors import JobError, describe
 from .pack import Container
 from .parts import Job, Part, Recipe, compile_interval, stock_recipe
 from .prove import Interval, remainder
@@ -32,6 +35,8 @@ _MAX_SIZES = 12
 _LARGEST_SIZE = 1 << 16
 # Compiles of one job: intervals are divided by what candidates are proven for, and each part has candidates of its own.
 _MAX_CANDIDATES = 48
+# In more stretches than this lie sizes that the graph does not take; they have nothing to tune.
+_MAX_STRETCHES = 4
 
 
 @dataclass
@@ -61,12 +66,14 @@ class Candidate:
 
 @dataclass
 class Tuned:
-    """`chosen`: what runs which sizes (None: any), ascending."""
+    """`chosen`: what runs which sizes (None: any), ascending. `narrowed`: the compile of all sizes that `cover` would begin with, where
+    there is one."""
 
     chosen: list[tuple[Interval | None, Candidate]]
     candidates: list[Candidate]
     notes: list[str]
     seconds: float
+    narrowed: Part | None = None
 
     def report(self) -> dict[str, Any]:
         """The TuningReport of the handle."""
@@ -79,18 +86,29 @@ class Tuned:
 
 
 def tune(job: Job, nursery: Nursery, whole: Interval | None) -> Tuned:
-    """Compiles, measures and chooses for every size of `whole`. Raises JobError where for some sizes no candidate compiles."""
+    """Compiles, measures and chooses for the sizes of `whole` for which a candidate is proven. Raises JobError where none compiles."""
     started = time.monotonic()
     tuned = Tuned([], [], [], 0.0)
     pending: list[Interval | None] = [whole]
     while pending:
         interval = pending.pop(0)
-        candidates = _compile_all(job, interval, _MAX_CANDIDATES - len(tuned.candidates))
+        is_first = not tuned.candidates
+        try:
+            candidates = _compile_all(job, interval, _MAX_CANDIDATES - len(tuned.candidates))
+        except JobError:
+            if is_first:
+                raise
+            continue
         tuned.candidates += candidates
-        working = [candidate for candidate in candidates if candidate.part is not None]
+        if is_first:
+            narrowed = (candidate.part for candidate in candidates if candidate.recipe.name == "range")
+            tuned.narrowed = next((part for part in narrowed if part is not None), None)
+        working = [candidate for candidate in candidates if candidate.part is not None and _is_proven(candidate.part)]
         tuned.notes += [candidate.part.note for candidate in working if candidate.part is not None]
         with job.phases.phase("tune"):
             tuned.notes += _measure(job, nursery, interval, working)
+        if not working:
+            continue
         if interval is None:
             tuned.chosen.append((None, min(working, key=_median)))
             continue
@@ -98,9 +116,8 @@ def tune(job: Job, nursery: Nursery, whole: Interval | None) -> Tuned:
         chosen = choose(measured, interval, GPU if job.on_gpu else CPU)
         tuned.chosen += [(sizes, working[i]) for sizes, i in chosen]
         left = remainder(interval, [sizes for sizes, _ in chosen])
-        if left == [interval]:
-            raise UnprovenRange(f"sizes {interval[0]} to {interval[1]} are in nothing that was proven")
-        pending += left
+        # What nothing was chosen for is not tried the same way again: it is left to `cover`.
+        pending += left if left != [interval] and len(left) <= _MAX_STRETCHES else []
     tuned.chosen.sort(key=lambda item: item[0] or (0, 0))
     tuned.seconds = time.monotonic() - started
     return tuned
@@ -133,6 +150,11 @@ def sizes_to_measure(interval: Interval, hint: int | None) -> list[int]:
     return sorted({*wanted, *powers})
 
 
+def _is_proven(part: Part) -> bool:
+    """Whether there are sizes that it runs without a guard."""
+    return any(not proven.conditions for proven in part.proof.parts)
+
+
 def _compile_all(job: Job, interval: Interval | None, room: int) -> list[Candidate]:
     candidates: list[Candidate] = []
     first: JobError | None = None
@@ -142,7 +164,8 @@ def _compile_all(job: Job, interval: Interval | None, room: int) -> list[Candida
             part = compile_interval(job, interval, recipe)
             # Static code has nothing to prove: it is for the one size that it was made for.
             intervals = part.proof.intervals or ([interval] if interval is not None else [])
-            candidates.append(Candidate(recipe, part.seconds, part, intervals))
+            failure = "" if _is_proven(part) else "its code is right under guards only, so that it is not compared"
+            candidates.append(Candidate(recipe, part.seconds, part, intervals, failure))
         except JobError as error:
             # The narrowed code's own words are the ones that a caller without tuning would hear.
             first = error if first is None or recipe.name == "range" else first
@@ -162,7 +185,7 @@ def _measure(job: Job, nursery: Nursery, interval: Interval | None, working: lis
         container = Container()
         container.add("e0", candidate.part.rebuilt, candidate.part.program)
         spans: list[Any] = [list(sizes) for sizes in candidate.intervals] or [None]
-        segments = [{"range": span, "entry": "e0"} for span in spans]
+        segments = [{"range": span, "entry": "e0", "guards": []} for span in spans]
         artifact = container.to_bytes(fingerprint.toolchain(), job.request["device"])
         containers.append((artifact, segments))
     sizes: list[int | None] = [None] if interval is None else list(sizes_to_measure(interval, job.hint))

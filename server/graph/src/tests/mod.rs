@@ -3,6 +3,8 @@
 
 mod arbitrary;
 mod canonical;
+mod evaluate;
+mod guards;
 mod handle;
 mod key;
 mod rules;
