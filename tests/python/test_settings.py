@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from piecewised import UnsupportedPiece, settings
 
 
@@ -23,11 +24,22 @@ def test_a_cpu_graph_is_for_this_cpu() -> None:
     assert device["type"] == "cpu" and device["capability"]
 
 
-@pytest.mark.parametrize(
-    "devices", [[{"type": "cuda", "index": 1}], [{"type": "cuda", "index": 0}, {"type": "cuda", "index": 3}]]
-)
-def test_another_gpu_than_the_first_is_refused_with_what_to_do(devices: list[dict[str, Any]]) -> None:
-    # Decided before CUDA is asked for anything: code for the first GPU must not run on another's tensors.
-    with pytest.raises(UnsupportedPiece, match="CUDA_VISIBLE_DEVICES") as caught:
-        settings.device_of(graph({"type": "cpu"}, *devices))
-    assert caught.value.reason == "NOT_FIRST_GPU"
+def test_a_piece_on_one_gpu_is_loaded_for_it() -> None:
+    assert (
+        settings.device_index_of(graph({"type": "cpu"}, {"type": "cuda", "index": 3}, {"type": "cuda", "index": 3}))
+        == 3
+    )
+    assert settings.device_index_of(graph({"type": "cpu"})) is None
+
+
+def test_a_piece_on_several_gpus_is_refused_with_what_to_do() -> None:
+    with pytest.raises(UnsupportedPiece, match=r"cuda:0, cuda:3.* split the model") as caught:
+        settings.device_index_of(graph({"type": "cpu"}, {"type": "cuda", "index": 0}, {"type": "cuda", "index": 3}))
+    assert caught.value.reason == "SEVERAL_GPUS"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    with pytest.raises(UnsupportedPiece, match="cuda:1, which this process does not have") as caught:
+        settings.device_of(graph({"type": "cuda", "index": 1}))
+    assert caught.value.reason == "NO_DEVICE"

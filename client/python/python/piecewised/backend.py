@@ -70,6 +70,7 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: B
         options={"inductor": options.inductor_values(), "torch": settings.torch_settings()},
         toolchain=settings.toolchain(),
         device=settings.device_of(graph),
+        device_index=settings.device_index_of(graph),
         progress=options.progress,
         is_static=is_static(graph),
         choices=options.choices,

@@ -41,6 +41,7 @@ def request_of(
         budget_s=budget_s,
         cache_dir=cache_dir,
         choices=choices,
+        device_index=settings.device_index_of(graph),
     )
 
 

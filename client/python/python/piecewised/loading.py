@@ -18,8 +18,8 @@ from .errors import ArtifactError, PiecewisedError
 
 Runnable = Callable[..., Any]
 
-# By digest and entry. Two threads that load the same at once both do; one of the results is kept.
-_loaded: weakref.WeakValueDictionary[tuple[str, str], Any] = weakref.WeakValueDictionary()
+# By digest, entry and GPU. Two threads that load the same at once both do; one of the results is kept.
+_loaded: weakref.WeakValueDictionary[tuple[str, str, int | None], Any] = weakref.WeakValueDictionary()
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,21 @@ def check_fits(what: str, toolchain: dict[str, str], devices: list[dict[str, str
             )
 
 
-def load_folder(handle: dict[str, Any], folder: str | os.PathLike[str]) -> Compiled:
-    """What a handle names, from its materialised artifact. Raises ArtifactError."""
+def load_folder(handle: dict[str, Any], folder: str | os.PathLike[str], device_index: int | None = None) -> Compiled:
+    """What a handle names, from its materialised artifact, for the GPU of that index; None: the current one, where it is for a GPU.
+    Raises ArtifactError."""
     # Late: the loader brings in torch, and the tests of everything else don't need it.
     from .runtime.load import load_entry
 
     check_fits(f"artifact {handle['digest'][:12]}", handle["toolchain"], [handle["device"]])
+    index = _index_for(handle, device_index)
     runnables: dict[str, Runnable] = {}
     for entry in {segment["entry"] for segment in handle["segments"]}:
-        key = (handle["digest"], entry)
+        key = (handle["digest"], entry, index)
         run = _loaded.get(key)
         if run is None:
             try:
-                run = load_entry(folder, entry)
+                run = load_entry(folder, entry, index or 0)
             except PiecewisedError:
                 raise
             except Exception as error:
@@ -78,13 +80,28 @@ def load_folder(handle: dict[str, Any], folder: str | os.PathLike[str]) -> Compi
     return Compiled(handle, runnables)
 
 
+def _index_for(handle: dict[str, Any], device_index: int | None) -> int | None:
+    """Which GPU of this process an artifact is loaded for; None: it is for a CPU."""
+    if handle["device"]["type"] != "cuda":
+        return None
+    if device_index is not None:
+        return device_index
+    import torch
+
+    return int(torch.cuda.current_device())
+
+
 def fetch_and_load(
-    client: _core.Client, handle: dict[str, Any], source: str, stop: _core.Stop | None = None
+    client: _core.Client,
+    handle: dict[str, Any],
+    source: str,
+    stop: _core.Stop | None = None,
+    device_index: int | None = None,
 ) -> tuple[Compiled, dict[str, Any]]:
     """What a handle names, and the record of it for :func:`piecewised.stats`."""
     fetched = client.fetch(json.dumps(handle), stop)
     started = time.perf_counter()
-    compiled = load_folder(handle, fetched.folder)
+    compiled = load_folder(handle, fetched.folder, device_index)
     record = {
         "key": handle["key"],
         "range": handle["range"],

@@ -78,13 +78,14 @@ class Piece:
         options: dict[str, Any],
         toolchain: dict[str, str] | None = None,
         device: dict[str, str] | None = None,
+        device_index: int | None = None,
         progress: bool | None = False,
         is_static: bool = False,
         choices: Choices | None = None,
     ) -> Piece:
         """Has a graph compiled and loads the result.
 
-        ``graph``, ``options``, ``toolchain``, ``device``: in the project's JSON form. ``is_static``: the graph has no
+        ``graph``, ``options``, ``toolchain``, ``device``: in the project's JSON form. ``device_index``: the GPU that its inputs are on; None: the current one. ``is_static``: the graph has no
         symbolic input, so that there is one entry whatever the plan. ``choices``: by default those of the options that
         have defaults. Raises PiecewisedError; nothing is half-compiled then.
         """
@@ -101,6 +102,7 @@ class Piece:
             budget_s=None,
             cache_dir=os.fspath(client.cache_dir),
             choices=choices,
+            device_index=device_index,
         )
         events = request.compile(client, plan)
         handles: dict[int, str] = {}
@@ -115,7 +117,7 @@ class Piece:
             if event["event"] == "ready":
                 index = event["index"]
                 handles[index] = json.dumps(event["handle"])
-                compiled, record = fetch_and_load(client, event["handle"], event["source"])
+                compiled, record = fetch_and_load(client, event["handle"], event["source"], device_index=device_index)
                 runnables.update({(index, entry): run for entry, run in compiled.runnables.items()})
                 records.append(record)
                 display.loaded(index, _words(record))

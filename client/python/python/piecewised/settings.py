@@ -38,28 +38,34 @@ def toolchain() -> dict[str, str]:
 
 
 def device_of(graph: dict[str, Any]) -> dict[str, str]:
-    """The DeviceKind that a graph runs on: the GPU where one of its inputs is on a GPU, else the CPU.
-
-    Raises UnsupportedPiece where that is not the process's first GPU. Inductor writes the device's index into its code, artifacts
-    are made for the first one, and code for it would read another GPU's tensors through the wrong stream, or not at all.
-    """
-    on_gpus = [device for device in input_devices(graph) if device["type"] == "cuda"]
-    if not on_gpus:
+    """The DeviceKind that a graph runs on: the GPU where one of its inputs is on a GPU, else the CPU. Raises UnsupportedPiece as
+    :func:`device_index_of` does."""
+    index = device_index_of(graph)
+    if index is None:
         return fingerprint.devices("cpu")[0]
-    on_gpu = next((device for device in on_gpus if device.get("index") not in (None, 0)), on_gpus[0])
-    if on_gpu.get("index") not in (None, 0):
+    kind = fingerprint.cuda_device(index)
+    if kind is None:
+        raise UnsupportedPiece(f"the piece is on cuda:{index}, which this process does not have", reason="NO_DEVICE")
+    return kind
+
+
+def device_index_of(graph: dict[str, Any]) -> int | None:
+    """The index of the GPU that a graph's inputs are on, as this process numbers them; None: it has none on a GPU.
+
+    Raises UnsupportedPiece where they are on several: an artifact runs on one.
+    """
+    on_gpus = [device.get("index") for device in input_devices(graph) if device["type"] == "cuda"]
+    if not on_gpus:
+        return None
+    # Without an index a tensor is on the current one.
+    indices = {torch.cuda.current_device() if index is None else index for index in on_gpus}
+    if len(indices) > 1:
+        named = ", ".join(f"cuda:{index}" for index in sorted(indices))
         raise UnsupportedPiece(
-            f"the piece is on cuda:{on_gpu['index']}, and artifacts run on a process's first GPU; start each worker with "
-            "CUDA_VISIBLE_DEVICES naming its own",
-            reason="NOT_FIRST_GPU",
+            f"the piece's inputs are on {named}, and an artifact runs on one GPU; split the model where it changes GPUs",
+            reason="SEVERAL_GPUS",
         )
-    kinds = fingerprint.devices("cuda")
-    if len(kinds) == 1:
-        return kinds[0]
-    # GPUs of several kinds in one machine: the one that the tensor is on.
-    index = on_gpu.get("index")
-    name = torch.cuda.get_device_properties(torch.cuda.current_device() if index is None else index).name
-    return next(kind for kind in kinds if kind["name"] == name)
+    return indices.pop()
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -43,6 +43,8 @@ class Request:
     budget_s: float | None
     cache_dir: str | None
     choices: Choices = field(default_factory=Choices)
+    #: The GPU that the piece's inputs are on; None: the current one, if any.
+    device_index: int | None = None
     #: Nobody waits for it: what somebody waits for goes first, and no budget bounds it.
     is_background: bool = False
 
@@ -113,20 +115,22 @@ def _follow(
             position = positions[event["index"]]
             del waiting[position]
             if sink is not None:
-                _settle(client, event, position, sink, stop)
+                _settle(request, event, position, sink, stop)
     if waiting:
         missing = list(waiting.values())
         raise ArtifactError(f"the daemon finished without an answer for {missing}", reason="BAD_RESPONSE")
     return status
 
 
-def _settle(client: _core.Client, event: dict[str, Any], position: int, sink: Sink, stop: _core.Stop) -> None:
+def _settle(request: Request, event: dict[str, Any], position: int, sink: Sink, stop: _core.Stop) -> None:
     try:
         if event["event"] == "failed":
             raise failed(event)
         if not sink.wants(position):
             return
-        compiled, record = fetch_and_load(client, event["handle"], event["source"], stop)
+        compiled, record = fetch_and_load(
+            request.client(), event["handle"], event["source"], stop, request.device_index
+        )
     except PiecewisedError as error:
         sink.failed(position, error)
     else:
