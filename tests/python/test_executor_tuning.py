@@ -134,7 +134,7 @@ def test_a_single_size_and_a_static_graph(tuned: dict[str, Any]) -> None:
     assert named == [("generic", 8192), ("range", 16)]
     static = tuned["static"][0]
     assert [c["name"] for c in static["tuning"]["candidates"]] == ["generic"]
-    assert static["segments"] == [{"range": None, "entry": "e0"}]
+    assert static["segments"] == [{"range": None, "entry": "e0", "guards": []}]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_generic_code_is_one_dynamic_compile(executor: h.Executor) -> None:
     generic = {"options": {"specialisation": "generic"}}
     message, fields, _ = executor.compile(EXP, dispatch_argument=0, range=[2, 512], hint=512, **generic)
     assert message == "done", fields
-    assert fields["segments"] == [{"range": [2, 512], "entry": "e0"}]
+    assert fields["segments"] == [{"range": [2, 512], "entry": "e0", "guards": []}]
     assert fields["verification"]["outcome"] == "passed"
     # Stock's code knows of no size below 2; here it is compiled apart.
     message, fields, _ = executor.compile(EXP, dispatch_argument=0, range=[1, 512], hint=512, **generic)

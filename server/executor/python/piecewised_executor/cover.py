@@ -124,7 +124,7 @@ class Cover:
             if is_last := len(gaps) > MAX_COMPILES - self._n_compiles:
                 gaps = [(gaps[0][0], gaps[-1][1])]
             for gap in gaps:
-                hints, *others = sizes_to_try(proof.conditions, symbols, self._dispatched, gap)
+                hints, *others = sizes_to_try(proof.conditions, symbols, self._dispatched, gap, self._settled)
                 self._pending.append(Task(gap, hints, tuple(others), is_last))
         guarded = [
             part
