@@ -68,6 +68,7 @@ bench: client ## the numbers of docs/benchmarks.md, on this machine
 	$(VENV_PYTHON) tests/bench/bench.py --daemon target/release/piecewised --bench-client target/release/bench-client
 	$(VENV_PYTHON) tests/bench/dispatch.py --rust-bench target/release/bench-dispatch
 	$(VENV_PYTHON) tests/bench/program.py --daemon target/release/piecewised
+	$(VENV_PYTHON) tests/bench/load.py
 
 .PHONY: requirements
 requirements: $(VENV)/.ready ## resolve tests/requirements.in again

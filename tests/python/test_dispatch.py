@@ -136,9 +136,9 @@ def test_guards_on_the_size_alone_cost_a_lookup_only() -> None:
     )
     assert dispatcher.places == []
     targets: list[Callable[..., Any]] = [lambda *args: "first", lambda *args: "second"]
-    assert finder(dispatcher, targets)(4) is targets[1], "the callable itself"
+    assert finder(dispatcher, targets.__getitem__)(4) is targets[1], "the callable itself"
     with pytest.raises(piecewised.NotCovered):
-        finder(dispatcher, targets)(17)
+        finder(dispatcher, targets.__getitem__)(17)
 
 
 def test_a_piece_without_a_symbolic_input_has_one_answer() -> None:

@@ -70,6 +70,11 @@ REQUESTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "columns": (COLUMNS, {"range": [2, 16], "hint": 8}),
     "columns at 5": (COLUMNS, {"range": [5, 5], "hint": 5}),
     "flat": (FLAT, {"range": [2, 16], "hint": 8}),
+    "few, tuned": (BY_EIGHT, {"range": [1, 64], "hint": 8, "options": {"tuning": "full"}}),
+    "many, tuned": (BY_EIGHT, {"range": [1, 4096], "hint": 64, "options": {"tuning": "full"}}),
+    "flat, tuned": (FLAT, {"range": [2, 16], "hint": 8, "options": {"tuning": "full"}}),
+    "many, generic": (BY_EIGHT, {"range": [1, 4096], "hint": 4096, "options": {"specialisation": "generic"}}),
+    "columns, generic": (COLUMNS, {"range": [1, 16], "hint": 16, "options": {"specialisation": "generic"}}),
 }
 
 
@@ -124,8 +129,37 @@ def test_where_a_guard_fails_other_code_is_compiled(made: dict[str, Any]) -> Non
     assert segments[0]["guards"] and segments[0]["range"] == [2, 16]
 
 
+def test_what_runs_under_guards_is_verified_where_they_hold(made: dict[str, Any]) -> None:
+    for name, (done, _) in made.items():
+        verification = done["verification"]
+        assert verification["outcome"] == "passed" and not verification["note"], f"{name}: {verification}"
+        assert verification["sizes"], name
+        checked = {(checked["entry"], checked["size"]) for checked in verification["sizes"]}
+        for segment in done["segments"]:
+            low, high = segment["range"]
+            assert any(segment["entry"] == entry and low <= size <= high for entry, size in checked), (
+                f"{name}: {segment}"
+            )
+    sizes = [checked["size"] for checked in made["many"][0]["verification"]["sizes"]]
+    assert set(sizes) == {64, 8, 4096}
+
+
+def test_what_has_guards_is_not_compared_with_other_candidates(made: dict[str, Any]) -> None:
+    for name in ("many, tuned", "flat, tuned"):
+        report = made[name][0]["tuning"]
+        assert report["mode"] == "full"
+        guarded = [candidate for candidate in report["candidates"] if "under guards only" in candidate["failure"]]
+        assert guarded and not any(candidate["latencies"] for candidate in guarded), name
+    # The sizes that are proven one by one were measured, and have no guard.
+    candidates = made["few, tuned"][0]["tuning"]["candidates"]
+    assert {latency["size"] for candidate in candidates for latency in candidate["latencies"]} == {8, 16, 32, 64}
+    assert not any(segment["guards"] for segment in made["few, tuned"][0]["segments"])
+
+
 WRONG: list[tuple[str, int, list[int], str]] = [
-    *(("few", n, [], "SIZE_NOT_COVERED") for n in (1, 7, 9, 63)),
+    *((name, n, [], "SIZE_NOT_COVERED") for name in ("few", "few, tuned") for n in (1, 7, 9, 63)),
+    *((name, n, [], "GUARD_FAILED") for name in ("many, tuned", "many, generic") for n in (17, 63, 4095)),
+    *(("columns, generic", n, [7], "GUARD_FAILED") for n in (1, 2, 16)),
     *(("many", n, [], "SIZE_NOT_COVERED") for n in (1, 7, 9, 15)),
     *(("many", n, [], "GUARD_FAILED") for n in (17, 63, 4095)),
     ("from 2", 1, [], "SIZE_NOT_COVERED"),
@@ -143,12 +177,16 @@ def test_a_wrong_size_never_runs_the_code(
     assert raised.value.reason == reason
     if reason == "GUARD_FAILED":
         text = str(raised.value)
-        assert ("s0 % 8 == 0 is false" in text) if name == "many" else ("s1 = 7" in text and "is false" in text)
+        assert (
+            ("s0 % 8 == 0 is false" in text) if name.startswith("many") else ("s1 = 7" in text and "is false" in text)
+        )
 
 
 def test_exactly_the_right_sizes_are_served(made: dict[str, Any]) -> None:
     """Every size of the range, against the truth."""
-    for name, sizes in (("few", range(1, 65)), ("many", range(1, 4097))):
+    few, many = range(1, 65), range(1, 4097)
+    each = {"few": few, "few, tuned": few, "many": many, "many, tuned": many, "many, generic": many}
+    for name, sizes in each.items():
         found = dispatcher(name, made[name][0])
         for size in sizes:
             try:
@@ -181,18 +219,22 @@ def _flat(n: int, m: int) -> tuple[list[Any], Any]:
 
 
 CALLS: list[tuple[str, Callable[[int, int], Any], int, int]] = [
-    *(("few", _by_eight, n, 0) for n in (8, 16, 64)),
-    *(("many", _by_eight, n, 0) for n in (8, 16, 24, 4096)),
+    *((name, _by_eight, n, 0) for name in ("few", "few, tuned") for n in (8, 16, 64)),
+    *((name, _by_eight, n, 0) for name in ("many", "many, tuned", "many, generic") for n in (8, 16, 24, 4096)),
+    *(("columns, generic", _columns, n, m) for n, m in ((1, 8), (2, 8), (16, 9))),
     *(("from 2", _second_row, n, 0) for n in (2, 3, 16)),
     *(("columns", _columns, n, m) for n, m in ((2, 8), (16, 8), (7, 33))),
     *(("columns at 5", _columns, 5, m) for m in (8, 9)),
-    *(("flat", _flat, n, m) for n, m in ((2, 1), (16, 1), (5, 2), (9, 16))),
+    *((name, _flat, n, m) for name in ("flat", "flat, tuned") for n, m in ((2, 1), (16, 1), (5, 2), (9, 16))),
 ]
 
 
 def test_right_sizes_give_what_eager_gives_in_a_fresh_worker(made: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    folders = {name: h.materialise(blob, tmp_path / name.replace(" ", "-")) for name, (_, blob) in made.items()}
+    folders = {
+        name: h.materialise(blob, tmp_path / name.replace(" ", "-").replace(",", ""))
+        for name, (_, blob) in made.items()
+    }
     calls, expected = [], []
     for name, make, n, m in CALLS:
         args, want = make(n, m)

@@ -27,14 +27,15 @@ EXP: dict[str, Any] = {
     "symbols": [{"name": "s0", "hint": 8, "min": 2}],
 }
 
-# Whether a dimension is squeezed away depends on its size: what is compiled for [1, 64] is proven from 2 up.
+# The transposed view that has other strides at size 1 only: proven from 2 up.
 FROM_TWO: dict[str, Any] = {
     "nodes": [
         h.int_input("n", N),
-        h.tensor_input("x", [N, h.number(4)], [h.number(4), h.number(1)]),
-        h.function_node("two", "_operator.mul", h.ref("x"), {"float": "2.0"}),
-        h.method_node("squeezed", "squeeze", h.ref("two")),
-        h.output_node({"tuple": [h.ref("squeezed")]}),
+        h.tensor_input("x", [h.number(4), N], [h.number(1), h.number(4)]),
+        h.method_node("flat", "contiguous", h.ref("x")),
+        h.method_node("view", "view", h.ref("flat"), {"int": -1}),
+        h.function_node("two", "_operator.mul", h.ref("view"), {"float": "2.0"}),
+        h.output_node({"tuple": [h.ref("two")]}),
     ],
     "symbols": [{"name": "s0", "hint": 8, "min": 2}],
 }
@@ -97,14 +98,13 @@ def test_what_was_chosen_follows_from_the_times(tuned: dict[str, Any]) -> None:
     assert packed == {segment["entry"] for segment in fields["segments"]}
 
 
-def test_size_1_has_candidates_of_its_own(tuned: dict[str, Any]) -> None:
+def test_size_1_has_code_of_its_own(tuned: dict[str, Any]) -> None:
     fields, _ = tuned["from 1"]
-    assert [segment["range"] for segment in fields["segments"][:1]] == [[1, 1]]
-    assert fields["segments"][1]["range"][0] == 2 and fields["segments"][-1]["range"][1] == 64
-    named = [(candidate["name"], candidate["hint"]) for candidate in fields["tuning"]["candidates"]]
-    # Stock's code is for 2 and more: it is not among those for size 1.
-    assert named == [("generic", 8192), ("range", 8), ("range", 2), ("range", 64), ("range", 1)]
-    assert fields["tuning"]["candidates"][4]["entries"] == [fields["segments"][0]["entry"]]
+    assert fields["segments"][0]["range"] == [1, 1]
+    assert [segment["range"][1] + 1 for segment in fields["segments"][:-1]] == [
+        segment["range"][0] for segment in fields["segments"][1:]
+    ]
+    assert fields["segments"][-1]["range"][1] == 64
 
 
 def test_the_artifact_holds_the_chosen_ones_only_and_is_verified(tuned: dict[str, Any], tmp_path: Path) -> None:
@@ -118,8 +118,8 @@ def test_the_artifact_holds_the_chosen_ones_only_and_is_verified(tuned: dict[str
         }
         for n in sizes:
             if name == "from 1":
-                x = torch.randn(n, 4)
-                expected.append(((x * 2.0).squeeze(),))
+                x = torch.randn(n, 4).t()
+                expected.append((x.contiguous().view(-1) * 2.0,))
             else:
                 x = torch.randn(n, 64)
                 expected.append((torch.exp(x),))
@@ -134,7 +134,7 @@ def test_a_single_size_and_a_static_graph(tuned: dict[str, Any]) -> None:
     assert named == [("generic", 8192), ("range", 16)]
     static = tuned["static"][0]
     assert [c["name"] for c in static["tuning"]["candidates"]] == ["generic"]
-    assert [(segment["range"], segment["entry"]) for segment in static["segments"]] == [(None, "e0")]
+    assert static["segments"] == [{"range": None, "entry": "e0", "guards": []}]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_generic_code_is_one_dynamic_compile(executor: h.Executor) -> None:
     generic = {"options": {"specialisation": "generic"}}
     message, fields, _ = executor.compile(EXP, dispatch_argument=0, range=[2, 512], hint=512, **generic)
     assert message == "done", fields
-    assert [(segment["range"], segment["entry"]) for segment in fields["segments"]] == [([2, 512], "e0")]
+    assert fields["segments"] == [{"range": [2, 512], "entry": "e0", "guards": []}]
     assert fields["verification"]["outcome"] == "passed"
     # Stock's code knows of no size below 2; here it is compiled apart.
     message, fields, _ = executor.compile(EXP, dispatch_argument=0, range=[1, 512], hint=512, **generic)

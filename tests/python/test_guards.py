@@ -5,6 +5,7 @@ The graphs are Dynamo's, called as a serving engine calls them: without Dynamo's
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,30 @@ def test_guards_on_other_sizes_are_decided_for_each_call(daemon: Daemon, wide: t
             check(backend, wide, groups, n, m)
         refuses(backend, wide, "GUARD_FAILED", "is false", n, 12)
         check(backend, wide, groups, n, 32)
+
+
+@pytest.mark.parametrize("mode", ["upfront", "lazy"])
+def test_guards_with_tuned_code_later_and_with_one_compile_for_all(
+    daemon: Daemon, wide: torch.fx.GraphModule, by_eight: torch.fx.GraphModule, mode: str
+) -> None:
+    given: dict[str, Any] = {"endpoint": daemon.endpoint, "on_error": "raise", "mode": mode}
+    n_before = piecewised.stats()["tiered"]["n_swapped"]
+    tiered = PiecewiseBackend(wide, compile_ranges=[[2, 16]], tuning="tiered", compile_hints={"[2, 16]": 8}, **given)
+    generic = PiecewiseBackend(by_eight, compile_ranges=RANGES, specialisation="generic", **given)
+    for _ in range(2):
+        for m in (16, 24, 8):
+            check(tiered, wide, groups, 5, m)
+        refuses(tiered, wide, "GUARD_FAILED", "is false", 5, 12)
+        deadline = time.monotonic() + 100
+        while piecewised.stats()["tiered"]["n_waiting"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert piecewised.stats()["tiered"]["n_swapped"] == n_before + 1
+    for n in (8, 16, 64, 72, 4096):
+        check(generic, by_eight, rows, n)
+    for n in (1, 9, 65, 4095):
+        with pytest.raises(piecewised.NotCovered):
+            generic(*arguments(by_eight, x=torch.randn(n)))
 
 
 def test_torch_compile_without_dynamos_guards(daemon: Daemon) -> None:

@@ -19,10 +19,12 @@ import torch
 from conftest import Daemon
 from piece_harness import arguments, capture
 from piecewised import PiecewiseBackend, Program
+from piecewised.entries import Entries
 from piecewised.errors import CompileFailed
 from piecewised.loading import Compiled
 from piecewised.remembered import Remembered
 from piecewised.tiered import Captures, Tier
+from test_dispatch import guarded
 
 # Remembering and forgetting.
 
@@ -194,6 +196,63 @@ def model(constant: float) -> Callable[[torch.Tensor], torch.Tensor]:
         return torch.nn.functional.silu(x * constant) + x
 
     return run
+
+
+def under_guards(entry_mode: str, entries: tuple[str, str], order: tuple[str, str]) -> Compiled:
+    """An entry for [1, 16] on a GPU whose parts run where the dispatched size is below that of another dimension, and where it is above."""
+    guards = [((1, 16), function, "n", "m") for function in order]
+    handle = json.loads(guarded((1, 16), *guards, places={"n": [0, None], "m": [1, 1]}))
+    for segment, name in zip(handle["segments"], entries, strict=True):
+        segment["entry"] = name
+    handle["tuning"] = {"mode": entry_mode, "candidates": [], "seconds": 0.0, "note": ""}
+    handle["device"]["type"] = "cuda"
+    return Compiled(handle, {name: lambda *args, name=name: name for name in entries})
+
+
+def _piece(compiled: Compiled) -> Any:
+    runnables = {(0, entry): run for entry, run in compiled.runnables.items()}
+    piece = piecewised.Piece([json.dumps(compiled.handle)], runnables, swap="auto")
+    return piece, piece._table.tier
+
+
+def _entries(compiled: Compiled) -> Any:
+    entries = Entries([(1, 16)], 0, True)
+    runs = Remembered(lambda size: tier.watched(0, entries.states[0].find(size)), int)
+    tier = Tier("auto", Captures(), replace=entries.replace, forget=runs.forget)
+    tier.expect(0, compiled)
+    entries.put(0, compiled)
+    return (lambda *args: runs[args[0]](*args)), tier
+
+
+@pytest.mark.parametrize("make", [_piece, _entries])
+def test_code_under_guards_is_swapped_whatever_calls_have_remembered(
+    make: Callable[[Compiled], Any], capturing: list[bool], before: dict[str, Any]
+) -> None:
+    call, tier = make(under_guards("fast", ("below", "above"), ("lt", "gt")))
+    wide, narrow = torch.empty(1, 9), torch.empty(1, 3)
+    for _ in range(2):
+        assert [call(5, wide), call(5, narrow)] == ["below", "above"]
+    # The tuned code has its parts in another order, and under other names.
+    tier.ready(0, under_guards("full", ("tuned above", "tuned below"), ("gt", "lt")), "[1, 16]")
+    for _ in range(2):
+        assert [call(5, wide), call(5, narrow)] == ["tuned below", "tuned above"]
+        with pytest.raises(piecewised.NotCovered, match="n = 5, m = 5"):
+            call(5, torch.empty(1, 5))
+    assert tiered_since(before) == {"n_swapped": 1}
+
+
+@pytest.mark.parametrize("make", [_piece, _entries])
+def test_a_capture_of_code_under_guards_is_seen(
+    make: Callable[[Compiled], Any], capturing: list[bool], before: dict[str, Any]
+) -> None:
+    call, tier = make(under_guards("fast", ("below", "above"), ("lt", "gt")))
+    wide = torch.empty(1, 9)
+    assert call(5, wide) == "below"
+    capturing[0] = True
+    assert call(5, wide) == "below"
+    tier.ready(0, under_guards("full", ("tuned below", "tuned above"), ("lt", "gt")), "[1, 16]")
+    assert call(5, wide) == "below"
+    assert tiered_since(before) == {"n_kept": 1}
 
 
 def tokens(n: int) -> torch.Tensor:

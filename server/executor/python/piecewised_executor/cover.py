@@ -83,6 +83,7 @@ class Cover:
             if part.conditions:
                 pieces = remainder(part.interval, self._settled) if part.interval else []
                 guards = self._guards.of(part.conditions, symbols) if pieces else []
+                pieces = [piece for piece in pieces if not self._never_runs(piece, guards)]
                 self._guarded += [_segment(piece, entry, guards) for piece in pieces]
             elif part.interval is None:
                 self._plain.append(_segment(None, entry, []))
@@ -117,6 +118,15 @@ class Cover:
                 raise UnprovenRange(self._not_covered(left[0], f"after {self._n_compiles} compiles"))
         return [*self._guarded, *sorted(self._plain, key=lambda segment: segment["range"] or [])]
 
+    def _never_runs(self, interval: Interval, guards: list[dict[str, Any]]) -> bool:
+        """Whether a segment before it takes every call that it would."""
+        return any(
+            segment["range"][0] <= interval[0]
+            and interval[1] <= segment["range"][1]
+            and all(guard in guards for guard in segment["guards"])
+            for segment in self._guarded
+        )
+
     def _follow_up(self, interval: Interval, proof: Proof, symbols: Symbols) -> None:
         covered = [*(part.interval for part in proof.parts if part.interval), *self._settled]
         gaps = remainder(interval, sorted(covered))
@@ -124,7 +134,7 @@ class Cover:
             if is_last := len(gaps) > MAX_COMPILES - self._n_compiles:
                 gaps = [(gaps[0][0], gaps[-1][1])]
             for gap in gaps:
-                hints, *others = sizes_to_try(proof.conditions, symbols, self._dispatched, gap)
+                hints, *others = sizes_to_try(proof.conditions, symbols, self._dispatched, gap, self._settled)
                 self._pending.append(Task(gap, hints, tuple(others), is_last))
         guarded = [
             part

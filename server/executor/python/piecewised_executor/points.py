@@ -92,9 +92,9 @@ def points_to_check(
     # The ends may be sizes that the graph does not take: then the nearest that it does.
     take(Point(size) for size in range(low, min(low + _MAX_NEIGHBOURS, high + 1)))
     take(Point(size) for size in range(high, max(high - _MAX_NEIGHBOURS, low - 1), -1))
-    for i, segment in enumerate(segments):
+    for i in range(len(segments)):
         if all(picked != i for _, picked in found.values()):
-            take(_candidates(graph, dispatched, segment, hint), i)
+            take(_candidates(graph, dispatched, segments[: i + 1], hint), i)
     return [point for point, _ in found.values()]
 
 
@@ -105,10 +105,10 @@ def describe(segment: dict[str, Any]) -> str:
 
 
 def _candidates(
-    graph: dict[str, Any], dispatched: str | None, segment: dict[str, Any], hint: int | None
+    graph: dict[str, Any], dispatched: str | None, segments: list[dict[str, Any]], hint: int | None
 ) -> Iterator[Point]:
-    """Points for one segment, the likelier first."""
-    low, high = segment["range"]
+    """Points for the last of the segments, the likelier first; the others are asked before it."""
+    low, high = segments[-1]["range"]
     high = max(min(high, LARGEST_SIZE), low)
     inside = min(max(hint if hint is not None else low, low), high)
     middle = (low + high) // 2
@@ -118,7 +118,9 @@ def _candidates(
     powers = [1 << k for k in range(high.bit_length() + 1)]
     sizes = dict.fromkeys(size for size in [*few, *powers, *near, *ends] if low <= size <= high)
     yield from (Point(size) for size in sizes)
-    named = set().union(*(_names(guard) for guard in segment.get("guards") or [])) - {dispatched}
+    named = {name for segment in segments for guard in segment.get("guards") or [] for name in _names(guard)} - {
+        dispatched
+    }
     for symbol in graph.get("symbols", []):
         if symbol["name"] not in named:
             continue

@@ -236,15 +236,22 @@ def counterexamples(conditions: Sequence[sympy.Basic], symbols: Symbols) -> list
 
 
 def sizes_to_try(
-    conditions: Sequence[sympy.Basic], symbols: Symbols, dispatched: str, interval: Interval
+    conditions: Sequence[sympy.Basic],
+    symbols: Symbols,
+    dispatched: str,
+    interval: Interval,
+    settled: Sequence[Interval] = (),
 ) -> list[dict[str, int]]:
-    """Hints for a compile of sizes where the conditions of another do not hold; in the order of :func:`_ways_to_fail`."""
+    """Hints for a compile of sizes where the conditions of another do not hold; in the order of :func:`_ways_to_fail`. None of them is
+    `settled`: those sizes have code."""
     symbol = symbols.by_name[dispatched]
     low, high = interval
+    low = next((start for start, _ in remainder(interval, list(settled))), low)
     if not isinstance(symbol, sympy.Symbol):
         return [{dispatched: low}]
     hint = symbols.hints[symbol]
     ends = {*range(low, min(low + MAX_CANDIDATES, high + 1)), *range(max(high - MAX_CANDIDATES, low), high + 1)}
+    ends = {size for size in ends if not any(start <= size <= end for start, end in settled)}
     near = [(symbol, size) for size in sorted(ends, key=lambda size: (abs(size - hint), size))]
     return [{dispatched: size} for _, size in _ways_to_fail(conditions, symbols, near)] or [{dispatched: low}]
 

@@ -3,8 +3,10 @@
 use piecewised_plan::Range;
 
 use crate::{
-    Digest, Handle, Segment, Timings,
+    Digest, GuardSymbol, Handle, Segment, Timings, check_segments,
+    model::{SymExpr, SymFunction},
     request::{ArtifactFormat, DeviceKind, Toolchain},
+    unproven,
 };
 
 fn r(start: i64, end: i64) -> Range {
@@ -68,6 +70,23 @@ fn an_entry_gets_what_of_the_segments_lies_in_it() {
     check(r(100, 300), &[("e1", r(100, 128)), ("e2", r(200, 300))]);
     check(r(129, 512), &[("e2", r(200, 512))]);
     check(r(1, 512), &[("e0", r(1, 1)), ("e1", r(2, 128)), ("e2", r(200, 512))]);
+}
+
+#[test]
+fn guards_and_what_gives_them_their_values_are_every_entrys() {
+    let even = SymExpr::Call(SymFunction::Mod, vec![SymExpr::Symbol("s1".into()), SymExpr::Int(2)]);
+    let even = SymExpr::Call(SymFunction::Eq, vec![even, SymExpr::Int(0)]);
+    let mut whole = handle(Some(r(1, 512)), &[Some(r(2, 512)), Some(r(1, 64))]);
+    whole.segments[0].guards = vec![even.clone()];
+    whole.guard_symbols = vec![GuardSymbol { name: "s1".into(), argument: 1, dimension: Some(0) }];
+    let clipped = whole.clipped(Some(r(17, 128))).unwrap();
+    assert_eq!(clipped.guard_symbols, whole.guard_symbols);
+    let segments: Vec<_> = clipped.segments.iter().map(|it| (it.range, it.entry.as_str(), it.guards.len())).collect();
+    assert_eq!(segments, [(Some(r(17, 128)), "e0", 1), (Some(r(17, 64)), "e1", 0)]);
+    assert_eq!(check_segments(&clipped.segments, &clipped.guard_symbols, clipped.range), Ok(()));
+    assert!(unproven(clipped.range, &clipped.segments).is_some());
+    let proven = whole.clipped(Some(r(1, 64))).unwrap();
+    assert_eq!(unproven(proven.range, &proven.segments), None);
 }
 
 #[test]
