@@ -5,6 +5,7 @@ Needs a GPU; talks to an executor directly, so no daemon and no build are needed
     python tests/bench/tuning.py tune  --folder F [--piece layer|small]     the ranges, tuned (minutes)
     python tests/bench/tuning.py stock --folder F [--piece layer|small]     stock: one generic compile, one tuned compile for each size
     python tests/bench/tuning.py table --folder F [--piece layer|small]     all of it timed in one process, in turn, as a table
+    python tests/bench/tuning.py fast  --folder F [--piece layer|small]     untuned artifacts, for load
     python tests/bench/tuning.py load  --folder F [--piece layer|small]     loads and first calls in fresh processes without a compiler
 
 Stock's compiles are Inductor's own results with the same options and hints as stock would have; they are packed as ours, which changes
@@ -96,7 +97,13 @@ def tune(folder: Path, piece: str) -> None:
         f"full-{low}-{high}": {"range": [low, high], "hint": hints[low, high], "options": {"tuning": "full"}}
         for low, high in RANGES
     }
-    compile_into(folder, {"fast-17-256": {"range": [17, 256], "hint": 64}, **jobs}, piece)
+    compile_into(folder, jobs, piece)
+
+
+def fast(folder: Path, piece: str) -> None:
+    """Two artifacts for `load`: the range around 64, and generic code."""
+    generic = {"range": [2, 16384], "hint": 8192, "options": {"specialisation": "generic"}}
+    compile_into(folder, {"fast-17-256": {"range": [17, 256], "hint": 64}, "fast-generic": generic}, piece)
 
 
 def stock(folder: Path, piece: str) -> None:
@@ -175,17 +182,19 @@ def timed(work):
     torch.cuda.synchronize(); begun = time.perf_counter(); result = work(); torch.cuda.synchronize()
     return (time.perf_counter() - begun) * 1e3, result
 from piecewised.runtime.load import load_entry
-import_ms = None
 first_ms, run = timed(lambda: load_entry(folder, entry))
-later = [timed(lambda: load_entry(other, entry))[0] for other in others]
+loads = [timed(lambda: load_entry(other, entry)) for other in others]
+later = [ms for ms, _ in loads]
 with torch.no_grad():
     calls = [timed(lambda: run(*call))[0] * 1e3 for _ in range(60)]
     begun = time.perf_counter()
     for _ in range(200): run(*call)
     host_us = (time.perf_counter() - begun) / 200 * 1e6
     torch.cuda.synchronize()
+    # Of an artifact whose kernels are new to the process, and whose products are not.
+    later_calls = [timed(lambda: other(*call))[0] * 1e3 for _, other in loads]
 print(json.dumps({"first_load_ms": first_ms, "later_loads_ms": later, "first_call_us": calls[0], "second_call_us": calls[1],
-  "steady_call_us": statistics.median(calls[10:]), "host_us": host_us, "compiler_imported": "torch._inductor.compile_fx" in sys.modules}))
+  "steady_call_us": statistics.median(calls[10:]), "first_calls_of_later_loads_us": later_calls, "host_us": host_us, "compiler_imported": "torch._inductor.compile_fx" in sys.modules}))
 """
 
 
@@ -200,7 +209,9 @@ def load(folder: Path, piece: str) -> None:
         environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     for name, where in folders.items():
         fields = json.loads((folder / f"{name}.json").read_text())
-        n = 64 if "17" in name else fields["segments"][0]["range"][1]
+        n = 64
+        if not any(segment["range"][0] <= n <= segment["range"][1] for segment in fields["segments"]):
+            continue
         entry = h.entry_for(fields, n)
         others = [
             str(other) for other in folders.values() if other != where and (other / f"programs/{entry}.py").exists()
@@ -226,7 +237,7 @@ def load(folder: Path, piece: str) -> None:
 def main() -> None:
     """See above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["tune", "stock", "table", "load"])
+    parser.add_argument("what", choices=["fast", "tune", "stock", "table", "load"])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--piece", choices=["layer", "small"], default="layer")
     given = parser.parse_args()
@@ -234,7 +245,7 @@ def main() -> None:
         sys.exit("this bench needs a GPU; torch sees none here")
     given.folder.mkdir(parents=True, exist_ok=True)
     print(torch.cuda.get_device_name(), "torch", torch.__version__, flush=True)
-    {"tune": tune, "stock": stock, "table": table, "load": load}[given.what](given.folder, given.piece)
+    {"fast": fast, "tune": tune, "stock": stock, "table": table, "load": load}[given.what](given.folder, given.piece)
 
 
 if __name__ == "__main__":
