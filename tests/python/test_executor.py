@@ -67,13 +67,13 @@ MUTATION = _graph(
     h.output_node({"tuple": [h.ref("exp")]}),
 )
 
-# One output is a view of an input: its program needs more than the generated wrapper.
+# One output is a view of an input, one is an input.
 ALIAS = _graph(
     h.int_input("n", N),
     _rows("x", 4),
     h.method_node("t", "t", h.ref("x")),
     h.function_node("relu", "torch.relu", h.ref("x")),
-    h.output_node({"tuple": [h.ref("t"), h.ref("relu")]}),
+    h.output_node({"tuple": [h.ref("t"), h.ref("relu"), h.ref("x")]}),
 )
 
 _BRANCH_INPUT = h.tensor_input("x", [N, h.number(4)], [h.number(4), h.number(1)])
@@ -145,6 +145,8 @@ REQUESTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "offset single": (OFFSET, {"range": [5, 5], **DYNAMIC}),
     "mutation": (MUTATION, {"range": [2, 16], **DYNAMIC}),
     "alias": (ALIAS, {"range": [2, 16], **DYNAMIC}),
+    # Under autocast a call has to switch it off, which the generated wrapper does not.
+    "autocast": (LINEAR, {"range": [2, 16], "options": {"torch": {"autocast": [["cpu", "bfloat16"]]}}, **DYNAMIC}),
     "cond": (COND, {"range": [2, 16], **DYNAMIC}),
     "static": (CONSTANT, {}),
 }
@@ -185,7 +187,13 @@ def _mutation(n: int) -> tuple[list[Any], Any]:
 
 def _alias(n: int) -> tuple[list[Any], Any]:
     x = torch.randn(n, 4)
-    return [n, x], (x.t(), torch.relu(x))
+    return [n, x], (x.t(), torch.relu(x), x)
+
+
+def _autocast(n: int) -> tuple[list[Any], Any]:
+    args, _ = _linear(n)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return args, (torch.relu(args[1]) @ args[2] + 1,)
 
 
 def _cond(n: int) -> tuple[list[Any], Any]:
@@ -206,6 +214,7 @@ CALLS = [
     ("offset single", _offset, 5),
     *(("mutation", _mutation, n) for n in (2, 9)),
     *(("alias", _alias, n) for n in (2, 16)),
+    ("autocast", _autocast, 3),
     *(("cond", _cond, n) for n in (2, 5)),
     ("static", _constant, 0),
 ]
@@ -266,10 +275,10 @@ def test_a_proven_range_is_one_segment(artifacts: dict[str, Any]) -> None:
     assert [segment["range"] for segment in artifacts["static"][0]["segments"]] == [None]
 
 
-def test_programs_are_direct_but_where_an_output_is_a_view_of_an_input(artifacts: dict[str, Any]) -> None:
+def test_programs_are_direct_but_under_autocast(artifacts: dict[str, Any]) -> None:
     for name, (_, blob) in artifacts.items():
         kinds = {entry["kind"] for entry in h.manifest(blob)["entries"]}
-        assert kinds == ({"whole"} if name == "alias" else {"direct"}), name
+        assert kinds == ({"whole"} if name == "autocast" else {"direct"}), name
 
 
 _TORCH_ALONE = """

@@ -97,7 +97,7 @@ def _entry(folder: Path, source: str, **changed: Any) -> Path:
     record = {
         **{"name": "e0", "kind": "direct", "program": "programs/e0.py", "n_arguments": 1, "arguments": [0]},
         **{"constants": [], "n_outputs": 1, "output": {"tuple": [{"leaf": 0}]}},
-        **{"realigned": [], "written_back": [], "bumped": []},
+        **{"realigned": [], "written_back": [], "bumped": [], "views": []},
         **changed,
     }
     (folder / "programs").mkdir()
@@ -136,6 +136,17 @@ def test_tensors_that_are_not_aligned_are_copied_and_written_back(tmp_path: Path
         assert run(given)[0].tolist() == [2.0] * 8
         assert given.tolist() == [1.0] * 8
         assert given._version > version
+
+
+def test_views_of_tensors_that_are_not_aligned_look_into_what_was_given(tmp_path: Path) -> None:
+    program = "def call(args):\n    x, = args\n    args.clear()\n    return (x[1:3], x, x * 2)\n"
+    run = load.load_entry(_entry(tmp_path, program, realigned=[0], views=[[0, 0], [1, 0]]), "e0")
+    base = torch.arange(9.0)
+    for given in (base[:8], base[1:]):
+        view, same, other = run(given)
+        assert view.data_ptr() == given[1:3].data_ptr() and view.tolist() == given[1:3].tolist()
+        assert same.data_ptr() == given.data_ptr() and same.shape == given.shape
+        assert other.tolist() == (given * 2).tolist()
 
 
 def test_no_gradients_are_recorded(tmp_path: Path) -> None:

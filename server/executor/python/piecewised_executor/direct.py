@@ -1,8 +1,8 @@
 """Programs that need nothing of the compiler to be called: the generated wrapper, reduced to its calls.
 
 What Inductor serialises is meant for a process that has all of torch.compile imported (seconds), and is called through the
-layers that AOTAutograd and Inductor put around it for cases that most pieces are none of: outputs that are views of
-inputs, inputs that are replaced, subclasses, random number states. Where a piece is none of them, its program is the
+layers that AOTAutograd and Inductor put around it for cases that most pieces are none of: inputs that are replaced,
+views whose history autograd wants, subclasses, random number states. Where a piece is none of them, its program is the
 generated wrapper alone, as Python source in which kernels are named by digest (`runtime.direct` runs it). Without its
 kernels' sources, comments and self-test it is a few KB, and the same for every compile of the same graph.
 
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch._functorch._aot_autograd.aot_autograd_result import BundledAOTAutogradResult
+from torch._functorch._aot_autograd.schemas import OutputType
 from torch._inductor import select_algorithm
 from torch._inductor.codecache import CppPythonBindingsCodeCache
 from torch._inductor.output_code import CompiledFxGraph
@@ -41,13 +42,15 @@ class Direct:
     """`source` is the program's text; the rest are positions among the program's arguments.
 
     `realigned`: tensors that the kernels take to be aligned to 16 bytes; `written_back`: of those, the ones that are changed in
-    place; `bumped`: those whose version counter tells autograd of a change in place.
+    place; `bumped`: those whose version counter tells autograd of a change in place. `views`: outputs that look into an
+    argument's memory, each with that argument.
     """
 
     source: str
     realigned: list[int]
     written_back: list[int]
     bumped: list[int]
+    views: list[tuple[int, int]]
 
 
 class _NotDirect(Exception):
@@ -68,7 +71,6 @@ def direct(entry: Any, options: dict[str, Any], namespaces: set[str], requests: 
         or entry.maybe_subclass_meta is not None
         or any(getattr(wrapper, "needs_post_compile", True) for wrapper in entry.dispatch_wrappers)
         or meta.num_mutated_inp_runtime_indices > 0
-        or meta.num_outputs_aliased > 0
         or meta.num_intermediate_bases > 0
         or meta.is_rng_op_functionalized
         or meta.num_graphsafe_rng_states > 0
@@ -80,7 +82,8 @@ def direct(entry: Any, options: dict[str, Any], namespaces: set[str], requests: 
         or bool(options.get("torch", {}).get("autocast"))
         or bool(options.get("inductor", {}).get("triton.cudagraphs"))
     )
-    if needs_more:
+    views = _views(meta.output_info)
+    if needs_more or views is None:
         return None
     try:
         source = _reduced(graph.source_code, namespaces, requests)
@@ -92,7 +95,20 @@ def direct(entry: Any, options: dict[str, Any], namespaces: set[str], requests: 
         realigned,
         [i for i in realigned if i in graph.mutated_input_idxs],
         list(meta.mutated_graph_handled_indices_seen_by_autograd),
+        views,
     )
+
+
+def _views(output_info: list[Any]) -> list[tuple[int, int]] | None:
+    """(output, argument) for each output that is a view of an argument, or one itself: the wrapper returns it as such. None: there are
+    outputs that are regenerated otherwise."""
+    views = []
+    for i, info in enumerate(output_info):
+        if info.output_type in (OutputType.alias_of_input, OutputType.is_input):
+            views.append((i, info.base_idx))
+        elif info.output_type not in (OutputType.non_alias, OutputType.unsafe_view_alias):
+            return None
+    return views
 
 
 def _reduced(source: str, namespaces: set[str], requests: set[str]) -> str:

@@ -54,6 +54,7 @@ class Container:
                 "realigned": program.direct.realigned,
                 "written_back": program.direct.written_back,
                 "bumped": program.direct.bumped,
+                "views": program.direct.views,
             }
         else:
             path = f"programs/{name}.bin"

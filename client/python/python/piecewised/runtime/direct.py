@@ -98,13 +98,12 @@ def load(path: str, cache: str, record: dict[str, Any], device_index: int) -> Ca
     module.__file__ = path
     vars(module).update({GPU_KERNEL: kernels.gpu, CPU_KERNEL: kernels.cpu, "extern_kernels": _ExternKernels()})
     exec(compile(source, path, "exec", dont_inherit=True), vars(module))
-    return _callable(module.call, record["realigned"], record["written_back"], record["bumped"])
+    return _callable(module.call, record)
 
 
-def _callable(
-    call: Callable[[list[Any]], Any], realigned: list[int], written_back: list[int], bumped: list[int]
-) -> Callable[..., Any]:
+def _callable(call: Callable[[list[Any]], Any], record: dict[str, Any]) -> Callable[..., Any]:
     """What a call does beside the program: no gradients are recorded, tensors that are not aligned are copied."""
+    realigned, written_back, bumped, views = (record[name] for name in ("realigned", "written_back", "bumped", "views"))
     is_grad_enabled, set_grad_enabled = torch.is_grad_enabled, torch._C._set_grad_enabled
 
     def run(*args: Any) -> Any:
@@ -121,18 +120,24 @@ def _callable(
             set_grad_enabled(True)
 
     def realigned_call(arguments: list[Any]) -> Any:
-        changed = []
+        copied = {}
         for i in realigned:
             given = arguments[i]
             if given.data_ptr() % _ALIGNMENT:
                 arguments[i] = _aligned(given)
-                if i in written_back:
-                    changed.append((given, arguments[i]))
+                copied[i] = given, arguments[i]
         with torch.no_grad():
-            result = call(arguments)
-            for given, copy in changed:
-                given.copy_(copy)
-        return result
+            result = list(call(arguments))
+            for i, (given, copy) in copied.items():
+                if i in written_back:
+                    given.copy_(copy)
+            for at, i in views:
+                if i in copied:
+                    # It looks into the copy, and has to look into what the caller gave.
+                    view, (given, copy) = result[at], copied[i]
+                    offset = given.storage_offset() + view.storage_offset() - copy.storage_offset()
+                    result[at] = torch.as_strided(given, view.size(), view.stride(), offset)
+        return tuple(result)
 
     if not bumped:
         return run
