@@ -3,7 +3,7 @@
 use piecewised_plan::Range;
 
 use crate::{
-    Digest, GuardSymbol, Handle, Segment, Timings, check_segments,
+    Digest, GuardSymbol, Handle, Latency, Segment, Timings, check_segments,
     model::{SymExpr, SymFunction},
     request::{ArtifactFormat, DeviceKind, Toolchain},
     unproven,
@@ -100,4 +100,11 @@ fn without_a_symbolic_input_there_is_nothing_to_clip() {
     let whole = handle(None, &[None]);
     assert_eq!(whole.clipped(None), Some(whole.clone()));
     assert_eq!(whole.clipped(Some(r(1, 16))), Some(whole));
+}
+
+#[test]
+fn measured_numbers_are_the_same_after_json() {
+    let latency = Latency { size: Some(16), median_us: 1.166_834_729_762_243_8e-7 };
+    let text = serde_json::to_string(&latency).unwrap();
+    assert_eq!(serde_json::from_str::<Latency>(&text).unwrap(), latency);
 }
