@@ -14,7 +14,7 @@ use crate::{
     CompileJob, CompileOutcome, ExecutorConfig, ExecutorError, Hello, environment,
     frame::{self, Frame, FrameError, MAX_JSON_BYTES},
     journal::Journal,
-    message::{self, Done, FromExecutor, PROTOCOL, check_verification, shorten},
+    message::{self, FromExecutor, PROTOCOL, check_verification, shorten},
     process::{Pipes, Process, describe},
 };
 
@@ -225,35 +225,16 @@ impl Channel {
                     let message = shorten(message, MAX_MESSAGE_BYTES);
                     return Ok(Err(ExecutorError::Failed { reason, message }));
                 }
-                FromExecutor::Done { job: id, done } if id == job.id => {
-                    let Done {
-                        segments,
-                        timings,
-                        returns_tuple,
-                        n_arguments,
-                        guard_symbols,
-                        verification,
-                        tuning,
-                        latencies,
-                    } = *done;
-                    check_segments(&segments, &guard_symbols, job.range).map_err(|problem| {
+                FromExecutor::Done { job: id, mut outcome } if id == job.id => {
+                    check_segments(&outcome.segments, &outcome.guard_symbols, job.range).map_err(|problem| {
                         Trouble::Nonsense(format!("`done` with segments that don't fit: {problem}"))
                     })?;
                     if blob.is_empty() {
                         return Err(Trouble::Nonsense("`done` without an artifact".into()));
                     }
-                    check_verification(&verification, job.verify).map_err(Trouble::Nonsense)?;
-                    return Ok(Ok(CompileOutcome {
-                        artifact: blob,
-                        segments,
-                        timings,
-                        returns_tuple,
-                        n_arguments,
-                        guard_symbols,
-                        verification,
-                        tuning,
-                        latencies,
-                    }));
+                    check_verification(&outcome.verification, job.verify).map_err(Trouble::Nonsense)?;
+                    outcome.artifact = blob;
+                    return Ok(Ok(*outcome));
                 }
                 other => {
                     return Err(Trouble::Nonsense(format!("`{}` that is no answer to job {}", other.name(), job.id)));

@@ -8,6 +8,7 @@ use piecewised_graph::{
     request::{ArtifactFormat, CompileOptions, DeviceKind},
 };
 use piecewised_plan::Range;
+use serde::Deserialize;
 
 /// One graph, for one range.
 #[derive(Debug, Clone)]
@@ -32,10 +33,11 @@ pub struct CompileJob {
     pub verify: bool,
 }
 
-/// A finished compile.
-#[derive(Debug, Clone)]
+/// A finished compile: what an executor says of it, and the artifact that comes with that.
+#[derive(Debug, Clone, Deserialize)]
 pub struct CompileOutcome {
     /// The artifact's container, as docs/artifact.md has it.
+    #[serde(skip)]
     pub artifact: Bytes,
     /// Its parts and the sizes each was proven for: at least one, inside the job's range, none overlapping another.
     pub segments: Vec<Segment>,
@@ -46,11 +48,15 @@ pub struct CompileOutcome {
     /// How many arguments it takes.
     pub n_arguments: u32,
     /// What gives the symbols of the segments' guards their values.
+    #[serde(default)]
     pub guard_symbols: Vec<GuardSymbol>,
     /// What came of running it against eager.
+    #[serde(default)]
     pub verification: Verification,
     /// What was tried and measured to choose the code.
+    #[serde(default)]
     pub tuning: TuningReport,
     /// What a call takes on the device.
+    #[serde(default)]
     pub latencies: Vec<Latency>,
 }

@@ -4,14 +4,14 @@
 //! outside the job's range would be dispatched to without proof.
 
 use piecewised_graph::{
-    GuardSymbol, Latency, Segment, Timings, TuningReport, Verification, VerificationOutcome,
+    Verification, VerificationOutcome,
     request::{ArtifactFormat, CompileOptions, DeviceKind, Toolchain},
 };
 use piecewised_plan::Range;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::{CompileJob, FailureReason};
+use crate::{CompileJob, CompileOutcome, FailureReason};
 
 /// The version that both sides speak.
 pub(crate) const PROTOCOL: u32 = 2;
@@ -81,30 +81,13 @@ pub(crate) enum FromExecutor {
     Done {
         job: String,
         #[serde(flatten)]
-        done: Box<Done>,
+        outcome: Box<CompileOutcome>,
     },
     Failed {
         job: String,
         reason: FailureReason,
         message: String,
     },
-}
-
-/// What an executor says of a finished compile, beside the artifact.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Done {
-    pub(crate) segments: Vec<Segment>,
-    pub(crate) timings: Timings,
-    pub(crate) returns_tuple: bool,
-    pub(crate) n_arguments: u32,
-    #[serde(default)]
-    pub(crate) guard_symbols: Vec<GuardSymbol>,
-    #[serde(default)]
-    pub(crate) verification: Verification,
-    #[serde(default)]
-    pub(crate) tuning: TuningReport,
-    #[serde(default)]
-    pub(crate) latencies: Vec<Latency>,
 }
 
 impl FromExecutor {
