@@ -3,7 +3,7 @@
 The rules: no size that was measured becomes slower than with the generic code; the best over the range wins; a range is
 divided where another candidate wins by more than noise, and not otherwise, since each part is another program to load.
 
-`../docs/tuning.md` (docs/ of the project) has the measurements that the numbers below come from.
+docs/tuning.md of the project has the measurements that the numbers below come from.
 """
 
 from __future__ import annotations

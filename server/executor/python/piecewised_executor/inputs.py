@@ -103,11 +103,6 @@ def copied(case: Case) -> Case:
     return Case(case.size, case.rebuilt, flat, arguments)
 
 
-def n_input_bytes(rebuilt: Rebuilt) -> int:
-    """Of all tensors that the graph is called with."""
-    return sum(_n_storage_bytes(value) for value in rebuilt.inputs if isinstance(value, torch.Tensor))
-
-
 def n_peak_bytes(rebuilt: Rebuilt) -> int:
     """The most that eager holds at once, inputs included: every value lives from its node to its last use."""
     last_use: dict[torch.fx.Node, torch.fx.Node] = {}

@@ -77,12 +77,6 @@ def collect(recorded: Recorded, wrapper_key: str) -> dict[str, GpuKernel]:
     return kernels
 
 
-def unsettled(wrapper_key: str) -> list[str]:
-    """The kernels that still have more than one configuration."""
-    module = vars(_wrapper(wrapper_key))
-    return [name for name, it in module.items() if isinstance(it, CachingAutotuner) and len(it.launchers) != 1]
-
-
 def _wrapper(key: str) -> ModuleType:
     for module in reversed(PyCodeCache.modules):
         if getattr(module, "key", None) == key:
