@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from . import devices
+from . import devices, gpu_kernels, shared_objects
+from .errors import MissingKernel
 
 # What programs call the functions that give kernels by digest.
 GPU_KERNEL = "_gpu_kernel"
@@ -57,35 +58,34 @@ class Kernels:
         self._folder = folder
         self._device_index = device_index
         self._loaded: dict[str, Any] = {}
+        self._indexes: dict[str, dict[str, Any]] = {}
 
     def gpu(self, digest: str) -> Any:
         """What launches the Triton kernel of that request."""
-        from . import gpu_kernels
-
         if digest not in self._loaded:
             record = self._indexed(gpu_kernels.INDEX, digest)
             self._loaded[digest] = gpu_kernels.Kernel(record, self._folder, self._device_index)
         return self._loaded[digest]
 
-    def cpu(self, digest: str) -> Any:
-        """The C++ kernel of that request."""
-        from . import shared_objects
-
+    def cpu(self, digest: str, entry: str = shared_objects.ENTRY) -> Any:
+        """The C++ kernel of that request: the function `entry` of its library."""
         if digest not in self._loaded:
             name = self._indexed(shared_objects.INDEX, digest)
-            self._loaded[digest] = shared_objects.load(shared_objects.kernel_path(self._folder, name), name)
+            self._loaded[digest] = shared_objects.load(shared_objects.kernel_path(self._folder, name), name, entry)
         return self._loaded[digest]
 
     def _indexed(self, index: str, digest: str) -> Any:
-        from .errors import MissingKernel
-
-        try:
-            with open(os.path.join(self._folder, index), encoding="utf-8") as file:
-                return json.load(file)[digest]
-        except (FileNotFoundError, KeyError) as error:
+        if index not in self._indexes:
+            try:
+                with open(os.path.join(self._folder, index), encoding="utf-8") as file:
+                    self._indexes[index] = json.load(file)
+            except FileNotFoundError:
+                self._indexes[index] = {}
+        if digest not in self._indexes[index]:
             raise MissingKernel(
                 f"the artifact in {self._folder} has no kernel for a request of its own program; it is damaged or incomplete"
-            ) from error
+            )
+        return self._indexes[index][digest]
 
 
 def load(path: str, cache: str, record: dict[str, Any], device_index: int) -> Callable[..., Any]:

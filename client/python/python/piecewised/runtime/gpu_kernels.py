@@ -18,14 +18,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from .errors import MissingKernel
 from .shared_objects import kernel_path
 
 INDEX = "gpu_kernels.json"
@@ -71,33 +69,17 @@ def _launcher(record: dict[str, Any], launch: Callable[..., None], function: int
 
 
 @contextlib.contextmanager
-def answering(folder: str, device: int) -> Iterator[None]:
-    """While inside, and only for the calling thread, Triton kernels come from the index in `folder`, on the GPU `device`.
-    Imports Inductor."""
+def answering(kernel: Callable[[str], Any]) -> Iterator[None]:
+    """While inside, and only for the calling thread, `kernel` gives Triton kernels by request digest. Imports Inductor."""
     from torch._inductor.async_compile import AsyncCompile
 
-    try:
-        with open(os.path.join(folder, INDEX), encoding="utf-8") as file:
-            index: dict[str, Any] = json.load(file)
-    except FileNotFoundError:
-        index = {}
     thread = threading.get_ident()
-    loaded: dict[str, Kernel] = {}
     original = AsyncCompile.triton
 
     def triton(self: AsyncCompile, kernel_name: str, source_code: str, device_str: str = "cuda") -> Any:
         if threading.get_ident() != thread:
             return original(self, kernel_name, source_code, device_str)
-        digest = request_digest(kernel_name, source_code)
-        if digest not in loaded:
-            record = index.get(digest)
-            if record is None:
-                raise MissingKernel(
-                    f"the artifact in {folder} has no kernel {kernel_name}, which its own program asks for; it is damaged or "
-                    "incomplete"
-                )
-            loaded[digest] = Kernel(record, folder, device)
-        return loaded[digest]
+        return kernel(request_digest(kernel_name, source_code))
 
     AsyncCompile.triton = triton  # type: ignore[method-assign]
     try:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,6 @@ from typing import Any
 from torch._inductor.codecache import CppPythonBindingsCodeCache
 
 from . import shared_objects
-from .errors import MissingKernel
 
 # A function without arguments that gives the kernel, when it is needed.
 Loader = Callable[[], Any]
@@ -77,25 +75,15 @@ class _Unloaded:
 
 
 @contextlib.contextmanager
-def answering(folder: str) -> Iterator[None]:
-    """While inside, and only for the calling thread, kernels come from the index in `folder`."""
-    try:
-        with open(os.path.join(folder, shared_objects.INDEX), encoding="utf-8") as file:
-            index: dict[str, str] = json.load(file)
-    except FileNotFoundError:
-        index = {}
+def answering(kernel: Callable[[str, str], Any]) -> Iterator[None]:
+    """While inside, and only for the calling thread, `kernel` gives kernels by request digest and name of their function."""
     thread = threading.get_ident()
 
     def load(original: Loader, cls: type, argtypes: Sequence[str], source: str, **options: Any) -> Loader:
         if threading.get_ident() != thread:
             return original(cls, argtypes, source, **options)
-        name = index.get(request_digest(cls, argtypes, source, **options))
-        if name is None:
-            raise MissingKernel(
-                f"the artifact in {folder} has no kernel for a request of its own program; it is damaged or incomplete"
-            )
-        kernel = shared_objects.load(shared_objects.kernel_path(folder, name), name, cls.entry_function)
-        return lambda: kernel
+        found = kernel(request_digest(cls, argtypes, source, **options), cls.entry_function)
+        return lambda: found
 
     with _replaced("load_pybinding_async", _request_hook(load)):
         yield

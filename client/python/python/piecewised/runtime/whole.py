@@ -18,6 +18,7 @@ from torch._inductor import codecache
 from torch._inductor.standalone_compile import AOTCompiledArtifact
 
 from . import devices, gpu_kernels, kernels
+from .direct import Kernels
 
 # Deserialising goes through tables of Inductor that are not made for threads.
 _LOAD_LOCK = threading.Lock()
@@ -27,12 +28,13 @@ def load(path: str, cache: str, device_index: int) -> Callable[..., Any]:
     """The program in the file `path`, whose wrapper and kernels are below `cache`, for the GPU of that index."""
     with open(path, "rb") as file:
         serialized = file.read()
+    found = Kernels(cache, device_index)
     with (
         _LOAD_LOCK,
         _cache_folder(cache),
         _wrappers_on(device_index),
-        kernels.answering(cache),
-        gpu_kernels.answering(cache, device_index),
+        kernels.answering(found.cpu),
+        gpu_kernels.answering(found.gpu),
     ):
         # Innermost first: two layers that only forward the call are left out.
         compiled: Callable[..., Any] = AOTCompiledArtifact.deserialize(serialized).inner_fn.compiled_fn
