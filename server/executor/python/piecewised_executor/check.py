@@ -33,7 +33,8 @@ def verify(
     Raises VerificationFailed where it does not load, crashes, or differs from eager.
     """
     started = time.monotonic()
-    with materialised(artifact) as folder:
+    with tempfile.TemporaryDirectory(prefix="piecewised-artifact-") as folder:
+        _unpack(artifact, folder)
         result = _run(
             nursery,
             request,
@@ -77,15 +78,8 @@ def measure(
     return result["latencies"], result["notes"]
 
 
-class materialised(tempfile.TemporaryDirectory):  # type: ignore[type-arg]
-    """A container laid out as a client does; the folder goes at the end."""
-
-    def __init__(self, artifact: bytes) -> None:
-        super().__init__(prefix="piecewised-artifact-")
-        _unpack(artifact, self.name)
-
-
 def _unpack(artifact: bytes, folder: str) -> None:
+    """Lays a container out as a client does."""
     # The container was made by this process a moment ago: no path in it is anybody else's.
     with tarfile.open(fileobj=io.BytesIO(artifact)) as tar:
         for member in tar:

@@ -17,7 +17,8 @@ import torch
 import torch.fx
 
 from .errors import Unsupported
-from .rebuild import ConstantTensor, Rebuilt, rebuild
+from .rebuild import Rebuilt, rebuild
+from .runtime.load import tensor_of
 from .symbols import Symbols, declared_bounds
 
 # What integers are drawn below. The first bound that eager takes is used: a large one makes indices differ, 2 is nearly
@@ -81,7 +82,8 @@ def make_case(rebuilt: Rebuilt, size: int | None, seed: int, integer_bound: int)
     flat: list[Any] = []
     for i, fake in enumerate(rebuilt.inputs):
         if i >= n_kept:
-            flat.append(_constant(rebuilt.constants[i - n_kept]))
+            constant = rebuilt.constants[i - n_kept]
+            flat.append(tensor_of(constant.data, constant.dtype, constant.sizes, constant.device))
         elif isinstance(fake, torch.Tensor):
             flat.append(_tensor(fake, generator(fake.device), integer_bound))
         else:
@@ -181,10 +183,3 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
     base = torch.as_strided(tensor, (offset + extent,), (1,), 0).clone()
     made = torch.as_strided(base, sizes, strides, offset)
     return torch.nn.Parameter(made, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else made
-
-
-def _constant(constant: ConstantTensor) -> torch.Tensor:
-    dtype = getattr(torch, constant.dtype)
-    data = bytearray(constant.data)
-    flat = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-    return flat.view(dtype).reshape(constant.sizes).to(constant.device)

@@ -84,11 +84,15 @@ def toolchain_name(toolchain: dict[str, str]) -> str:
 
 def _constant(folder: str, constant: dict[str, Any], device_index: int) -> torch.Tensor:
     """A tensor of the graph's own, from its bytes."""
-    dtype = getattr(torch, constant["dtype"])
+    device = devices.tensor_device(constant["device"], device_index)
     with open(os.path.join(folder, constant["path"]), "rb") as file:
-        data = bytearray(file.read())
-    flat = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-    return flat.view(dtype).reshape(constant["sizes"]).to(devices.tensor_device(constant["device"], device_index))
+        return tensor_of(file.read(), constant["dtype"], constant["sizes"], device)
+
+
+def tensor_of(data: bytes, dtype: str, sizes: list[int], device: str) -> torch.Tensor:
+    """A tensor of its bytes, row-major and little-endian."""
+    flat = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+    return flat.view(getattr(torch, dtype)).reshape(sizes).to(device)
 
 
 def _adapted(
