@@ -23,6 +23,31 @@ pub enum SubmitError {
         /// The limit.
         limit: usize,
     },
+    /// The caller has too many jobs waiting.
+    #[error(
+        "you have {n_queued} jobs waiting and {n_new} more do not fit, the limit for one peer is {limit}; ask again when some are done"
+    )]
+    PeerQueueFull {
+        /// Jobs that wait for it.
+        n_queued: usize,
+        /// Jobs that this request would add.
+        n_new: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The caller's graphs take too much of the daemon's memory.
+    #[error(
+        "the graphs that you wait for have {bytes} bytes and {new_bytes} more do not fit, the limit for one peer is {limit}; ask again when \
+         some are done"
+    )]
+    PeerBytesFull {
+        /// Bytes of the graphs that it waits for.
+        bytes: usize,
+        /// Bytes that this request would add.
+        new_bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// No interpreter with a torch that works.
     #[error("this daemon has no toolchain to compile with: {reason}")]
     NoToolchain {
