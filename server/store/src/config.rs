@@ -16,6 +16,10 @@ pub struct StoreConfig {
     pub cache_bytes: u64,
     /// Free space that no artifact may take, so that the index can still be written, and things removed, on a full disk.
     pub reserve_bytes: u64,
+    /// How long a failure is remembered; zero: never.
+    pub failure_ttl: Duration,
+    /// The most failures that are remembered.
+    pub max_failures: usize,
 }
 
 impl StoreConfig {
@@ -27,6 +31,8 @@ impl StoreConfig {
             open_timeout: Duration::from_secs(30),
             cache_bytes: 32 << 20,
             reserve_bytes: 64 << 20,
+            failure_ttl: Duration::from_secs(3600),
+            max_failures: 4096,
         }
     }
 }

@@ -5,7 +5,7 @@
 //! leaves either nothing or a whole file that the next open takes over.
 //!
 //! Locks, in this order: an artifact's lock (for everything that changes its file; held across the commit), the
-//! commit's turn, the catalogue's. The last is never held while sled or a file is touched.
+//! commit's turn, the catalogue's, the failures'. The last two are never held while sled or a file is touched.
 
 use std::{
     fs::File,
@@ -26,6 +26,7 @@ use crate::{
     catalogue::Catalogue,
     commit::Committer,
     counters::Counters,
+    failures::{Failures, Remembered},
     index::{Fingerprint, Index},
     layout::Layout,
     record::{Record, parse_handle},
@@ -79,13 +80,15 @@ impl Shared {
 }
 
 /// A change of the index.
-enum Op {
+pub(crate) enum Op {
     Put { key: Digest, digest: Digest, size_bytes: u64, record: Vec<u8> },
     Remove { key: Digest, when: When },
+    Fail { key: Digest, failure: Vec<u8>, remembered: Remembered },
+    Forget { keys: Vec<Digest> },
 }
 
 /// Which record a removal is meant for, so that it never hits a newer one.
-enum When {
+pub(crate) enum When {
     Always,
     Names(Digest),
     Undecodable,
@@ -94,20 +97,26 @@ enum When {
 /// An open store.
 #[derive(Debug)]
 pub(crate) struct Engine {
-    shared: Arc<Shared>,
-    index: Index,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) index: Index,
     catalogue: Mutex<Catalogue>,
+    failures: Mutex<Failures>,
     /// The effect of a change is the artifact that its key no longer names.
     committer: Committer<Op, Option<Digest>>,
 }
 
 impl Engine {
-    pub(crate) fn new(shared: Arc<Shared>, index: Index, catalogue: Catalogue) -> Self {
-        Self { shared, index, catalogue: Mutex::new(catalogue), committer: Committer::new() }
+    pub(crate) fn new(shared: Arc<Shared>, index: Index, catalogue: Catalogue, failures: Failures) -> Self {
+        let (catalogue, failures) = (Mutex::new(catalogue), Mutex::new(failures));
+        Self { shared, index, catalogue, failures, committer: Committer::new() }
     }
 
     pub(crate) fn catalogue(&self) -> MutexGuard<'_, Catalogue> {
         self.catalogue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn failures(&self) -> MutexGuard<'_, Failures> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn n_flushes(&self) -> u64 {
@@ -297,7 +306,7 @@ impl Engine {
         result
     }
 
-    fn submit(&self, op: Op, n_bytes: usize) -> Result<Option<Digest>, StoreError> {
+    pub(crate) fn submit(&self, op: Op, n_bytes: usize) -> Result<Option<Digest>, StoreError> {
         self.committer.submit(op, n_bytes, |ops| self.apply(ops))
     }
 
@@ -307,6 +316,7 @@ impl Engine {
             is_applied.push(match op {
                 Op::Put { key, record, .. } => {
                     self.index.put_record(key, record)?;
+                    self.index.remove_failure(&key.0)?;
                     true
                 }
                 Op::Remove { key, when } => {
@@ -321,6 +331,14 @@ impl Engine {
                     }
                     is_meant
                 }
+                Op::Fail { key, failure, .. } => {
+                    self.index.put_failure(key, failure)?;
+                    true
+                }
+                Op::Forget { keys } => {
+                    keys.iter().try_for_each(|key| self.index.remove_failure(&key.0))?;
+                    true
+                }
             });
         }
         if let Some(totals) = self.shared.counters.due() {
@@ -328,11 +346,22 @@ impl Engine {
         }
         self.index.flush()?;
 
-        let mut catalogue = self.catalogue();
+        let (mut catalogue, mut failures) = (self.catalogue(), self.failures());
         let effects = ops.iter().zip(is_applied).map(|(op, is_applied)| match op {
-            Op::Put { key, digest, size_bytes, .. } => catalogue.insert(*key, *digest, *size_bytes),
+            Op::Put { key, digest, size_bytes, .. } => {
+                failures.remove(key);
+                catalogue.insert(*key, *digest, *size_bytes)
+            }
             Op::Remove { key, .. } if is_applied => catalogue.remove(key),
             Op::Remove { .. } => None,
+            Op::Fail { key, remembered, .. } => {
+                failures.insert(*key, *remembered);
+                None
+            }
+            Op::Forget { keys } => {
+                keys.iter().for_each(|key| failures.remove(key));
+                None
+            }
         });
         Ok(effects.collect())
     }

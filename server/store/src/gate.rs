@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
-use crate::{StoreError, store::panic_text};
+use crate::{StoreError, inner::panic_text};
 
 /// What an operation mostly waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

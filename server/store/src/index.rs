@@ -15,11 +15,13 @@ use piecewised_graph::Digest;
 
 use crate::{
     StoreConfig, StoreError,
+    failures::{self, Remembered},
     layout::sync_dir,
     record::{Record, checksum_of},
 };
 
 const HANDLES: &str = "handles.1";
+const FAILURES: &str = "failures.1";
 const COUNTERS: &str = "counters.1";
 const TOTALS: &str = "totals";
 /// sled's log, where everything that we store is.
@@ -30,6 +32,7 @@ const LOG_NAME: &str = "db";
 pub(crate) struct Index {
     db: sled::Db,
     handles: sled::Tree,
+    failures: sled::Tree,
     counters: sled::Tree,
     log: File,
     n_flushes: AtomicU64,
@@ -52,6 +55,8 @@ pub(crate) struct Scan {
     /// Keys, as stored, of what does not verify.
     pub(crate) damaged: Vec<Vec<u8>>,
     pub(crate) fingerprint: Fingerprint,
+    /// `None`: one that does not verify.
+    pub(crate) failures: Vec<(Vec<u8>, Option<Remembered>)>,
     pub(crate) totals: [u64; 4],
 }
 
@@ -80,8 +85,9 @@ impl Index {
             .use_compression(false)
             .open()?;
         let (handles, counters) = (db.open_tree(HANDLES)?, db.open_tree(COUNTERS)?);
+        let failures = db.open_tree(FAILURES)?;
         let log = File::open(path.join(LOG_NAME)).map_err(StoreError::io("open", path.join(LOG_NAME)))?;
-        let index = Self { db, handles, counters, log, n_flushes: AtomicU64::new(0) };
+        let index = Self { db, handles, failures, counters, log, n_flushes: AtomicU64::new(0) };
         index.flush()?;
         sync_dir(path)?;
         Ok(index)
@@ -99,6 +105,10 @@ impl Index {
                 continue;
             };
             scan.entries.push(Entry { key, digest, size_bytes, stamp, is_detached: json.is_none() });
+        }
+        for item in &self.failures {
+            let (key, value) = item?;
+            scan.failures.push((key.to_vec(), failures::when(&key, &value)));
         }
         if let Some(totals) = self.counters.get(TOTALS)? {
             for (total, bytes) in scan.totals.iter_mut().zip(totals.chunks_exact(8)) {
@@ -119,6 +129,20 @@ impl Index {
 
     pub(crate) fn remove_record(&self, key: &[u8]) -> Result<(), StoreError> {
         self.handles.remove(key)?;
+        Ok(())
+    }
+
+    pub(crate) fn failure(&self, key: &Digest) -> Result<Option<sled::IVec>, StoreError> {
+        Ok(self.failures.get(key.0)?)
+    }
+
+    pub(crate) fn put_failure(&self, key: &Digest, failure: &[u8]) -> Result<(), StoreError> {
+        self.failures.insert(key.0, failure)?;
+        Ok(())
+    }
+
+    pub(crate) fn remove_failure(&self, key: &[u8]) -> Result<(), StoreError> {
+        self.failures.remove(key)?;
         Ok(())
     }
 

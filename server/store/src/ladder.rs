@@ -16,10 +16,11 @@ use std::{
 use crate::{
     OpenOutcome, StoreConfig, StoreError,
     engine::{Engine, Shared},
+    failures,
     index::{Index, Scan},
+    inner::panic_text,
     layout::Layout,
     reconcile::reconcile,
-    store::panic_text,
 };
 
 /// How long an index that was just given up may hold on to its files.
@@ -51,13 +52,14 @@ pub(crate) fn open(shared: &Arc<Shared>, clean: Option<String>) -> Result<(Engin
             Vec::new()
         }
     };
-    let matched = reconcile(shared, &index, scan, files, clean)?;
+    let matched = reconcile(shared, &index, &scan, files, clean)?;
+    let failures = failures::load(shared, &index, scan.failures, &matched.cleared)?;
     climb.n_taken_over = matched.n_taken_over;
     climb.n_dropped = matched.n_dropped;
     if climb.outcome == OpenOutcome::Fresh && climb.n_taken_over > 0 {
         climb.outcome = OpenOutcome::Rebuilt;
     }
-    Ok((Engine::new(shared.clone(), index, matched.catalogue), climb))
+    Ok((Engine::new(shared.clone(), index, matched.catalogue, failures), climb))
 }
 
 fn climb(layout: &Layout, config: &StoreConfig) -> Result<(Index, Scan, Climb), StoreError> {

@@ -15,8 +15,10 @@ mod config;
 mod counters;
 mod engine;
 mod error;
+mod failures;
 mod gate;
 mod index;
+mod inner;
 mod ladder;
 mod layout;
 mod lock;
@@ -29,6 +31,7 @@ mod store;
 
 pub use config::StoreConfig;
 pub use error::StoreError;
+pub use failures::FailureRecord;
 pub use reader::ArtifactReader;
 pub use report::{OpenOutcome, OpenReport, StoreStats};
 pub use store::Store;

@@ -21,6 +21,7 @@ use crate::{
     catalogue::Catalogue,
     commit::MAX_GROUP_RECORDS,
     engine::Shared,
+    failures::Remembered,
     index::{Entry, Index, Scan},
     record::{Record, parse_handle},
 };
@@ -34,12 +35,14 @@ pub(crate) struct Matched {
     pub(crate) catalogue: Catalogue,
     pub(crate) n_taken_over: usize,
     pub(crate) n_dropped: usize,
+    /// Keys whose failure went because their artifact, which is newer, was taken over.
+    pub(crate) cleared: HashSet<Digest>,
 }
 
 pub(crate) fn reconcile(
     shared: &Shared,
     index: &Index,
-    scan: Scan,
+    scan: &Scan,
     files: Vec<Digest>,
     clean: Option<String>,
 ) -> Result<Matched, StoreError> {
@@ -50,7 +53,7 @@ pub(crate) fn reconcile(
     let files: HashSet<Digest> = files.into_iter().collect();
     if scan.damaged.is_empty() && clean == Some(scan.fingerprint.text()) && named == files {
         let mut matched = Matched::default();
-        for entry in scan.entries {
+        for entry in &scan.entries {
             matched.catalogue.insert(entry.key, entry.digest, entry.size_bytes);
         }
         return Ok(matched);
@@ -58,7 +61,7 @@ pub(crate) fn reconcile(
     tracing::info!(n_files = files.len(), "matching the store's index with its artifact files");
     let files = describe_all(shared, &files.into_iter().collect::<Vec<_>>());
     let winners = choose(shared, &scan.entries, &files);
-    let mut matched = apply(index, &scan, &winners, &files)?;
+    let mut matched = apply(index, scan, &winners, &files)?;
     tidy(shared, &winners, &files, &mut matched);
     Ok(matched)
 }
@@ -134,8 +137,10 @@ fn apply(
     winners: &HashMap<Digest, Winner<'_>>,
     files: &Files,
 ) -> Result<Matched, StoreError> {
-    let mut batch = Batch { index, n_records: 0 };
+    let mut batch = Batch::new(index);
     let mut matched = Matched::default();
+    let failed: HashMap<&[u8], Remembered> =
+        scan.failures.iter().filter_map(|(key, remembered)| Some((key.as_slice(), (*remembered)?))).collect();
     let mut known = HashMap::new();
     for entry in &scan.entries {
         if winners.contains_key(&entry.key) {
@@ -155,6 +160,10 @@ fn apply(
         {
             let record = Record::new(winner.digest, winner.size_bytes, winner.stamp, json).encode(key);
             batch.did(index.put_record(key, &record))?;
+            if failed.get(&key.0[..]).is_some_and(|failed| failed.stamp < winner.stamp) {
+                batch.did(index.remove_failure(&key.0))?;
+                matched.cleared.insert(*key);
+            }
             matched.n_taken_over += 1;
         }
         matched.catalogue.insert(*key, winner.digest, winner.size_bytes);
@@ -181,19 +190,23 @@ fn tidy(shared: &Shared, winners: &HashMap<Digest, Winner<'_>>, files: &Files, m
 }
 
 /// Changes of the index, flushed as often as the index needs it.
-struct Batch<'a> {
+pub(crate) struct Batch<'a> {
     index: &'a Index,
     n_records: usize,
 }
 
-impl Batch<'_> {
-    fn did(&mut self, change: Result<(), StoreError>) -> Result<(), StoreError> {
+impl<'a> Batch<'a> {
+    pub(crate) fn new(index: &'a Index) -> Self {
+        Self { index, n_records: 0 }
+    }
+
+    pub(crate) fn did(&mut self, change: Result<(), StoreError>) -> Result<(), StoreError> {
         change?;
         self.n_records += 1;
         if self.n_records >= MAX_GROUP_RECORDS { self.flush() } else { Ok(()) }
     }
 
-    fn flush(&mut self) -> Result<(), StoreError> {
+    pub(crate) fn flush(&mut self) -> Result<(), StoreError> {
         if self.n_records > 0 {
             self.n_records = 0;
             self.index.flush()?;

@@ -78,6 +78,8 @@ pub struct StoreStats {
     pub n_artifacts: u64,
     /// Sum of the artifacts' sizes.
     pub artifact_bytes: u64,
+    /// Failures that are remembered.
+    pub n_failures: u64,
     /// Lifetime: lookups that found a handle.
     pub n_hits: u64,
     /// Lifetime: lookups that found none.

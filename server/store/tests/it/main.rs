@@ -5,6 +5,7 @@ mod basics;
 mod concurrent;
 mod crash;
 mod damage;
+mod failures;
 mod full;
 mod manifests;
 mod model;
