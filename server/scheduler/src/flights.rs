@@ -37,6 +37,13 @@ struct Inner {
     n_executors: u32,
 }
 
+impl Inner {
+    /// When there may be room again: a guess from how long jobs took lately.
+    fn retry_after(&self) -> Duration {
+        (self.pace / self.n_executors).clamp(Duration::from_secs(1), Duration::from_secs(60))
+    }
+}
+
 /// What a spec came to.
 pub(crate) enum Joined {
     /// There was a job for its key.
@@ -69,7 +76,8 @@ impl Flights {
         specs: Vec<JobSpec>,
     ) -> Result<Vec<Joined>, SubmitError> {
         let mut inner = self.lock();
-        let asked = inner.queue.submit(peer, priority, specs.iter().map(ask).collect())?;
+        let asked = inner.queue.submit(peer, priority, specs.iter().map(ask).collect());
+        let asked = asked.map_err(|error| error.retried_after(inner.retry_after()))?;
         let mut join = |(spec, asked): (JobSpec, Asked)| {
             if asked.is_new {
                 let job = Arc::new(Job::new(asked.job, spec));
@@ -87,20 +95,20 @@ impl Flights {
 
     /// Lets a created job run.
     pub(crate) fn enqueue(&self, job: &Job) {
-        self.lock().queue.enqueue(job.number);
-        self.changed.notify_one();
+        let mut inner = self.lock();
+        if !inner.queue.enqueue(job.number) {
+            inner.jobs.remove(&job.number);
+        }
+        drop(inner);
+        // All of them: the queue may be over now, which is for every worker to know.
+        self.changed.notify_waiters();
     }
 
     /// Ends a job wherever it is, and tells its watchers. What it leaves in the store must be there by now: from here on a
     /// caller of its key looks there.
-    pub(crate) fn finish(
-        &self,
-        job: &Job,
-        outcome: Result<Handle, JobFailure>,
-        peak_memory_bytes: Option<u64>,
-    ) {
+    pub(crate) fn finish(&self, job: &Job, outcome: Result<Handle, JobFailure>) {
         let mut inner = self.lock();
-        inner.queue.finish(job.number, peak_memory_bytes);
+        inner.queue.finish(job.number);
         inner.jobs.remove(&job.number);
         if let Some(started) = job.state.borrow().started {
             inner.pace = (inner.pace * 3 + started.elapsed()) / 4;
@@ -161,10 +169,9 @@ impl Flights {
         self.lock().queue.move_gpu(job.number)
     }
 
-    /// When there may be room again: a guess from how long jobs took lately.
-    pub(crate) fn retry_after(&self) -> Duration {
-        let inner = self.lock();
-        (inner.pace / inner.n_executors).clamp(Duration::from_secs(1), Duration::from_secs(60))
+    /// Notes what a job took at most, for those like it.
+    pub(crate) fn measured(&self, job: &Job, peak_memory_bytes: u64) {
+        self.lock().queue.measured(job.number, peak_memory_bytes);
     }
 
     /// Jobs that wait, and jobs that run.

@@ -12,7 +12,10 @@
 //! * The next job waits for memory rather than be overtaken for ever by smaller ones; one that waits for its kind of GPU is overtaken by
 //!   those that need another.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::Duration,
+};
 
 use piecewised_graph::Digest;
 
@@ -196,15 +199,18 @@ impl Queue {
         let new: HashSet<Digest> =
             asks.iter().map(|ask| ask.key).filter(|key| !self.by_key.contains_key(key)).collect();
         let n_new = new.len();
+        // How much later, the caller of this fills in: here is no clock.
+        let later = |n_new: usize, limit: usize| (n_new <= limit).then_some(Duration::ZERO);
         let over = |n_queued: usize, limit: usize| n_new > 0 && n_queued + n_new > limit;
         let n_queued = self.n_waiting();
         if over(n_queued, self.room.max_jobs) {
-            return Err(SubmitError::QueueFull { n_queued, n_new, limit: self.room.max_jobs });
+            let limit = self.room.max_jobs;
+            return Err(SubmitError::QueueFull { n_queued, n_new, limit, retry_after: later(n_new, limit) });
         }
         let n_patient = self.waiting().filter(|job| job.priority() != Priority::Interactive).count();
         if priority != Priority::Interactive && over(n_patient, self.room.max_patient_jobs()) {
             let limit = self.room.max_patient_jobs();
-            return Err(SubmitError::QueueFull { n_queued: n_patient, n_new, limit });
+            return Err(SubmitError::QueueFull { n_queued: n_patient, n_new, limit, retry_after: later(n_new, limit) });
         }
 
         let is_theirs = |job: &&Job| job.waiters.iter().any(|waiter| waiter.peer == *peer);
@@ -214,7 +220,8 @@ impl Queue {
             asks.iter().map(|ask| ask.key).filter(|key| !theirs.contains(key) && !is_running(key)).collect();
         let limit = self.room.max_jobs_per_peer;
         if !wanted.is_empty() && theirs.len() + wanted.len() > limit {
-            return Err(SubmitError::PeerQueueFull { n_queued: theirs.len(), n_new: wanted.len(), limit });
+            let (n_queued, n_new) = (theirs.len(), wanted.len());
+            return Err(SubmitError::PeerQueueFull { n_queued, n_new, limit, retry_after: later(n_new, limit) });
         }
 
         let held = self.jobs.values().filter(is_theirs).map(|job| (job.ask.graph, job.ask.graph_bytes));
@@ -224,21 +231,23 @@ impl Queue {
         let (bytes, new_bytes): (usize, usize) = (held.values().sum(), added.values().sum());
         let limit = self.room.max_bytes_per_peer;
         if new_bytes > 0 && bytes + new_bytes > limit {
-            return Err(SubmitError::PeerBytesFull { bytes, new_bytes, limit });
+            return Err(SubmitError::PeerBytesFull { bytes, new_bytes, limit, retry_after: later(new_bytes, limit) });
         }
         Ok(())
     }
 
-    /// Lets a job that was made run. One that everybody has left meanwhile is dropped.
-    pub(crate) fn enqueue(&mut self, id: JobId) {
-        let Some(job) = self.jobs.get_mut(&id) else { return };
+    /// Lets a job that was made run; false: everybody has left it meanwhile, and it is gone.
+    pub(crate) fn enqueue(&mut self, id: JobId) -> bool {
+        let Some(job) = self.jobs.get_mut(&id) else { return false };
         if job.stage != Stage::Settling {
-            return;
+            return true;
         }
         job.stage = Stage::Queued;
-        if job.waiters.is_empty() {
+        let is_wanted = !job.waiters.is_empty();
+        if !is_wanted {
             self.remove(id);
         }
+        is_wanted
     }
 
     /// The next job, with what it may use; `None`: nothing waits that could run now.
@@ -270,13 +279,15 @@ impl Queue {
         None
     }
 
-    /// Ends a job wherever it is. From here on a caller of its key looks into the store, or makes another one.
-    pub(crate) fn finish(&mut self, id: JobId, peak_memory_bytes: Option<u64>) {
-        let Some(job) = self.jobs.get(&id) else { return };
-        if let Some(peak) = peak_memory_bytes {
-            let need = job.ask.need.clone();
-            self.slots.measured(&need, peak);
+    /// Notes what a job took at most, for those like it.
+    pub(crate) fn measured(&mut self, id: JobId, peak_memory_bytes: u64) {
+        if let Some(job) = self.jobs.get(&id) {
+            self.slots.measured(&job.ask.need, peak_memory_bytes);
         }
+    }
+
+    /// Ends a job wherever it is. From here on a caller of its key looks into the store, or makes another one.
+    pub(crate) fn finish(&mut self, id: JobId) {
         self.remove(id);
     }
 
