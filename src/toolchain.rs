@@ -40,7 +40,7 @@ pub(crate) async fn find(
     status: &watch::Sender<ToolchainStatus>,
 ) -> Result<(), NoToolchain> {
     match find_python(config.python.as_deref(), executors).await {
-        Ok(Found { python, executor, rejected }) => {
+        Ok(Found { python, launcher, executor, rejected }) => {
             for one in rejected {
                 tracing::info!(python = %one.python.display(), "passed over: {}", one.why);
             }
@@ -58,9 +58,8 @@ pub(crate) async fn find(
                 "found a toolchain for {}",
                 devices.join(", ")
             );
-            let executors = executors.with_python(python);
             scheduler.adopt(executor);
-            status.send_replace(ToolchainStatus::Ready(Arc::new(ToolchainInfo::new(hello, Arc::new(executors)))));
+            status.send_replace(ToolchainStatus::Ready(Arc::new(ToolchainInfo::new(hello, launcher))));
             Ok(())
         }
         Err(none) => {

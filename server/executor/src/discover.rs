@@ -10,16 +10,19 @@ use std::{
     fmt,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use crate::{Executor, ExecutorConfig, ExecutorError};
+use crate::{Executor, ExecutorConfig, ExecutorError, Launcher, Placement};
 
 /// An interpreter that works.
 #[derive(Debug)]
 pub struct Found {
     /// The path that further executors are to be started with.
     pub python: PathBuf,
-    /// The executor that proved it, ready for a job.
+    /// Starts further executors of it.
+    pub launcher: Launcher,
+    /// The executor that proved it, ready for a job. It is placed nowhere: see [`Placement::default`].
     pub executor: Executor,
     /// What was tried before it.
     pub rejected: Vec<Rejected>,
@@ -59,8 +62,9 @@ pub async fn find_python(explicit: Option<&Path>, config: &ExecutorConfig) -> Re
     let mut rejected = Vec::new();
     for python in candidates {
         tracing::debug!(python = %python.display(), "trying an interpreter");
-        match Executor::spawn(&config.with_python(&python)).await {
-            Ok(executor) => return Ok(Found { python, executor, rejected }),
+        let launcher = Launcher::new(Arc::new(config.with_python(&python)));
+        match launcher.launch(&Placement::default()).await {
+            Ok(executor) => return Ok(Found { python, launcher, executor, rejected }),
             Err(error) => rejected.push(Rejected { why: why(error), python }),
         }
     }

@@ -11,7 +11,7 @@ use tokio::process::{ChildStdin, ChildStdout};
 use tracing::{Instrument, info_span};
 
 use crate::{
-    CompileJob, CompileOutcome, ExecutorConfig, ExecutorError, Hello, environment,
+    CompileJob, CompileOutcome, ExecutorConfig, ExecutorError, Hello, JobHost, Placement, environment,
     frame::{self, Frame, FrameError, MAX_JSON_BYTES},
     journal::Journal,
     message::{self, FromExecutor, PROTOCOL, check_verification, shorten},
@@ -58,8 +58,8 @@ impl Executor {
     /// # Errors
     /// [`ExecutorError::Spawn`], [`ExecutorError::NotReady`], [`ExecutorError::Unusable`] or [`ExecutorError::Protocol`]. Nothing
     /// of it is left then, nor where the future is dropped.
-    pub async fn spawn(config: &ExecutorConfig) -> Result<Self, ExecutorError> {
-        let mut channel = Channel::open(config)
+    pub async fn spawn(config: &ExecutorConfig, placement: &Placement) -> Result<Self, ExecutorError> {
+        let mut channel = Channel::open(config, placement)
             .await
             .map_err(|source| ExecutorError::Spawn { python: config.python.clone(), source })?;
         let not_ready = |problem, tail| ExecutorError::NotReady { python: config.python.clone(), problem, tail };
@@ -107,7 +107,7 @@ impl Executor {
         !self.is_broken && self.channel.process.is_running()
     }
 
-    /// Compiles `job`; `on_phase` hears of each phase as it begins.
+    /// Compiles `job`; `host` hears of each phase as it begins, and grants leases.
     ///
     /// Everything that the executor prints meanwhile is logged within a span that carries the job's id, itself within the
     /// caller's. Dropping the future kills the executor.
@@ -117,7 +117,7 @@ impl Executor {
     pub async fn compile(
         &mut self,
         job: &CompileJob,
-        on_phase: impl FnMut(&str),
+        host: &mut impl JobHost,
     ) -> Result<CompileOutcome, ExecutorError> {
         if self.is_broken {
             return Err(ExecutorError::Broken);
@@ -131,7 +131,7 @@ impl Executor {
         self.channel.journal.set_span(span.clone());
         self.is_broken = true; // Until it has answered: should the future be dropped, it stays so.
         let killer = self.channel.process.killer();
-        let result = self.converse(job, &text, on_phase).instrument(span).await;
+        let result = self.converse(job, &text, host).instrument(span).await;
         if result.as_ref().err().is_none_or(ExecutorError::executor_can_go_on) {
             killer.defuse();
             self.is_broken = false;
@@ -155,11 +155,11 @@ impl Executor {
         &mut self,
         job: &CompileJob,
         text: &[u8],
-        on_phase: impl FnMut(&str),
+        host: &mut impl JobHost,
     ) -> Result<CompileOutcome, ExecutorError> {
-        let deadline = self.job_deadline;
+        let deadline = self.job_deadline.min(job.deadline);
         let channel = &mut self.channel;
-        match tokio::time::timeout(deadline, channel.compile(job, text, self.max_artifact_bytes, on_phase)).await {
+        match tokio::time::timeout(deadline, channel.compile(job, text, self.max_artifact_bytes, host)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(Trouble::Nonsense(problem))) => Err(channel.protocol(problem).await),
             Ok(Err(Trouble::Ended)) => {
@@ -185,10 +185,10 @@ impl fmt::Debug for Executor {
 }
 
 impl Channel {
-    async fn open(config: &ExecutorConfig) -> io::Result<Self> {
-        let config = config.clone();
+    async fn open(config: &ExecutorConfig, placement: &Placement) -> io::Result<Self> {
+        let (config, placement) = (config.clone(), placement.clone());
         let (process, Pipes { stdin, stdout, stderr }) =
-            tokio::task::spawn_blocking(move || start(&config)).await.map_err(io::Error::other)??;
+            tokio::task::spawn_blocking(move || start(&config, &placement)).await.map_err(io::Error::other)??;
         // No parent: it outlives the job that it happens to be started for.
         let span = info_span!(target: "executor", parent: None, "executor", executor = process.pid());
         Ok(Self {
@@ -211,7 +211,7 @@ impl Channel {
         job: &CompileJob,
         text: &[u8],
         max_artifact_bytes: u64,
-        mut on_phase: impl FnMut(&str),
+        host: &mut impl JobHost,
     ) -> Result<Result<CompileOutcome, ExecutorError>, Trouble> {
         self.send(text).await?;
         loop {
@@ -219,7 +219,7 @@ impl Channel {
             match answer {
                 FromExecutor::Phase { job: id, phase } if id == job.id => {
                     tracing::debug!(target: "executor", phase, "phase");
-                    on_phase(&shorten(phase, 64));
+                    host.on_phase(&shorten(phase, 64));
                 }
                 FromExecutor::Failed { job: id, reason, message } if id == job.id => {
                     let message = shorten(message, MAX_MESSAGE_BYTES);
@@ -281,7 +281,7 @@ impl Channel {
 }
 
 /// Makes the private folder and starts the process in it.
-fn start(config: &ExecutorConfig) -> io::Result<(Process, Pipes)> {
+fn start(config: &ExecutorConfig, placement: &Placement) -> io::Result<(Process, Pipes)> {
     let folder = tempfile::Builder::new()
         .prefix("executor-")
         .permissions(Permissions::from_mode(0o700))
@@ -304,7 +304,7 @@ fn start(config: &ExecutorConfig) -> io::Result<(Process, Pipes)> {
         &source_dir,
         &root,
         headers_dir.as_deref(),
-        config.n_compile_threads,
+        placement.n_compile_threads.or(config.n_compile_threads),
     );
     let mut command = Command::new(python);
     command

@@ -11,7 +11,7 @@ use piecewised_plan::Range;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::{CompileJob, CompileOutcome, FailureReason};
+use crate::{CompileJob, CompileOutcome, FailureReason, Gpu};
 
 /// The version that both sides speak.
 pub(crate) const PROTOCOL: u32 = 2;
@@ -23,6 +23,9 @@ pub struct Hello {
     pub toolchain: Toolchain,
     /// What it can compile for.
     pub devices: Vec<DeviceKind>,
+    /// The GPUs, each by itself.
+    #[serde(default)]
+    pub gpus: Vec<Gpu>,
     /// The allow-list of `call_function`.
     pub functions: Vec<String>,
     /// The allow-list of `call_method`.
@@ -171,6 +174,7 @@ mod tests {
             format: ArtifactFormat::Inductor,
             device: DeviceKind { r#type: "cpu".into(), name: "x86_64".into(), capability: "ab".into() },
             verify: true,
+            deadline: std::time::Duration::from_secs(60),
         };
         let text = String::from_utf8(compile(&job).unwrap()).unwrap();
         assert!(text.starts_with(

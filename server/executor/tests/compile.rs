@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fs, sync::Arc, time::Duration};
 
 use common::{members, nothing_left, python};
 use piecewised_executor::{
-    CompileJob, Executor, ExecutorConfig, ExecutorError, ExecutorSource, FailureReason, find_python,
+    CompileJob, Executor, ExecutorConfig, ExecutorError, ExecutorSource, FailureReason, Unshared, find_python,
 };
 use piecewised_graph::{
     VerificationOutcome,
@@ -55,6 +55,7 @@ fn job(executor: &Executor, id: &str, function: &str, range: (i64, i64)) -> Comp
         format: ArtifactFormat::Inductor,
         device: cpu(executor),
         verify: true,
+        deadline: Duration::from_secs(3600),
     }
 }
 
@@ -71,13 +72,13 @@ async fn a_graph_is_compiled_and_a_bad_one_does_no_harm() {
     assert!(hello.options.iter().any(|option| option.name == "max_autotune" && !option.reserved));
 
     let bad = job(&executor, "bad", "torch.matmul", (2, 16));
-    let error = executor.compile(&bad, |_| ()).await.unwrap_err();
+    let error = executor.compile(&bad, &mut Unshared(|_: &str| ())).await.unwrap_err();
     let ExecutorError::Failed { reason: FailureReason::CompileError, message } = error else { panic!("{error}") };
     assert!(!message.is_empty());
 
     let mut phases = Vec::new();
     let good = job(&executor, "good", "torch.add", (1, 16));
-    let outcome = executor.compile(&good, |phase| phases.push(phase.to_owned())).await.unwrap();
+    let outcome = executor.compile(&good, &mut Unshared(|phase: &str| phases.push(phase.to_owned()))).await.unwrap();
     assert_eq!(phases.first().map(String::as_str), Some("rebuild"));
     assert_eq!(phases.last().map(String::as_str), Some("verify"));
     assert_eq!(outcome.verification.outcome, VerificationOutcome::Passed);
@@ -99,7 +100,8 @@ async fn a_compile_that_is_abandoned_takes_its_compilers_along() {
     let (mut executor, _runtime, root) = found().await;
     let pid = executor.pid();
     let job = job(&executor, "abandoned", "torch.add", (2, 16));
-    let compile = executor.compile(&job, |_| ());
+    let mut host = Unshared(|_: &str| ());
+    let compile = executor.compile(&job, &mut host);
     let the_compiler_runs = async {
         // Beside the executor and the process that its trials are forked from.
         while members(pid).len() < 3 {

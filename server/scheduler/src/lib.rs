@@ -29,7 +29,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use piecewised_executor::{Executor, ExecutorConfig};
+use piecewised_executor::{Executor, Launcher};
 use piecewised_graph::{Digest, Handle};
 use piecewised_plan::Range;
 use piecewised_store::{Store, StoreError};
@@ -297,11 +297,11 @@ impl Shared {
         self.spare().take()
     }
 
-    /// The executor configuration of the toolchain, once it is known.
-    pub(crate) async fn executor_config(&self) -> Result<Arc<ExecutorConfig>, String> {
+    /// What starts executors of the toolchain, once it is known.
+    pub(crate) async fn launcher(&self) -> Result<Launcher, String> {
         let mut status = self.toolchain.clone();
         match status.wait_for(|status| !matches!(status, ToolchainStatus::Probing)).await.map(|it| it.clone()) {
-            Ok(ToolchainStatus::Ready(info)) => Ok(Arc::clone(&info.executor_config)),
+            Ok(ToolchainStatus::Ready(info)) => Ok(info.launcher.clone()),
             Ok(ToolchainStatus::Unusable { reason }) => Err(reason),
             Ok(ToolchainStatus::Probing) | Err(_) => Err("the daemon is ending".into()),
         }

@@ -2,10 +2,10 @@
 
 use std::{
     sync::Arc,
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use piecewised_executor::{CompileJob, CompileOutcome, Executor, ExecutorError};
+use piecewised_executor::{CompileJob, CompileOutcome, Executor, ExecutorError, Placement, Unshared};
 use piecewised_graph::{Digest, Handle, check_segments};
 use tracing::Instrument as _;
 
@@ -69,14 +69,14 @@ fn first_line(text: &str) -> &str {
 
 /// Tries the job until it ends in a result, a failure of its own, or has used up its attempts.
 async fn compile(shared: &Shared, job: &Arc<Job>, slot: &mut Option<Executor>) -> Result<Handle, JobFailure> {
-    let config = shared.executor_config().await.map_err(|reason| JobFailure::new("NO_TOOLCHAIN", reason, true))?;
+    let launcher = shared.launcher().await.map_err(|reason| JobFailure::new("NO_TOOLCHAIN", reason, true))?;
     let mut attempt = 0;
     loop {
         attempt += 1;
         // Taken out of its slot while it runs: only an executor that ended its job well goes back.
         let mut executor = match slot.take().or_else(|| shared.take_spare()) {
             Some(executor) => executor,
-            None => match Executor::spawn(&config).await {
+            None => match launcher.launch(&Placement::default()).await {
                 Ok(executor) => executor,
                 Err(error) if attempt < shared.config.max_attempts && error.is_retryable() => {
                     tracing::warn!(attempt, "an executor did not start, trying another: {error}");
@@ -93,9 +93,10 @@ async fn compile(shared: &Shared, job: &Arc<Job>, slot: &mut Option<Executor>) -
             state.started.get_or_insert(now);
         });
         let result = executor
-            .compile(&compile_job(job, shared.config.verify), |phase| {
-                job.state.send_modify(|state| state.phase = phase.to_owned())
-            })
+            .compile(
+                &compile_job(job, shared.config.verify),
+                &mut Unshared(|phase: &str| job.state.send_modify(|state| state.phase = phase.to_owned())),
+            )
             .await;
         match result {
             Ok(outcome) => {
@@ -131,6 +132,7 @@ fn compile_job(job: &Job, policy: VerifyPolicy) -> CompileJob {
         format: spec.format,
         device: spec.device.clone(),
         verify: policy.wants(&spec.key),
+        deadline: Duration::MAX,
     }
 }
 
@@ -146,6 +148,7 @@ async fn store(shared: &Shared, job: &Job, outcome: CompileOutcome) -> Result<Ha
         verification,
         tuning,
         latencies,
+        peak_memory_bytes: _,
     } = outcome;
     let size_bytes = artifact.len() as u64;
     let (artifact, digest) = tokio::task::spawn_blocking(move || {

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use piecewised_executor::{CompileJob, Executor, ExecutorConfig};
+use piecewised_executor::{CompileJob, Executor, ExecutorConfig, Placement};
 use piecewised_graph::request::{ArtifactFormat, CompileOptions, DeviceKind};
 use piecewised_plan::Range;
 use tempfile::TempDir;
@@ -35,7 +35,7 @@ pub(crate) fn misbehaving(start: &str) -> (ExecutorConfig, TempDir) {
 /// A running misbehaving.
 pub(crate) async fn started() -> (Executor, TempDir) {
     let (config, root) = misbehaving("ready");
-    (Executor::spawn(&config).await.unwrap(), root)
+    (Executor::spawn(&config, &Placement::default()).await.unwrap(), root)
 }
 
 /// A job that tells the misbehaving what to do.
@@ -50,6 +50,7 @@ pub(crate) fn job(id: &str) -> CompileJob {
         format: ArtifactFormat::Inductor,
         device: DeviceKind { r#type: "cpu".into(), name: "misbehaving".into(), capability: String::new() },
         verify: false,
+        deadline: Duration::from_secs(3600),
     }
 }
 
