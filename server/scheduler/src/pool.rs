@@ -60,11 +60,6 @@ impl Pool {
         let n_surplus = idle.len().saturating_sub(n_kept);
         idle.drain(..n_surplus).map(|one| one.executor).collect()
     }
-
-    /// How many there are.
-    pub(crate) fn len(&self) -> usize {
-        self.lock().len()
-    }
 }
 
 /// Ends them, side by side.

@@ -267,7 +267,8 @@ impl Queue {
             // The same choice as in `order`, and a queued job has waiters.
             let peers = job.waiters.iter().map(|waiter| waiter.peer.clone());
             let accounts = &self.peers;
-            let peer = peers.min_by_key(|peer| accounts.get(peer).map(|account| (account.n_running, account.served)))?;
+            let peer =
+                peers.min_by_key(|peer| accounts.get(peer).map(|account| (account.n_running, account.served)))?;
             job.stage = Stage::Running { grant, peer: peer.clone() };
             self.slots.hold(grant);
             if let Some(account) = self.peers.get_mut(&peer) {
@@ -400,3 +401,7 @@ impl Queue {
         ranked.into_iter().map(|(_, _, id)| id).collect()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
