@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
 use crate::{
-    config::{LogFormat, Verify},
+    config::{AbandonedJobs, LogFormat, Verify},
     exit,
 };
 
@@ -73,6 +73,17 @@ pub(crate) struct ServeArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     n_compile_threads: Option<usize>,
 
+    /// Memory that executors may take together. A compile waits while what those like it took so far does not fit; an executor that takes all
+    /// of it is ended [default: three quarters of what the machine, or the control group, has].
+    #[arg(long, value_name = "BYTES", help_heading = "Executors")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_executor_memory_bytes: Option<u64>,
+
+    /// Compiles that use one GPU at a time; only one of them times kernels on it [default: 2].
+    #[arg(long, value_name = "N", help_heading = "Executors")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_jobs_per_gpu: Option<usize>,
+
     /// Nice level of executors, 0 to 19 [default: 5].
     #[arg(long, value_name = "LEVEL", help_heading = "Executors")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -88,12 +99,12 @@ pub(crate) struct ServeArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     executor_ready_deadline_s: Option<u64>,
 
-    /// How long an executor without work is kept [default: 600].
+    /// How long an executor without work is kept; it holds memory, also of its GPU [default: 60].
     #[arg(long, value_name = "SECONDS", help_heading = "Executors")]
     #[serde(skip_serializing_if = "Option::is_none")]
     executor_idle_timeout_s: Option<u64>,
 
-    /// How long one compile may take [default: 1800].
+    /// How long one try of a compile may take, without what it waits for its GPU. One that took longer is tried once more [default: 1800].
     #[arg(long, value_name = "SECONDS", help_heading = "Jobs")]
     #[serde(skip_serializing_if = "Option::is_none")]
     job_deadline_s: Option<u64>,
@@ -103,7 +114,22 @@ pub(crate) struct ServeArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     max_attempts: Option<u32>,
 
-    /// Jobs that may wait; one more is refused. Background jobs may be half of them [default: 1024].
+    /// What becomes of a running compile that nobody waits for any more. finish: it is stored, for whoever asks again [default: finish].
+    #[arg(long, value_name = "WHAT", help_heading = "Jobs")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    abandoned_jobs: Option<AbandonedJobs>,
+
+    /// Jobs that may wait for one peer: a process on the Unix socket, a connection over TCP [default: 512].
+    #[arg(long, value_name = "N", help_heading = "Jobs")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_queued_jobs_per_peer: Option<usize>,
+
+    /// Bytes of the graphs that one peer may wait for [default: 256 MiB].
+    #[arg(long, value_name = "BYTES", help_heading = "Jobs")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_queued_bytes_per_peer: Option<usize>,
+
+    /// Jobs that may wait; one more is refused. Half of them may be jobs that nobody waits for now [default: 1024].
     #[arg(long, value_name = "N", help_heading = "Jobs")]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_queued_jobs: Option<usize>,

@@ -6,7 +6,7 @@ use std::{fs, net::SocketAddr, path::PathBuf};
 
 use clap::ValueEnum;
 use piecewised_graph::Limits;
-use piecewised_scheduler::VerifyPolicy;
+use piecewised_scheduler::{Abandoned, VerifyPolicy};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -24,13 +24,18 @@ pub(crate) const KEYS: &[&str] = &[
     "python",
     "n_executors",
     "n_compile_threads",
+    "max_executor_memory_bytes",
+    "max_jobs_per_gpu",
     "executor_nice",
     "executor_environment",
     "executor_ready_deadline_s",
     "executor_idle_timeout_s",
     "job_deadline_s",
     "max_attempts",
+    "abandoned_jobs",
     "max_queued_jobs",
+    "max_queued_jobs_per_peer",
+    "max_queued_bytes_per_peer",
     "verify",
     "verify_sample_percent",
     "drain_deadline_s",
@@ -69,6 +74,16 @@ pub(crate) enum Verify {
     Always,
 }
 
+/// What becomes of a running compile when its last caller leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum AbandonedJobs {
+    /// It is finished and stored.
+    Finish,
+    /// It is ended.
+    End,
+}
+
 /// The configuration; [`crate::cli::ServeArguments`] says what each key means.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Config {
@@ -80,13 +95,18 @@ pub(crate) struct Config {
     pub(crate) n_executors: usize,
     /// Filled in by [`Config::load`].
     pub(crate) n_compile_threads: Option<usize>,
+    pub(crate) max_executor_memory_bytes: u64,
+    pub(crate) max_jobs_per_gpu: usize,
     pub(crate) executor_nice: u8,
     pub(crate) executor_environment: Vec<String>,
     pub(crate) executor_ready_deadline_s: u64,
     pub(crate) executor_idle_timeout_s: u64,
     pub(crate) job_deadline_s: u64,
     pub(crate) max_attempts: u32,
+    pub(crate) abandoned_jobs: AbandonedJobs,
     pub(crate) max_queued_jobs: usize,
+    pub(crate) max_queued_jobs_per_peer: usize,
+    pub(crate) max_queued_bytes_per_peer: usize,
     pub(crate) verify: Verify,
     pub(crate) verify_sample_percent: u8,
     pub(crate) drain_deadline_s: u64,
@@ -117,13 +137,18 @@ impl Config {
             python: None,
             n_executors: (surroundings.n_cores / 2).max(1),
             n_compile_threads: None,
+            max_executor_memory_bytes: surroundings.memory_bytes / 4 * 3,
+            max_jobs_per_gpu: 2,
             executor_nice: 5,
             executor_environment: Vec::new(),
             executor_ready_deadline_s: 120,
-            executor_idle_timeout_s: 600,
+            executor_idle_timeout_s: 60,
             job_deadline_s: 1800,
             max_attempts: 3,
+            abandoned_jobs: AbandonedJobs::Finish,
             max_queued_jobs: 1024,
+            max_queued_jobs_per_peer: 512,
+            max_queued_bytes_per_peer: 256 << 20,
             verify: Verify::Always,
             verify_sample_percent: 10,
             // Kubernetes kills after 30 s; the store has to be closed within that too.
@@ -179,6 +204,14 @@ impl Config {
         }
     }
 
+    /// What becomes of a running job when its last caller leaves.
+    pub(crate) fn abandoned(&self) -> Abandoned {
+        match self.abandoned_jobs {
+            AbandonedJobs::Finish => Abandoned::Finish,
+            AbandonedJobs::End => Abandoned::End,
+        }
+    }
+
     /// The first key whose value will not do, and why.
     fn check(&self) -> Result<(), (&'static str, String)> {
         let within = |key, value: u64, least: u64, most: u64| {
@@ -198,6 +231,10 @@ impl Config {
         within("job_deadline_s", self.job_deadline_s, 1, YEAR_S)?;
         within("max_attempts", self.max_attempts.into(), 1, 100)?;
         within("max_queued_jobs", self.max_queued_jobs as u64, 1, 1_000_000)?;
+        within("max_queued_jobs_per_peer", self.max_queued_jobs_per_peer as u64, 1, 1_000_000)?;
+        within("max_queued_bytes_per_peer", self.max_queued_bytes_per_peer as u64, 1 << 10, 1024 * GIB)?;
+        within("max_executor_memory_bytes", self.max_executor_memory_bytes, 256 << 20, 1 << 50)?;
+        within("max_jobs_per_gpu", self.max_jobs_per_gpu as u64, 1, 256)?;
         within("verify_sample_percent", self.verify_sample_percent.into(), 0, 100)?;
         within("drain_deadline_s", self.drain_deadline_s, 0, YEAR_S)?;
         within("max_message_bytes", self.max_message_bytes as u64, 1 << 10, 2 * GIB - 1)?;

@@ -175,8 +175,14 @@ async fn open_store(config: &Config) -> anyhow::Result<Store> {
 fn scheduler_config(config: &Config) -> SchedulerConfig {
     SchedulerConfig {
         n_executors: config.n_executors,
+        max_executor_memory_bytes: config.max_executor_memory_bytes,
+        max_jobs_per_gpu: config.max_jobs_per_gpu,
         max_queued_jobs: config.max_queued_jobs,
+        max_queued_jobs_per_peer: config.max_queued_jobs_per_peer,
+        max_queued_bytes_per_peer: config.max_queued_bytes_per_peer,
         max_attempts: config.max_attempts,
+        job_deadline: Duration::from_secs(config.job_deadline_s),
+        abandoned: config.abandoned(),
         max_pieces: MAX_PIECES,
         idle_timeout: Duration::from_secs(config.executor_idle_timeout_s),
         verify: config.verify_policy(),

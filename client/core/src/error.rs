@@ -34,7 +34,7 @@ const USERS_REASONS: [&str; 17] = [
 ];
 
 /// Reasons that go away by waiting.
-const WAITING_HELPS: [&str; 2] = ["NOT_READY", "QUEUE_FULL"];
+const WAITING_HELPS: [&str; 4] = ["NOT_READY", "QUEUE_FULL", "PEER_QUEUE_FULL", "PEER_BYTES_FULL"];
 
 /// A failure of the client. The messages are complete sentences for people.
 #[derive(Debug, Error)]
@@ -222,7 +222,8 @@ impl ClientError {
 
     /// Whether the same call may succeed in a moment.
     pub(crate) fn waiting_helps(&self) -> bool {
-        matches!(self, Self::Refused(refusal) if WAITING_HELPS.contains(&refusal.reason.as_str()))
+        // Where the daemon does not say when, what was asked for will never fit.
+        matches!(self, Self::Refused(refusal) if WAITING_HELPS.contains(&refusal.reason.as_str()) && refusal.retry_after.is_some())
     }
 }
 

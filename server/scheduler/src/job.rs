@@ -145,7 +145,12 @@ pub enum Ticket {
     /// It is queued or running.
     Running(Watcher),
     /// It was tried a while ago and failed for a reason of its own, so it is not tried again.
-    Failed(JobFailure),
+    Failed {
+        /// Of the job that failed.
+        key: Digest,
+        /// How.
+        failure: JobFailure,
+    },
 }
 
 /// How a caller came to a job.

@@ -172,7 +172,9 @@ impl Scheduler {
         for spec in &specs {
             known.push(match self.find(&spec.key).await? {
                 Some(handle) => Some(Ticket::Stored(Box::new(handle))),
-                None => failures::recall(&self.shared.store, &spec.key).await?.map(Ticket::Failed),
+                None => failures::recall(&self.shared.store, &spec.key)
+                    .await?
+                    .map(|failure| Ticket::Failed { key: spec.key, failure }),
             });
         }
         let unknown: Vec<JobSpec> =
@@ -212,7 +214,7 @@ impl Scheduler {
                     Ok(None) => match failures::recall(&self.shared.store, &job.spec.key).await {
                         Ok(Some(failure)) => {
                             self.shared.flights.finish(job, Err(failure.clone()));
-                            Ok(Ticket::Failed(failure))
+                            Ok(Ticket::Failed { key: job.spec.key, failure })
                         }
                         // That nothing can be recalled is no reason not to try.
                         Ok(None) | Err(_) => {

@@ -210,7 +210,8 @@ async fn a_failure_that_is_remembered_is_told_at_once_until_it_is_forgotten() {
     let submit = || scheduler.submit(&peer, Interactive, vec![spec(1), spec(2)]);
     let tickets = submit().await.unwrap();
     match &tickets[..] {
-        [Ticket::Failed(failure), Ticket::Running(_)] => {
+        [Ticket::Failed { key: failed, failure }, Ticket::Running(_)] => {
+            assert_eq!(*failed, key);
             assert_eq!((failure.reason.as_str(), failure.message.as_str()), ("COMPILE_ERROR", "no such operator"));
             assert!(failure.age.is_some() && !failure.retryable);
         }

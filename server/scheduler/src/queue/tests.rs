@@ -98,10 +98,10 @@ impl Queue {
     }
 
     /// Every step that is possible now, with at most so many callers at a time.
-    fn steps(&self, keys: &[Vec<u8>], max_waiters: usize) -> Vec<Step> {
+    fn steps(&self, keys: &[Vec<u8>], max_waiters: usize, priorities: &[Priority]) -> Vec<Step> {
         let mut steps = vec![Step::Take];
         for name in ["a", "b"] {
-            for priority in [Interactive, Background] {
+            for &priority in priorities {
                 let fitting = keys.iter().filter(|keys| self.waiters().len() + keys.len() <= max_waiters);
                 steps.extend(fitting.map(|keys| Step::Submit(name, priority, keys.clone())));
             }
@@ -236,12 +236,12 @@ impl Queue {
     }
 }
 
-/// Goes to every state that can be reached, and does everything that can be done there.
-fn explore(start: Queue, keys: &[Vec<u8>], max_waiters: usize, device: fn(u8) -> &'static str) -> usize {
+/// Goes to every state that can be reached with up to three callers at a time, and does everything that can be done there.
+fn explore(start: Queue, keys: &[Vec<u8>], priorities: &[Priority], device: fn(u8) -> &'static str) -> usize {
     let mut seen = HashSet::from([start.shape()]);
     let mut open = VecDeque::from([start]);
     while let Some(queue) = open.pop_front() {
-        for step in queue.steps(keys, max_waiters) {
+        for step in queue.steps(keys, 3, priorities) {
             let mut next = queue.clone();
             next.step(&step, device);
             if seen.insert(next.shape()) {
@@ -256,22 +256,26 @@ fn explore(start: Queue, keys: &[Vec<u8>], max_waiters: usize, device: fn(u8) ->
 
 #[test]
 fn every_state_of_two_peers_two_keys_and_one_executor() {
-    let n_states = explore(Queue::new(ROOM, slots(1, 1, &[])), &[vec![0], vec![1], vec![0, 1]], 3, |_| "cpu");
+    let n_states = explore(
+        Queue::new(ROOM, slots(1, 1, &[])),
+        &[vec![0], vec![1], vec![0, 1]],
+        &[Interactive, Background],
+        |_| "cpu",
+    );
     assert!(n_states > 1000, "{n_states}");
 }
 
 #[test]
 fn every_state_with_two_executors_and_one_gpu() {
     let device = |n| if n == 0 { "gpu" } else { "cpu" };
-    let n_states = explore(Queue::new(ROOM, slots(2, 1, &["gpu"])), &[vec![0], vec![1]], 3, device);
+    let n_states = explore(Queue::new(ROOM, slots(2, 1, &["gpu"])), &[vec![0], vec![1]], &[Interactive], device);
     assert!(n_states > 1000, "{n_states}");
-    println!("{n_states} states");
 }
 
 #[test]
 fn every_state_of_a_full_queue() {
     let room = Room { max_jobs: 2, max_jobs_per_peer: 1, ..ROOM };
-    let n_states = explore(Queue::new(room, slots(1, 1, &[])), &[vec![0], vec![1], vec![2]], 3, |_| "cpu");
+    let n_states = explore(Queue::new(room, slots(1, 1, &[])), &[vec![0], vec![1], vec![2]], &[Background], |_| "cpu");
     assert!(n_states > 1000, "{n_states}");
 }
 
@@ -285,7 +289,7 @@ proptest! {
         let mut queue = Queue::new(ROOM, slots(3, 1, &["x", "y", "x"]));
         let keys: Vec<Vec<u8>> = (0..7).map(|n| vec![n]).chain([vec![0, 1, 2, 3], vec![3, 3, 4, 5, 6]]).collect();
         for choice in choices {
-            let mut steps = queue.steps(&keys, 20);
+            let mut steps = queue.steps(&keys, 20, &[Interactive, Prefetch, Background]);
             steps.pop(); // Closing at random would end most ways early.
             let step = choice.get(&steps);
             queue.step(step, device);
