@@ -89,7 +89,7 @@ class Executor:
         return name, fields, blob
 
     def hello(self) -> dict[str, Any]:
-        self.send("hello", protocol=2)
+        self.send("hello", protocol=3)
         name, fields, _ = self.receive()
         assert name == "ready", fields
         return fields

@@ -44,8 +44,9 @@ def import_torch() -> float:
         with _without_asking_cuda():
             import torch._inductor.compile_fx
 
-            from . import allowlist, check, job, trial
+            from . import allowlist, benchmarks, check, job, trial
 
+            benchmarks.install()
             del allowlist, check, job, trial
     except ImportError as error:
         raise Unusable(f"torch {torch.__version__} of {sys.executable} cannot import Inductor: {error}") from error
@@ -69,19 +70,47 @@ def _without_asking_cuda() -> Iterator[None]:
         torch.cuda.is_available = original
 
 
-def ready(import_s: float) -> dict[str, Any]:
-    """The fields of `ready`. Starts CUDA, to see which devices there are."""
+def ready(import_s: float, *, is_known: bool) -> dict[str, Any]:
+    """The fields of `ready`. Without `is_known` they say what this interpreter can do, and CUDA is started to see which devices there are:
+    that takes longer than forking an executor, and is the same for all of them."""
+    base = {"protocol": PROTOCOL, "pid": os.getpid(), "import_s": import_s}
+    if is_known:
+        return base
     from . import allowlist, settings
     from .runtime import fingerprint
 
     return {
-        "protocol": PROTOCOL,
-        "pid": os.getpid(),
+        **base,
         "toolchain": fingerprint.toolchain(),
         "devices": fingerprint.devices(),
+        "gpus": gpus(),
         "functions": allowlist.function_names(),
         "methods": allowlist.method_names(),
         "attributes": allowlist.attribute_names(),
         "options": settings.inductor_options(),
-        "import_s": import_s,
     }
+
+
+def gpus() -> list[dict[str, Any]]:
+    """Every GPU that this process sees: its kind, and the name that CUDA_VISIBLE_DEVICES takes. Starts CUDA."""
+    import torch
+
+    from .runtime import fingerprint
+
+    if not torch.cuda.is_available():
+        return []
+    # Where the operator chose by name (as with a slice of a GPU, whose own properties name the whole), those names are what works.
+    chosen = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    named = chosen if all(name.startswith(("GPU-", "MIG-")) for name in chosen) else []
+    found = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        found.append(
+            {
+                "index": index,
+                "uuid": named[index] if index < len(named) else f"GPU-{properties.uuid}",
+                "kind": fingerprint.cuda_device(index),
+                "memory_bytes": properties.total_memory,
+            }
+        )
+    return found

@@ -31,8 +31,8 @@ from torch._inductor.select_algorithm import TritonTemplate
 from torch._inductor.standalone_compile import standalone_compile
 from torch._inductor.utils import fresh_cache
 
-from . import direct, settings, winners
-from .errors import CompileError, JobError, Unsupported, describe
+from . import direct, faults, settings, winners
+from .errors import CompileError, JobError, Unsupported, describe, out_of_memory
 from .rebuild import Rebuilt
 from .runtime import devices, kernels
 
@@ -129,8 +129,11 @@ def compile_program(
             serialized = b"" if found else pickle.dumps((entry, triton_kernels, constant_args))
         except JobError:
             raise
+        except faults.DeviceFault:
+            raise
         except Exception as error:
-            raise CompileError(describe(error)) from error
+            faults.check()
+            raise (out_of_memory(error) or CompileError(describe(error))) from error
         contents = {digest: Path(path).read_bytes() for digest, path in recorded.items()}
     return Program(found, serialized, {} if found else files, contents, gpu_kernels)
 

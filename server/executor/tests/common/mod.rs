@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod real;
+
 use std::{
     collections::BTreeMap,
     fs,
