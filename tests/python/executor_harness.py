@@ -63,6 +63,9 @@ class Executor:
             start_new_session=True,
         )
         self.phases: list[str] = []
+        #: The modes of the leases of the last job, in order.
+        self.leases: list[str] = []
+        self._holds_lease = False
         #: Is told of each phase as it begins.
         self.on_phase: Callable[[str], object] = lambda phase: None
         self.ready: dict[str, Any] = {}
@@ -89,22 +92,32 @@ class Executor:
         return name, fields, blob
 
     def hello(self) -> dict[str, Any]:
-        self.send("hello", protocol=3)
+        self.send("hello", protocol=3, is_known=False)
         name, fields, _ = self.receive()
         assert name == "ready", fields
         return fields
 
     def compile(self, graph: dict[str, Any], **request: Any) -> tuple[str, dict[str, Any], bytes]:
         """Sends one job and gives its last message; phases go into `phases`."""
-        self.phases = []
+        self.phases, self.leases, self._holds_lease = [], [], False
         defaults = {"job": 1, "range": None, "dispatch_argument": None, "hint": None, "options": {}, "verify": True}
         self.send("compile", **{**defaults, "graph": graph, "format": "inductor", "device": cpu_device(), **request})
         while True:
             name, fields, blob = self.receive()
-            if name != "phase":
+            if name == "lease":
+                assert not self._holds_lease, "a second lease beside the first"
+                self._holds_lease = True
+                self.leases.append(fields["mode"])
+                self.send("leased", job=fields["job"])
+            elif name == "release":
+                assert self._holds_lease, "a release of nothing"
+                self._holds_lease = False
+            elif name == "phase":
+                self.phases.append(fields["phase"])
+                self.on_phase(fields["phase"])
+            else:
+                assert not self._holds_lease, "a lease that outlives its job"
                 return name, fields, blob
-            self.phases.append(fields["phase"])
-            self.on_phase(fields["phase"])
 
 
 def cpu_device() -> dict[str, str]:

@@ -220,13 +220,24 @@ impl Shared {
     }
 }
 
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // At once, although somebody may be asking it how it is, and would keep it until it has answered.
+        if let Some(zygote) = self.slot.get_mut().zygote.take() {
+            zygote.kill();
+        }
+    }
+}
+
 /// Notices a zygote that died or hangs before somebody needs it, and starts another.
-async fn keep(shared: Weak<Shared>) {
+async fn keep(launcher: Weak<Shared>) {
     loop {
         tokio::time::sleep(CHECK_INTERVAL).await;
-        let Some(shared) = shared.upgrade() else { return };
+        let Some(shared) = launcher.upgrade() else { return };
         let Ok(Some(zygote)) = shared.zygote().await else { continue };
-        if let Err(error) = zygote.check().await {
+        drop(shared);
+        let checked = zygote.check().await;
+        if let (Err(error), Some(shared)) = (checked, launcher.upgrade()) {
             // There is nobody to tell but the log, which `note` does.
             let _ = shared.note(Some(&zygote), error).await;
         }

@@ -157,6 +157,11 @@ impl Zygote {
         checked.await.map_err(|error| ZygoteError::Io(io::Error::other(error)))?
     }
 
+    /// Kills it.
+    pub(crate) fn kill(&self) {
+        self.process.kill();
+    }
+
     /// Kills it and waits for its end.
     pub(crate) async fn end(&self) {
         self.process.kill();

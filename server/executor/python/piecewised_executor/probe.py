@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .protocol import PROTOCOL
@@ -41,7 +41,7 @@ def import_torch() -> float:
             f"{MIN_TORCH[0]}.{MIN_TORCH[1]} or newer; install a newer torch there"
         )
     try:
-        with _without_asking_cuda():
+        with cuda_answers(lambda: any(os.path.exists(path) for path in _DEVICE_FILES)):
             import torch._inductor.compile_fx
 
             from . import allowlist, benchmarks, check, job, trial
@@ -54,16 +54,16 @@ def import_torch() -> float:
 
 
 @contextlib.contextmanager
-def _without_asking_cuda() -> Iterator[None]:
-    """While inside, `torch.cuda.is_available` looks for the driver's device file and not into the driver.
+def cuda_answers(is_available: Callable[[], bool]) -> Iterator[None]:
+    """While inside, `torch.cuda.is_available` is answered without asking the driver.
 
-    Importing Inductor asks it once, to choose how to benchmark; asking the driver would start CUDA, and a process that has
-    done so cannot be forked into one that uses a GPU.
+    Asking it would start CUDA, and a process that has done so cannot be forked into one that uses a GPU. Importing Inductor asks once, to
+    choose how to benchmark: there the driver's device file is answer enough.
     """
     import torch
 
     original = torch.cuda.is_available
-    torch.cuda.is_available = lambda: any(os.path.exists(path) for path in _DEVICE_FILES)
+    torch.cuda.is_available = is_available
     try:
         yield
     finally:

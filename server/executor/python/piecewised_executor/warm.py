@@ -61,11 +61,36 @@ def forget() -> None:
     from . import program, settings
 
     inductor_config.compile_threads = settings.compile_threads()
-    program.reset()
+    program.place_headers()
+    for holder in _knowing_devices():
+        for value in list(vars(holder).values()):
+            # Also of static and class methods.
+            clear = getattr(getattr(value, "__func__", value), "cache_clear", None)
+            if callable(clear):
+                clear()
     # As in a fresh process: the default seed for torch, and one that nobody else has for numpy (`random` sees to itself).
     torch.default_generator.manual_seed(torch.default_generator.initial_seed())
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed()
+
+
+def _knowing_devices() -> list[Any]:
+    """What remembers answers about GPUs, which there were none of for the zygote, or about folders."""
+    import torch._dynamo.device_interface
+    import torch._inductor.runtime.hints
+    import torch._inductor.utils
+    import torch.utils._triton
+    from torch._inductor import codecache
+
+    return [
+        torch._dynamo.device_interface,
+        torch._inductor.runtime.hints,
+        torch._inductor.runtime.hints.DeviceProperties,
+        torch._inductor.runtime.runtime_utils,
+        torch._inductor.utils,
+        torch.utils._triton,
+        codecache.CacheBase,
+    ]
 
 
 def _modules() -> None:

@@ -28,6 +28,7 @@ import traceback
 from typing import Any
 
 from .protocol import Channel
+from .probe import cuda_answers
 from .serve import Inbox, serve, set_standard_streams, wrong_version
 
 _N_STREAMS = 3
@@ -146,7 +147,8 @@ def _freeze() -> None:
 def _step(step: Any) -> None:
     started = time.monotonic()
     try:
-        step()
+        with cuda_answers(lambda: False):
+            step()
     except Exception:
         # What could not be warmed is cold in the executors, where it may say why to somebody who asked for it.
         traceback.print_exc()
