@@ -397,7 +397,7 @@ def test_end_of_input_ends_the_executor_in_the_middle_of_a_compile() -> None:
         )  # fmt: skip
         while process.receive()[1].get("phase") != "compile":
             pass
-        process.process.stdin.close()
+        process.stdin.close()
         assert process.process.wait(timeout=60) == -9
 
 

@@ -55,18 +55,18 @@ class Leases:
             self._mode = mode
 
 
-_current: Leases | None = None
+# Innermost last. Not a context variable: threads that a compiler starts lease from the same.
+_current: list[Leases] = []
 
 
 @contextlib.contextmanager
 def using(leases: Leases) -> Iterator[None]:
     """While inside, stretches are leased from `leases`."""
-    global _current
-    before, _current = _current, leases
+    _current.append(leases)
     try:
         yield
     finally:
-        _current = before
+        _current.pop()
 
 
 def running(device_type: str) -> contextlib.AbstractContextManager[None]:
@@ -90,4 +90,4 @@ def holding(mode: str) -> contextlib.AbstractContextManager[None]:
 
 
 def _hold(mode: str | None) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext() if _current is None else _current.hold(mode)
+    return _current[-1].hold(mode) if _current else contextlib.nullcontext()

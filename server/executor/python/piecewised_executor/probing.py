@@ -93,7 +93,7 @@ def _load_in_a_child(script: str) -> None:
 def _asked(check_build: Callable[[Any, str], bool]) -> Iterator[None]:
     """While inside, `check_build` answers Inductor's questions."""
     original = cpu_vec_isa.VecISA.check_build
-    cpu_vec_isa.VecISA.check_build = lambda self, code: check_build(self, code)  # type: ignore[method-assign]
+    cpu_vec_isa.VecISA.check_build = check_build  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -27,8 +27,8 @@ import time
 import traceback
 from typing import Any
 
-from .protocol import Channel
 from .probe import cuda_answers
+from .protocol import Channel
 from .serve import Inbox, serve, set_standard_streams, wrong_version
 
 _N_STREAMS = 3
