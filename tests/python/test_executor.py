@@ -397,7 +397,7 @@ def test_end_of_input_ends_the_executor_in_the_middle_of_a_compile() -> None:
         )  # fmt: skip
         while process.receive()[1].get("phase") != "compile":
             pass
-        process.process.stdin.close()
+        process.stdin.close()
         assert process.process.wait(timeout=60) == -9
 
 
@@ -405,7 +405,7 @@ def test_an_interpreter_without_torch_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('no torch here')")
     path = f"{tmp_path}:{h.EXECUTOR_SOURCE}"
     with h.Executor({"PYTHONPATH": path}) as process:
-        process.send("hello", protocol=2)
+        process.send("hello", protocol=3)
         name, fields, _ = process.receive()
     assert name == "unusable"
     assert "cannot import torch (no torch here)" in fields["reason"] and "--python" in fields["reason"]

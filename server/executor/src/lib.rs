@@ -13,6 +13,7 @@
 //!
 //! Left out: which job runs where, how often it is retried, and what is stored; that is the scheduler's.
 
+mod channel;
 mod config;
 mod discover;
 pub mod environment;
@@ -23,11 +24,13 @@ mod job;
 mod journal;
 mod launcher;
 mod lease;
+mod memory;
 mod message;
 mod placement;
 mod process;
 mod runtime;
 mod source;
+mod zygote;
 
 pub use config::ExecutorConfig;
 pub use discover::{Found, NoToolchain, Rejected, find_python};

@@ -36,7 +36,7 @@ async fn broken_by(id: &str) -> ExecutorError {
 async fn a_crash_is_told_with_its_signal_and_last_words() {
     for (id, words) in [
         ("exit", "the executor ended with exit code 3; the last it printed:\nfirst\nRuntimeError: last words"),
-        ("kill", "the executor was killed by SIGKILL (out of memory?)"),
+        ("kill", "the executor was killed by SIGKILL"),
         ("segv", "the executor was killed by SIGSEGV (a fault in native code: compiler or driver)"),
         ("truncated", "the executor ended with exit code 0"),
         ("mute", "the executor closed its output without ending, and was killed"),
@@ -57,6 +57,8 @@ async fn nonsense_is_refused() {
         ("outside", "a segment for [1, 17] lies outside of its range [1, 16]"),
         ("empty", "`done` without an artifact"),
         ("unverified", "`done` without the verification that was asked for"),
+        ("leased twice", "`lease` that is no answer to job leased twice"),
+        ("released", "`release` that is no answer to job released"),
     ] {
         let error = broken_by(id).await;
         assert!(matches!(error, ExecutorError::Protocol { .. }), "{id}: {error}");

@@ -37,6 +37,26 @@ class VerificationFailed(JobError):
     reason = "VERIFICATION_FAILED"
 
 
+class OutOfMemory(JobError):
+    """An allocation failed, on the machine or on the GPU: nothing to hold against the graph, and this process has grown."""
+
+    reason = "OUT_OF_MEMORY"
+
+
+def out_of_memory(error: BaseException) -> OutOfMemory | None:
+    """What ran out of memory where that is what an error comes down to: compilers wrap what they stumble over. None: it is not."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        # torch.OutOfMemoryError by its name, since this module is imported before torch; the CPU's allocator has no type of its own.
+        is_short = isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError"
+        if is_short or "DefaultCPUAllocator: can't allocate memory" in str(cause):
+            return OutOfMemory(describe(cause))
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 def shorten(message: str, limit: int = MAX_MESSAGE_BYTES) -> str:
     """At most `limit` bytes of UTF-8: head and tail are kept, since compilers say what failed first and why last."""
     data = message.encode("utf-8", "replace")

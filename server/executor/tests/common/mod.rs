@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod real;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -81,5 +83,6 @@ pub(crate) async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
 /// Waits until nothing is left of an executor: neither a process of its group nor a file of its own.
 pub(crate) async fn nothing_left(group: u32, root: &TempDir) {
     eventually("no process of the group is left", || members(group).is_empty()).await;
-    eventually("no folder is left", || fs::read_dir(root.path()).unwrap().next().is_none()).await;
+    let folders = || fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    eventually("no folder is left", || folders().is_empty()).await;
 }
