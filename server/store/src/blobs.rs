@@ -20,7 +20,7 @@ use piecewised_graph::Digest;
 use crate::{
     StoreError,
     blob::{self, Frame, HEADER_LEN, Tail},
-    layout::{Layout, sync_dir},
+    layout::{Layout, is_full, sync_dir},
 };
 
 /// More bytes of frames than this and the file is written anew with the live ones.
@@ -199,11 +199,16 @@ impl Blobs {
 
     /// Deletes the file, for good when it returns. Open readers keep theirs.
     pub(crate) fn unlink(&self, digest: &Digest) -> Result<(), StoreError> {
+        if self.unlink_lazily(digest)? { sync_dir(&self.layout.shard(digest.0[0])) } else { Ok(()) }
+    }
+
+    /// Deletes the file; a power cut may bring it back. Returns whether there was one.
+    pub(crate) fn unlink_lazily(&self, digest: &Digest) -> Result<bool, StoreError> {
         let path = self.layout.artifact(digest);
         self.forget(digest);
         match fs::remove_file(&path) {
-            Ok(()) => sync_dir(&self.layout.shard(digest.0[0])),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(StoreError::io("delete", path)(error)),
         }
     }
@@ -217,12 +222,7 @@ impl Blobs {
     }
 
     fn write_error(&self, path: &Path, needed_bytes: u64, error: io::Error) -> StoreError {
-        if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
-            let available_bytes = self.layout.available_bytes().unwrap_or(0);
-            let path = self.layout.root().to_owned();
-            return StoreError::Full { path, needed_bytes, available_bytes, reserve_bytes: 0 };
-        }
-        StoreError::io("write", path)(error)
+        if is_full(&error) { self.layout.full(needed_bytes, 0) } else { StoreError::io("write", path)(error) }
     }
 }
 

@@ -27,6 +27,12 @@ pub enum StoreError {
         /// One name found there.
         found: String,
     },
+    /// There is no store, and none was to be made.
+    #[error("there is no store at {}", path.display())]
+    Absent {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The artifact's bytes are not those that the handle names.
     #[error("the artifact's digest is {found}, its handle says {expected}")]
     DigestMismatch {
@@ -105,6 +111,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether the disk is at fault: what was to be written may be written later.
+    pub(crate) fn is_the_disks(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::Io { .. } | Self::Index { .. } | Self::IndexRefused { .. })
+    }
+
     /// An [`StoreError::Io`], in the order in which `map_err` closures read well.
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();

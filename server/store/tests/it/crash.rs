@@ -53,7 +53,7 @@ async fn write(store: Store, mut journal: File, seed: u64, writer: u64) {
         let version = if dice.below(5) == 0 { 0 } else { seed * 1_000_000 + step };
         journal.write_all(format!("begin {n} {version}\n").as_bytes()).unwrap();
         let result = match stored(n, version) {
-            Some((handle, artifact)) => store.put(handle, artifact).await,
+            Some((handle, artifact)) => store.put(handle, artifact).await.map(drop),
             None => store.remove(&key(n)).await.map(drop),
         };
         let end = if result.is_ok() { "done" } else { "failed" };

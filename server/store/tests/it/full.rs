@@ -51,7 +51,7 @@ async fn put_until_full(store: &Store, first: u64, len: usize) -> (Vec<Handle>, 
         let artifact = bytes(n, len);
         let handle = handle(key(n), &artifact);
         match store.put(handle.clone(), artifact).await {
-            Ok(()) => handles.push(handle),
+            Ok(_) => handles.push(handle),
             Err(error) => return (handles, error),
         }
     }
