@@ -46,7 +46,8 @@ pub(crate) struct Shared {
     /// An artifact's lock is the one of its first byte.
     locks: [Mutex<()>; 256],
     manifest_turn: Mutex<()>,
-    eviction_turn: Mutex<()>,
+    /// With the first bytes of evicted artifacts whose folders were not synced since.
+    eviction_turn: Mutex<BTreeSet<u8>>,
     programs: Mutex<Programs>,
     held: Mutex<Held>,
     /// The last write found no room.
@@ -70,7 +71,7 @@ impl Shared {
             is_untidy: AtomicBool::new(false),
             locks: std::array::from_fn(|_| Mutex::new(())),
             manifest_turn: Mutex::new(()),
-            eviction_turn: Mutex::new(()),
+            eviction_turn: Mutex::default(),
             programs: Mutex::default(),
             held: Mutex::default(),
             is_full: AtomicBool::new(false),
@@ -95,7 +96,7 @@ impl Shared {
         guard(&self.manifest_turn)
     }
 
-    pub(crate) fn eviction_turn(&self) -> MutexGuard<'_, ()> {
+    pub(crate) fn eviction_turn(&self) -> MutexGuard<'_, BTreeSet<u8>> {
         guard(&self.eviction_turn)
     }
 

@@ -3,8 +3,9 @@
 //! Those used least recently go first; those that a manifest names never do. Uses are counted in memory and reach the index
 //! in batches, now and then and at the close, so that a restart knows them; a crash forgets the latest.
 //!
-//! An eviction removes the records, durably, and then the files. Readers that have a file open keep it. The names of deleted
-//! files are not synced: what a power cut brings back is valid, and is taken over by the next open.
+//! An eviction removes the records, durably, and then the files. Readers that have a file open keep it. The folders of deleted
+//! files are not synced at once: what a crash half way, or a power cut, brings back is valid, and the next open takes it over.
+//! But nothing may come back after a removal was acknowledged, so a removal waits for evictions and syncs what they left.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -15,6 +16,7 @@ use crate::{
     catalogue::Catalogue,
     engine::{Engine, Op, Shared},
     index::Index,
+    layout::sync_dir,
     reconcile::Batch,
 };
 
@@ -149,7 +151,7 @@ impl Engine {
         if !self.shared.config.may_evict || shortfall()? == 0 {
             return Ok(0);
         }
-        let _turn = self.shared.eviction_turn();
+        let mut turn = self.shared.eviction_turn();
         let goal = shortfall()?;
         let mut sum = 0;
         let mut chosen = self.candidates();
@@ -168,9 +170,20 @@ impl Engine {
             if self.shared.is_closing.load(Relaxed) {
                 break;
             }
+            turn.extend(some.iter().map(|candidate| candidate.digest.0[0]));
             freed += self.evict_some(some)?;
         }
         Ok(freed)
+    }
+
+    /// Waits for evictions under way, and makes sure that nothing evicted so far comes back.
+    pub(crate) fn settle_evictions(&self) -> Result<(), StoreError> {
+        let mut unsynced = self.shared.eviction_turn();
+        while let Some(first_byte) = unsynced.first().copied() {
+            sync_dir(&self.shared.layout.shard(first_byte))?;
+            unsynced.remove(&first_byte);
+        }
+        Ok(())
     }
 
     /// All that may be evicted, what nothing names first, then by last use.

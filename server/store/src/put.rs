@@ -140,6 +140,7 @@ impl Engine {
     pub(crate) fn remove(&self, key: &Digest) -> Result<bool, StoreError> {
         let released = self.submit(Op::Remove { key: *key, when: When::Always }, 64)?;
         self.collect(key, released)?;
+        self.settle_evictions()?;
         Ok(released.is_some())
     }
 

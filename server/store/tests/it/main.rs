@@ -5,6 +5,7 @@ mod basics;
 mod concurrent;
 mod crash;
 mod damage;
+mod evict;
 mod failures;
 mod full;
 mod manifests;
