@@ -115,6 +115,46 @@ impl Blobs {
         sync_dir(&self.layout.shard(digest.0[0]))
     }
 
+    /// Writes the file from a source of unknown length, if what comes from it has this digest. On the disk when it returns.
+    /// Returns the artifact's size, or what is wrong with the source; nothing is left of it then.
+    pub(crate) fn receive(
+        &self,
+        digest: &Digest,
+        source: &mut impl io::Read,
+        frames: &[Frame],
+        reserve_bytes: u64,
+    ) -> Result<Result<u64, String>, StoreError> {
+        const STEP: usize = 1 << 20;
+        let path = self.layout.artifact(digest);
+        let failed = |error| self.write_error(&path, 0, error);
+        self.forget(digest);
+        let mut file = tempfile::NamedTempFile::new_in(self.layout.tmp()).map_err(failed)?;
+        file.write_all(&[0; HEADER_LEN]).map_err(failed)?;
+        let (mut hasher, mut size_bytes, mut buffer) = (blake3::Hasher::new(), 0_u64, vec![0; STEP]);
+        loop {
+            let n = match source.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => n,
+                Err(error) => return Ok(Err(error.to_string())),
+            };
+            self.layout.ensure_room(n as u64, reserve_bytes)?;
+            hasher.update(&buffer[..n]);
+            file.write_all(&buffer[..n]).map_err(failed)?;
+            size_bytes += n as u64;
+        }
+        if hasher.finalize() != digest.0 {
+            return Ok(Err("it does not have its digest".into()));
+        }
+        for frame in frames {
+            file.write_all(&blob::encode_frame(digest, frame)).map_err(failed)?;
+        }
+        file.as_file().write_all_at(&blob::encode_header(digest, size_bytes), 0).map_err(failed)?;
+        file.as_file().sync_all().map_err(failed)?;
+        file.persist(&path).map_err(|error| failed(error.error))?;
+        sync_dir(&self.layout.shard(digest.0[0]))?;
+        Ok(Ok(size_bytes))
+    }
+
     /// Adds a frame at the end. `false`: the file cannot take it and wants to be written anew.
     pub(crate) fn append(&self, digest: &Digest, size_bytes: u64, frame: &Frame) -> Result<bool, StoreError> {
         let path = self.layout.artifact(digest);

@@ -109,7 +109,7 @@ fn step(layout: &Layout, config: &StoreConfig, climb: &mut Climb) -> Result<Opti
 }
 
 /// Opens and reads an index on a thread of its own. A thread that hangs is left behind.
-fn attempt(path: PathBuf, config: &StoreConfig) -> Result<(Index, Scan), StoreError> {
+pub(crate) fn attempt(path: PathBuf, config: &StoreConfig) -> Result<(Index, Scan), StoreError> {
     let (sender, receiver) = mpsc::channel();
     let (timeout, config) = (config.open_timeout, config.clone());
     let work = move || {

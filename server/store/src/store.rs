@@ -1,12 +1,13 @@
 //! The store as callers see it: async, cheap to clone, and on its feet again when the index fails.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 use piecewised_graph::{Digest, Handle, Manifest, ProgramName};
 
 use crate::{
-    ArtifactReader, FailureRecord, ManifestInfo, OpenReport, StoreConfig, StoreError, StoreStats, Stored,
+    ArtifactReader, ExportReport, FailureRecord, ImportReport, ManifestInfo, OpenReport, StoreConfig, StoreError,
+    StoreStats, Stored,
     counters::Counters,
     engine::Engine,
     gate::{Gate, Kind},
@@ -183,6 +184,29 @@ impl Store {
         self.run(Kind::Write, move |engine| engine.forget_failures(key)).await
     }
 
+    /// Writes the programs of these names with all that they name, or everything where none is named, into one file, in
+    /// place of any that is there. The same content makes the same file. It takes as long as it takes to read all of it, and
+    /// one of the store's writers.
+    ///
+    /// # Errors
+    /// [`StoreError::Archive`] where there is no such program, or an artifact changed meanwhile; [`StoreError::Io`],
+    /// [`StoreError::Index`], [`StoreError::Closed`].
+    pub async fn export(&self, path: &Path, programs: Vec<ProgramName>) -> Result<ExportReport, StoreError> {
+        let path = path.to_owned();
+        self.run(Kind::Write, move |engine| engine.export(&path, &programs)).await
+    }
+
+    /// Takes in what an export holds and the store does not have. Each entry is verified; what is damaged or missing is left
+    /// out and in the report. Nothing is evicted for it.
+    ///
+    /// # Errors
+    /// [`StoreError::Archive`] where the file is no export, or so damaged that nothing can be taken; [`StoreError::Full`],
+    /// [`StoreError::Io`], [`StoreError::Index`], [`StoreError::Closed`]: what was taken by then stays.
+    pub async fn import(&self, path: &Path) -> Result<ImportReport, StoreError> {
+        let path = path.to_owned();
+        self.run(Kind::Write, move |engine| engine.import(&path)).await
+    }
+
     /// Counters and sizes; sizes are 0 while the index is being reopened, and after the close.
     pub fn stats(&self) -> StoreStats {
         self.inner.stats()
@@ -205,6 +229,14 @@ impl Store {
             Ok(result) => result,
             Err(error) => Err(StoreError::Task { reason: error.to_string() }),
         }
+    }
+
+    pub(crate) async fn keys(&self) -> Result<Vec<Digest>, StoreError> {
+        self.run(Kind::Read, |engine| Ok(engine.catalogue().keys().copied().collect())).await
+    }
+
+    pub(crate) async fn artifacts(&self) -> Result<Vec<Digest>, StoreError> {
+        self.run(Kind::Read, |engine| Ok(engine.catalogue().artifacts().map(|(digest, _)| *digest).collect())).await
     }
 
     async fn run<T: Send + 'static>(
