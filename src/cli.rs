@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::{
     config::{AbandonedJobs, LogFormat, Verify},
     exit,
+    store_command::StoreCommand,
 };
 
 /// A compile service for piecewise-compiled PyTorch inference.
@@ -26,6 +27,10 @@ pub(crate) enum Command {
     /// environment variable (`PIECEWISED_N_EXECUTORS`): file < environment < flag. A key that does not exist is an error.
     #[command(after_help = exit::HELP)]
     Serve(Box<ServeArguments>),
+
+    /// Look after a store that no daemon has open: check it, export from it, import into it.
+    #[command(subcommand)]
+    Store(StoreCommand),
 }
 
 /// The flags of `serve`. Everything but `config` goes into the configuration as it is.
@@ -52,6 +57,28 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "FOLDER", help_heading = "Folders")]
     #[serde(skip_serializing_if = "Option::is_none")]
     store_dir: Option<PathBuf>,
+
+    /// What artifacts may take on the disk. Beyond it those used least recently are evicted; never those that a stored manifest
+    /// names [default: all that the disk has, but for --store-reserve-bytes].
+    #[arg(long, value_name = "BYTES", help_heading = "Store")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store_max_bytes: Option<u64>,
+
+    /// Free space of the disk that artifacts leave alone; where there is less, they are evicted for it [default: 64 MiB].
+    #[arg(long, value_name = "BYTES", help_heading = "Store")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store_reserve_bytes: Option<u64>,
+
+    /// What is held in memory of artifacts that cannot be written because the disk is full or fails; 0: none, such compiles
+    /// fail [default: 256 MiB].
+    #[arg(long, value_name = "BYTES", help_heading = "Store")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store_max_held_bytes: Option<u64>,
+
+    /// How long it is remembered that a graph does not compile; 0: not at all [default: 3600].
+    #[arg(long, value_name = "SECONDS", help_heading = "Store")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure_ttl_s: Option<u64>,
 
     /// Where executors get their temporary folders [default: $TMPDIR, else /tmp].
     #[arg(long, value_name = "FOLDER", help_heading = "Folders")]
@@ -195,6 +222,13 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "FORMAT", help_heading = "Log")]
     #[serde(skip_serializing_if = "Option::is_none")]
     log_format: Option<LogFormat>,
+}
+
+impl ServeArguments {
+    /// Those that say where the store is, and nothing else.
+    pub(crate) fn of_store(config: Option<PathBuf>, store_dir: Option<PathBuf>) -> Self {
+        Self { config, store_dir, ..Self::default() }
+    }
 }
 
 #[cfg(test)]

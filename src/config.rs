@@ -2,11 +2,12 @@
 //!
 //! Left out: where values come from ([`crate::layers`]).
 
-use std::{fs, net::SocketAddr, path::PathBuf};
+use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::ValueEnum;
 use piecewised_graph::Limits;
 use piecewised_scheduler::{Abandoned, VerifyPolicy};
+use piecewised_store::StoreConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -20,6 +21,10 @@ pub(crate) const KEYS: &[&str] = &[
     "socket",
     "listen_tcp",
     "store_dir",
+    "store_max_bytes",
+    "store_reserve_bytes",
+    "store_max_held_bytes",
+    "failure_ttl_s",
     "temp_dir",
     "python",
     "n_executors",
@@ -90,6 +95,10 @@ pub(crate) struct Config {
     pub(crate) socket: PathBuf,
     pub(crate) listen_tcp: Option<SocketAddr>,
     pub(crate) store_dir: PathBuf,
+    pub(crate) store_max_bytes: Option<u64>,
+    pub(crate) store_reserve_bytes: u64,
+    pub(crate) store_max_held_bytes: u64,
+    pub(crate) failure_ttl_s: u64,
     pub(crate) temp_dir: PathBuf,
     pub(crate) python: Option<PathBuf>,
     pub(crate) n_executors: usize,
@@ -133,6 +142,10 @@ impl Config {
             socket: surroundings.default_socket(),
             listen_tcp: None,
             store_dir: surroundings.default_store_dir(),
+            store_max_bytes: None,
+            store_reserve_bytes: 64 << 20,
+            store_max_held_bytes: 256 << 20,
+            failure_ttl_s: 3600,
             temp_dir: surroundings.default_temp_dir(),
             python: None,
             n_executors: (surroundings.n_cores / 2).max(1),
@@ -195,6 +208,17 @@ impl Config {
         }
     }
 
+    /// Where the store is, and what it may use.
+    pub(crate) fn store_config(&self) -> StoreConfig {
+        StoreConfig {
+            max_bytes: self.store_max_bytes,
+            reserve_bytes: self.store_reserve_bytes,
+            max_held_bytes: self.store_max_held_bytes,
+            failure_ttl: Duration::from_secs(self.failure_ttl_s),
+            ..StoreConfig::new(&self.store_dir)
+        }
+    }
+
     /// Which artifacts are verified.
     pub(crate) fn verify_policy(&self) -> VerifyPolicy {
         match self.verify {
@@ -223,6 +247,11 @@ impl Config {
         };
         const YEAR_S: u64 = 366 * 24 * 3600;
         const GIB: u64 = 1 << 30;
+        // Less than a handful of artifacts is no store.
+        within("store_max_bytes", self.store_max_bytes.unwrap_or(GIB), 16 << 20, 1 << 20 << 30)?;
+        within("store_reserve_bytes", self.store_reserve_bytes, 0, 1 << 20 << 30)?;
+        within("store_max_held_bytes", self.store_max_held_bytes, 0, 1 << 10 << 30)?;
+        within("failure_ttl_s", self.failure_ttl_s, 0, YEAR_S)?;
         within("n_executors", self.n_executors as u64, 1, 256)?;
         within("n_compile_threads", self.n_compile_threads.unwrap_or(1) as u64, 1, 1024)?;
         within("executor_nice", self.executor_nice.into(), 0, 19)?;
@@ -299,7 +328,8 @@ mod tests {
             fs::write(path, text).unwrap();
             line.extend(["--config", path]);
         }
-        let Command::Serve(arguments) = Cli::try_parse_from(line).map_err(|error| error.to_string())?.command;
+        let command = Cli::try_parse_from(line).map_err(|error| error.to_string())?.command;
+        let Command::Serve(arguments) = command else { panic!("it is no line of serve's") };
         let surroundings = Surroundings {
             variables: variables.iter().map(|(name, value)| (name.into(), value.into())).collect(),
             uid: 7,

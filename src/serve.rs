@@ -10,7 +10,7 @@ use anyhow::Context;
 use piecewised_api::{ApiConfig, Listener};
 use piecewised_executor::{ExecutorConfig, NoToolchain, RuntimeFolder};
 use piecewised_scheduler::{Scheduler, SchedulerConfig, ToolchainStatus};
-use piecewised_store::{Store, StoreConfig};
+use piecewised_store::Store;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -153,7 +153,7 @@ async fn private_folder(config: Arc<Config>) -> anyhow::Result<(RuntimeFolder, E
 }
 
 async fn open_store(config: &Config) -> anyhow::Result<Store> {
-    let (store, report) = Store::open(StoreConfig::new(&config.store_dir)).await?;
+    let (store, report) = Store::open(config.store_config()).await?;
     tracing::info!(
         store = %config.store_dir.display(),
         outcome = ?report.outcome,

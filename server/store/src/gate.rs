@@ -53,6 +53,10 @@ impl Gate {
         }
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.all.is_closed()
+    }
+
     /// Waits for everything that runs, and lets nothing in any more.
     pub(crate) async fn close(&self) {
         // An error: someone else closed it.

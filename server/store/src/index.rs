@@ -15,12 +15,15 @@ use piecewised_graph::Digest;
 
 use crate::{
     StoreConfig, StoreError,
+    counters::Totals,
     failures::{self, Remembered},
     layout::sync_dir,
     record::{Record, checksum_of},
 };
 
 const HANDLES: &str = "handles.1";
+/// Artifacts' last uses.
+const ACCESSED: &str = "accessed.1";
 const FAILURES: &str = "failures.1";
 const COUNTERS: &str = "counters.1";
 const TOTALS: &str = "totals";
@@ -33,6 +36,7 @@ pub(crate) struct Index {
     db: sled::Db,
     handles: sled::Tree,
     failures: sled::Tree,
+    accessed: sled::Tree,
     counters: sled::Tree,
     log: File,
     n_flushes: AtomicU64,
@@ -57,7 +61,9 @@ pub(crate) struct Scan {
     pub(crate) fingerprint: Fingerprint,
     /// `None`: one that does not verify.
     pub(crate) failures: Vec<(Vec<u8>, Option<Remembered>)>,
-    pub(crate) totals: [u64; 4],
+    /// Artifacts' last uses; `None`: it is none.
+    pub(crate) accessed: Vec<(Vec<u8>, Option<u64>)>,
+    pub(crate) totals: Totals,
 }
 
 /// Tells whether an index holds the same records as before: the sum of their checksums.
@@ -85,9 +91,9 @@ impl Index {
             .use_compression(false)
             .open()?;
         let (handles, counters) = (db.open_tree(HANDLES)?, db.open_tree(COUNTERS)?);
-        let failures = db.open_tree(FAILURES)?;
+        let (failures, accessed) = (db.open_tree(FAILURES)?, db.open_tree(ACCESSED)?);
         let log = File::open(path.join(LOG_NAME)).map_err(StoreError::io("open", path.join(LOG_NAME)))?;
-        let index = Self { db, handles, failures, counters, log, n_flushes: AtomicU64::new(0) };
+        let index = Self { db, handles, failures, accessed, counters, log, n_flushes: AtomicU64::new(0) };
         index.flush()?;
         sync_dir(path)?;
         Ok(index)
@@ -109,6 +115,10 @@ impl Index {
         for item in &self.failures {
             let (key, value) = item?;
             scan.failures.push((key.to_vec(), failures::when(&key, &value)));
+        }
+        for item in &self.accessed {
+            let (digest, value) = item?;
+            scan.accessed.push((digest.to_vec(), value.as_ref().try_into().ok().map(u64::from_le_bytes)));
         }
         if let Some(totals) = self.counters.get(TOTALS)? {
             for (total, bytes) in scan.totals.iter_mut().zip(totals.chunks_exact(8)) {
@@ -146,8 +156,19 @@ impl Index {
         Ok(())
     }
 
+    /// Goes to the disk with the next flush, as all that follow.
+    pub(crate) fn put_accessed(&self, digest: &Digest, stamp: u64) -> Result<(), StoreError> {
+        self.accessed.insert(digest.0, &stamp.to_le_bytes())?;
+        Ok(())
+    }
+
+    pub(crate) fn remove_accessed(&self, digest: &[u8]) -> Result<(), StoreError> {
+        self.accessed.remove(digest)?;
+        Ok(())
+    }
+
     /// Goes to the disk with the next flush, ours or sled's own.
-    pub(crate) fn put_totals(&self, totals: [u64; 4]) -> Result<(), StoreError> {
+    pub(crate) fn put_totals(&self, totals: Totals) -> Result<(), StoreError> {
         self.counters.insert(TOTALS, totals.map(u64::to_le_bytes).concat())?;
         Ok(())
     }

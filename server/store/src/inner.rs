@@ -12,13 +12,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
+use piecewised_graph::Handle;
+
 use crate::{
-    OpenOutcome, OpenReport, StoreConfig, StoreError, StoreStats,
+    OpenOutcome, OpenReport, StoreConfig, StoreError, StoreStats, Stored,
     engine::{Engine, Shared},
     gate::Gate,
+    keeper::Signal,
     ladder,
     layout::{FORMAT_VERSION, Format, Layout},
     lock::Lock,
+    manifests,
+    put::Prepared,
 };
 
 /// Least time between two attempts to reopen an index that failed.
@@ -32,6 +38,8 @@ pub(crate) struct Inner {
     pub(crate) shared: Arc<Shared>,
     slot: RwLock<Slot>,
     n_index_reopens: AtomicU64,
+    /// Wakes what keeps house in the background.
+    pub(crate) signal: Signal,
     /// Held as long as the index is, and dropped after it.
     lock: Mutex<Option<Lock>>,
 }
@@ -52,7 +60,7 @@ impl Inner {
     pub(crate) fn open(config: StoreConfig, gate: Arc<Gate>) -> Result<(Self, OpenReport), StoreError> {
         let started = Instant::now();
         let layout = Layout::new(&config.path);
-        layout.claim_root()?;
+        layout.claim_root(config.create)?;
         let lock = Lock::take(&layout)?;
         let format = layout.read_format()?;
         let clean = layout.take_clean()?;
@@ -67,6 +75,7 @@ impl Inner {
         }
 
         let shared = Arc::new(Shared::new(config, layout));
+        manifests::load(&shared)?;
         let (engine, climb) = ladder::open(&shared, clean)?;
         shared.counters.start_from(climb.totals);
         shared.counters.add_dropped(climb.n_dropped);
@@ -95,6 +104,7 @@ impl Inner {
             shared,
             slot: RwLock::new(slot),
             n_index_reopens: AtomicU64::new(0),
+            signal: Signal::default(),
             lock: Mutex::new(Some(lock)),
         };
         Ok((inner, report))
@@ -127,6 +137,62 @@ impl Inner {
         }
     }
 
+    /// Makes an artifact durable, or else holds it.
+    pub(crate) fn put(&self, handle: Handle, artifact: Bytes) -> Result<Stored, StoreError> {
+        let prepared = Prepared::new(&handle, &artifact)?;
+        let result = self.run(|engine| engine.put(&prepared, &artifact));
+        self.note(&result);
+        match result {
+            Ok(()) => {
+                if self.is_open_and(Engine::is_over_budget) {
+                    self.signal.wake();
+                }
+                Ok(Stored::Durable)
+            }
+            Err(error) if error.is_the_disks() => {
+                let (stamp, limit) = (self.shared.stamp(), self.shared.config.max_held_bytes);
+                if !self.shared.held().insert(handle, artifact, stamp, limit) {
+                    return Err(error);
+                }
+                tracing::warn!(key = %prepared.key, %error, "an artifact cannot be written and is held in memory");
+                self.signal.wake();
+                Ok(Stored::Held)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes what is held, oldest first, until something fails. Returns whether nothing is left.
+    pub(crate) fn store_held(&self) -> Result<bool, StoreError> {
+        let mut after = 0;
+        loop {
+            let next = self.shared.held().next(after);
+            let Some(item) = next else { return Ok(self.shared.held().len() == 0) };
+            after = item.stamp;
+            let prepared = Prepared::unchecked(&item.handle)?;
+            let result = self.run(|engine| engine.put_held(&prepared, &item.artifact, item.stamp));
+            self.note(&result);
+            result?;
+            tracing::info!(key = %prepared.key, "an artifact that was held in memory is durable now");
+        }
+    }
+
+    /// Remembers how the last write went.
+    fn note(&self, result: &Result<(), StoreError>) {
+        let is_full = matches!(result, Err(StoreError::Full { .. }));
+        let is_failing = matches!(result, Err(error) if error.is_the_disks()) && !is_full;
+        if is_full && !self.shared.is_full.swap(true, Relaxed) {
+            tracing::error!("the store's disk is full; artifacts are held in memory until there is room");
+        }
+        if is_failing && !self.shared.is_failing.swap(true, Relaxed) {
+            tracing::error!("the store's disk fails; artifacts are held in memory until it works again");
+        }
+        if result.is_ok() {
+            self.shared.is_full.store(false, Relaxed);
+            self.shared.is_failing.store(false, Relaxed);
+        }
+    }
+
     fn reopen(&self, failed: u64, reason: &str) -> Result<(), StoreError> {
         let mut slot = self.slot_mut();
         if slot.generation != failed {
@@ -150,6 +216,13 @@ impl Inner {
     }
 
     pub(crate) fn close(&self) -> Result<(), StoreError> {
+        if let Err(error) = self.store_held() {
+            tracing::warn!(%error, "what is held in memory cannot be written");
+        }
+        let n_lost = self.shared.held().clear();
+        if n_lost > 0 {
+            tracing::error!(n_lost, "artifacts that could not be written end with this process");
+        }
         let mut slot = self.slot_mut();
         slot.is_closed = true;
         let Some(engine) = slot.engine.take() else { return Ok(()) };
@@ -165,12 +238,24 @@ impl Inner {
     }
 
     pub(crate) fn stats(&self) -> StoreStats {
-        let [n_hits, n_misses, n_puts, n_damaged_dropped] = self.shared.counters.totals();
+        let [n_hits, n_misses, n_puts, n_damaged_dropped, n_evicted, evicted_bytes] = self.shared.counters.totals();
+        let (n_held, held_bytes, n_held_dropped) = {
+            let held = self.shared.held();
+            (held.len() as u64, held.n_bytes(), held.n_dropped())
+        };
         let mut stats = StoreStats {
             n_hits,
             n_misses,
             n_puts,
             n_damaged_dropped,
+            n_evicted,
+            evicted_bytes,
+            is_full: self.shared.is_full.load(Relaxed),
+            is_failing: self.shared.is_failing.load(Relaxed),
+            n_held,
+            held_bytes,
+            n_held_dropped,
+            n_manifests: self.shared.programs().len() as u64,
             n_index_reopens: self.n_index_reopens.load(Relaxed),
             n_verified: self.shared.blobs.n_verified(),
             ..StoreStats::default()
@@ -178,19 +263,22 @@ impl Inner {
         if let Some(slot) = self.try_slot()
             && let Some(engine) = &slot.engine
         {
+            stats.pinned_bytes = engine.pinned_bytes();
             let catalogue = engine.catalogue();
+            stats.disk_bytes = catalogue.disk_bytes();
             stats.n_handles = catalogue.n_handles() as u64;
             stats.n_artifacts = catalogue.n_artifacts() as u64;
             stats.artifact_bytes = catalogue.artifact_bytes();
+            drop(catalogue);
             stats.n_failures = engine.n_failures();
             stats.n_flushes = engine.n_flushes();
         }
         stats
     }
 
-    /// Whether the catalogue is at hand and says no: an answer that needs no blocking thread.
-    pub(crate) fn surely_lacks(&self, lacks: impl FnOnce(&Engine) -> bool) -> bool {
-        self.try_slot().is_some_and(|slot| slot.engine.as_ref().is_some_and(lacks))
+    /// Whether the index is open and at hand, and this can be said of it: an answer that needs no blocking thread.
+    pub(crate) fn is_open_and(&self, holds: impl FnOnce(&Engine) -> bool) -> bool {
+        self.try_slot().is_some_and(|slot| slot.engine.as_ref().is_some_and(holds))
     }
 
     fn try_slot(&self) -> Option<RwLockReadGuard<'_, Slot>> {

@@ -4,7 +4,7 @@
 //! in order, index and files are known to agree if the index's fingerprint is the noted one and the files' names are
 //! those of its artifacts. Otherwise (a crash, damage, a rebuild; sled may have lost its latest records without a word)
 //! the handles of all files are read: of each key the one with the latest stamp counts, the index is made to say so,
-//! what lost is marked as removed in its file, and files that no key names are deleted. Artifacts' bytes are not read
+//! what lost is marked as removed in its file, and files that neither a key nor a manifest names are deleted. Artifacts' bytes are not read
 //! here; they are verified when they are opened.
 
 use std::{
@@ -51,12 +51,14 @@ pub(crate) fn reconcile(
     }
     let named: HashSet<Digest> = scan.entries.iter().map(|entry| entry.digest).collect();
     let files: HashSet<Digest> = files.into_iter().collect();
-    if scan.damaged.is_empty() && clean == Some(scan.fingerprint.text()) && named == files {
+    if scan.damaged.is_empty() && clean == Some(scan.fingerprint.text()) && named.is_subset(&files) {
         let mut matched = Matched::default();
         for entry in &scan.entries {
-            matched.catalogue.insert(entry.key, entry.digest, entry.size_bytes);
+            matched.catalogue.insert(entry.key, entry.digest, entry.size_bytes, entry.stamp);
         }
-        return Ok(matched);
+        if files.difference(&named).all(|digest| adopt_pinned(shared, digest, &mut matched.catalogue)) {
+            return Ok(matched);
+        }
     }
     tracing::info!(n_files = files.len(), "matching the store's index with its artifact files");
     let files = describe_all(shared, &files.into_iter().collect::<Vec<_>>());
@@ -64,6 +66,20 @@ pub(crate) fn reconcile(
     let mut matched = apply(index, scan, &winners, &files)?;
     tidy(shared, &winners, &files, &mut matched);
     Ok(matched)
+}
+
+/// Takes in an artifact that no key names, if a manifest does and its file is there.
+fn adopt_pinned(shared: &Shared, digest: &Digest, catalogue: &mut Catalogue) -> bool {
+    if !shared.programs().is_pinned(digest) {
+        return false;
+    }
+    match shared.blobs.describe(digest) {
+        Ok(Some((size_bytes, _))) => {
+            catalogue.adopt(*digest, size_bytes, 0);
+            true
+        }
+        _ => false,
+    }
 }
 
 /// What each file says of itself; `None`: nothing that can be trusted.
@@ -166,17 +182,18 @@ fn apply(
             }
             matched.n_taken_over += 1;
         }
-        matched.catalogue.insert(*key, winner.digest, winner.size_bytes);
+        matched.catalogue.insert(*key, winner.digest, winner.size_bytes, winner.stamp);
     }
     batch.flush()?;
     Ok(matched)
 }
 
-/// Deletes files that no key names, and marks in the others the handles that lost.
+/// Deletes files that neither a key nor a manifest names, and marks in the others the handles that lost.
 fn tidy(shared: &Shared, winners: &HashMap<Digest, Winner<'_>>, files: &Files, matched: &mut Matched) {
     let note = |result: Result<(), StoreError>| result.unwrap_or_else(|error| untidy(shared, &error));
     for (digest, described) in files {
-        if matched.catalogue.artifact(digest).is_none() {
+        let is_named = matched.catalogue.artifact(digest).is_some();
+        if !is_named && !adopt_pinned(shared, digest, &mut matched.catalogue) {
             matched.n_dropped += usize::from(described.is_none());
             note(shared.blobs.unlink(digest));
             continue;

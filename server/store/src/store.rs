@@ -1,17 +1,19 @@
 //! The store as callers see it: async, cheap to clone, and on its feet again when the index fails.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 use piecewised_graph::{Digest, Handle, Manifest, ProgramName};
 
 use crate::{
-    ArtifactReader, FailureRecord, OpenReport, StoreConfig, StoreError, StoreStats,
+    ArtifactReader, ExportReport, FailureRecord, ImportReport, ManifestInfo, OpenReport, StoreConfig, StoreError,
+    StoreStats, Stored,
     counters::Counters,
     engine::Engine,
     gate::{Gate, Kind},
     inner::Inner,
-    manifests,
+    keeper::Keeper,
+    manifests::{self, Found},
 };
 
 /// Handles and artifacts of one folder. Clones share it.
@@ -20,6 +22,8 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Store {
     inner: Arc<Inner>,
+    /// After `inner`: the last clone waits for it to let go.
+    keeper: Arc<Keeper>,
 }
 
 impl Store {
@@ -34,7 +38,9 @@ impl Store {
         let inner_gate = gate.clone();
         gate.run(Kind::Write, move || {
             let (inner, report) = Inner::open(config, inner_gate)?;
-            Ok((Self { inner: Arc::new(inner) }, report))
+            let inner = Arc::new(inner);
+            let keeper = Arc::new(Keeper::start(inner.clone())?);
+            Ok((Self { inner, keeper }, report))
         })
         .await
     }
@@ -44,7 +50,12 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`], [`StoreError::Index`], [`StoreError::Closed`].
     pub async fn get(&self, key: &Digest) -> Result<Option<Handle>, StoreError> {
-        if self.inner.surely_lacks(|engine| engine.catalogue().key(key).is_none()) {
+        let held = self.inner.shared.held().get(key);
+        if held.is_some() {
+            Counters::add(&self.inner.shared.counters.n_hits);
+            return Ok(held);
+        }
+        if self.inner.is_open_and(|engine| engine.catalogue().key(key).is_none()) {
             Counters::add(&self.inner.shared.counters.n_misses);
             return Ok(None);
         }
@@ -52,16 +63,20 @@ impl Store {
         self.run(Kind::Read, move |engine| engine.get(&key)).await
     }
 
-    /// Stores a handle and its artifact; both survive a power cut when this returns. Putting the same again is cheap,
-    /// another handle under the same key replaces the first, and handles share artifacts of the same digest. Dropping
-    /// the future does not undo a put that has begun.
+    /// Stores a handle and its artifact. Putting the same again is cheap, another handle under the same key replaces the
+    /// first, and handles share artifacts of the same digest. Clears the key's failure. Dropping the future does not undo a
+    /// put that has begun.
+    ///
+    /// [`Stored::Durable`]: both survive a power cut. [`Stored::Held`]: the disk is full, also after evictions, or fails; both
+    /// are served from memory until they can be written.
     ///
     /// # Errors
     /// [`StoreError::SizeMismatch`] and [`StoreError::DigestMismatch`] where handle and artifact disagree,
-    /// [`StoreError::HandleTooLarge`], [`StoreError::Full`], [`StoreError::Io`], [`StoreError::Index`],
-    /// [`StoreError::Closed`].
-    pub async fn put(&self, handle: Handle, artifact: Bytes) -> Result<(), StoreError> {
-        self.run(Kind::Write, move |engine| engine.put(&handle, &artifact)).await
+    /// [`StoreError::HandleTooLarge`], [`StoreError::Closed`]. [`StoreError::Full`], [`StoreError::Io`] and
+    /// [`StoreError::Index`] where it can neither be written nor held.
+    pub async fn put(&self, handle: Handle, artifact: Bytes) -> Result<Stored, StoreError> {
+        let inner = self.inner.clone();
+        self.inner.gate.run(Kind::Write, move || inner.put(handle, artifact)).await
     }
 
     /// The artifact of that digest, checked against it: in full the first time in this process and whenever its file
@@ -70,7 +85,11 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`], [`StoreError::Index`], [`StoreError::Closed`].
     pub async fn open_artifact(&self, digest: &Digest) -> Result<Option<ArtifactReader>, StoreError> {
-        if self.inner.surely_lacks(|engine| engine.catalogue().artifact(digest).is_none()) {
+        let held = self.inner.shared.held().artifact(digest);
+        if let Some(artifact) = held {
+            return Ok(Some(ArtifactReader::held(*digest, artifact, self.inner.gate.clone())));
+        }
+        if self.inner.is_open_and(|engine| engine.catalogue().artifact(digest).is_none()) {
             return Ok(None);
         }
         let digest = *digest;
@@ -78,41 +97,57 @@ impl Store {
         Ok(found.map(|(file, size_bytes)| ArtifactReader::new(digest, file, size_bytes, self.inner.gate.clone())))
     }
 
-    /// Removes a handle, and its artifact if no other handle names it. Returns whether there was one. It is gone for
+    /// Removes a handle, and its artifact if no other handle and no manifest names it. Returns whether there was one. It is gone for
     /// good when this returns.
     ///
     /// # Errors
     /// [`StoreError::Io`], [`StoreError::Index`], [`StoreError::Closed`].
     pub async fn remove(&self, key: &Digest) -> Result<bool, StoreError> {
         let key = *key;
-        self.run(Kind::Write, move |engine| engine.remove(&key)).await
+        let was_held = self.inner.shared.held().remove(&key);
+        Ok(self.run(Kind::Write, move |engine| engine.remove(&key)).await? || was_held)
     }
 
     /// Stores a program's manifest under its name, in place of any that is there. Survives a power cut when this returns. Returns whether
-    /// it differs from what was there.
+    /// it differs from what was there. Artifacts that it names are not evicted, nor dropped because their key gets another one, as long
+    /// as it is there.
     ///
     /// # Errors
-    /// [`StoreError::Full`], [`StoreError::Io`], [`StoreError::Closed`].
+    /// [`StoreError::Full`], [`StoreError::Io`], [`StoreError::Index`], [`StoreError::Closed`].
     pub async fn put_manifest(&self, manifest: Manifest) -> Result<bool, StoreError> {
-        let shared = self.inner.shared.clone();
-        let work = move || manifests::put(&shared.layout, shared.config.reserve_bytes, &manifest);
-        self.inner.gate.run(Kind::Write, work).await
+        self.run(Kind::Write, move |engine| engine.put_manifest(&manifest)).await
     }
 
     /// The manifest of a program. One that does not verify is dropped and absent.
     ///
     /// # Errors
-    /// [`StoreError::Io`], [`StoreError::Closed`].
+    /// [`StoreError::Io`], [`StoreError::Index`], [`StoreError::Closed`].
     pub async fn get_manifest(&self, program: &ProgramName) -> Result<Option<Manifest>, StoreError> {
-        let (shared, program) = (self.inner.shared.clone(), program.clone());
-        let work = move || {
-            let (manifest, was_dropped) = manifests::get(&shared.layout, &program)?;
-            if was_dropped {
-                Counters::add(&shared.counters.n_damaged_dropped);
+        let (shared, name) = (self.inner.shared.clone(), program.clone());
+        match self.inner.gate.run(Kind::Read, move || manifests::read(&shared.layout, &name)).await? {
+            Found::Whole(manifest) => Ok(Some(*manifest)),
+            Found::Absent => Ok(None),
+            Found::Damaged => {
+                let name = program.clone();
+                self.run(Kind::Write, move |engine| engine.drop_manifest(&name)).await?;
+                Ok(None)
             }
-            Ok(manifest)
-        };
-        self.inner.gate.run(Kind::Read, work).await
+        }
+    }
+
+    /// The manifests there are, by name. From memory.
+    pub fn list_manifests(&self) -> Vec<ManifestInfo> {
+        self.inner.shared.programs().list()
+    }
+
+    /// Removes a program's manifest. Its artifacts may be evicted from then on; those that no handle and no other manifest
+    /// names go at once. Returns whether there was one.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Index`], [`StoreError::Closed`].
+    pub async fn remove_manifest(&self, program: &ProgramName) -> Result<bool, StoreError> {
+        let program = program.clone();
+        self.run(Kind::Write, move |engine| engine.remove_manifest(&program)).await
     }
 
     /// Remembers why `key` failed, until that is older than [`StoreConfig::failure_ttl`], forgotten, or an artifact is
@@ -134,7 +169,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Index`], [`StoreError::Closed`].
     pub async fn get_failure(&self, key: &Digest) -> Result<Option<FailureRecord>, StoreError> {
-        if self.inner.surely_lacks(|engine| !engine.has_failure(key)) {
+        if self.inner.is_open_and(|engine| !engine.has_failure(key)) {
             return Ok(None);
         }
         let key = *key;
@@ -149,23 +184,59 @@ impl Store {
         self.run(Kind::Write, move |engine| engine.forget_failures(key)).await
     }
 
+    /// Writes the programs of these names with all that they name, or everything where none is named, into one file, in
+    /// place of any that is there. The same content makes the same file. It takes as long as it takes to read all of it, and
+    /// one of the store's writers.
+    ///
+    /// # Errors
+    /// [`StoreError::Archive`] where there is no such program, or an artifact changed meanwhile; [`StoreError::Io`],
+    /// [`StoreError::Index`], [`StoreError::Closed`].
+    pub async fn export(&self, path: &Path, programs: Vec<ProgramName>) -> Result<ExportReport, StoreError> {
+        let path = path.to_owned();
+        self.run(Kind::Write, move |engine| engine.export(&path, &programs)).await
+    }
+
+    /// Takes in what an export holds and the store does not have. Each entry is verified; what is damaged or missing is left
+    /// out and in the report. Nothing is evicted for it.
+    ///
+    /// # Errors
+    /// [`StoreError::Archive`] where the file is no export, or so damaged that nothing can be taken; [`StoreError::Full`],
+    /// [`StoreError::Io`], [`StoreError::Index`], [`StoreError::Closed`]: what was taken by then stays.
+    pub async fn import(&self, path: &Path) -> Result<ImportReport, StoreError> {
+        let path = path.to_owned();
+        self.run(Kind::Write, move |engine| engine.import(&path)).await
+    }
+
     /// Counters and sizes; sizes are 0 while the index is being reopened, and after the close.
     pub fn stats(&self) -> StoreStats {
         self.inner.stats()
     }
 
-    /// Waits for what is under way, makes the counters durable, and gives the folder back. Other clones, and readers,
+    /// Waits for what is under way, tries once more to write what is held, makes counters and last uses durable, and gives
+    /// the folder back. Other clones, and readers,
     /// answer [`StoreError::Closed`] from then on.
     ///
     /// # Errors
     /// [`StoreError::Index`] where the last flush fails. What was acknowledged is durable all the same.
     pub async fn close(self) -> Result<(), StoreError> {
         self.inner.gate.close().await;
-        let inner = self.inner.clone();
-        match tokio::task::spawn_blocking(move || inner.close()).await {
+        let (inner, keeper) = (self.inner.clone(), self.keeper.clone());
+        let work = move || {
+            keeper.stop();
+            inner.close()
+        };
+        match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
             Err(error) => Err(StoreError::Task { reason: error.to_string() }),
         }
+    }
+
+    pub(crate) async fn keys(&self) -> Result<Vec<Digest>, StoreError> {
+        self.run(Kind::Read, |engine| Ok(engine.catalogue().keys().copied().collect())).await
+    }
+
+    pub(crate) async fn artifacts(&self) -> Result<Vec<Digest>, StoreError> {
+        self.run(Kind::Read, |engine| Ok(engine.catalogue().artifacts().map(|(digest, _)| *digest).collect())).await
     }
 
     async fn run<T: Send + 'static>(

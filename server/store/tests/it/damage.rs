@@ -41,7 +41,7 @@ async fn put_all(store: &Store) {
 }
 
 /// Does something bad to a file.
-fn damage(path: &Path, dice: &mut Dice) {
+pub(crate) fn damage(path: &Path, dice: &mut Dice) {
     let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
     let len = file.metadata().unwrap().len();
     let at = dice.below(len);
