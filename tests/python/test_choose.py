@@ -23,16 +23,34 @@ GENERIC = _measured(100, 100, 100, 100, 100)
         pytest.param([], [(WHOLE, 0)], id="nothing to choose from"),
         pytest.param([_measured(90, 90, 90, 90, 90)], [(WHOLE, 1)], id="better everywhere"),
         pytest.param([_measured(100.4, 100.4, 100, 99, 90)], [(WHOLE, 1)], id="within noise, and better"),
-        pytest.param([_measured(50, 50, 50, 50, 102)], [((17, 181), 1), ((182, 256), 0)], id="slower at one end"),
+        pytest.param([_measured(50, 50, 50, 50, 102)], [((17, 128), 1), ((129, 256), 0)], id="slower at one end"),
         pytest.param(
-            [_measured(120, 120, 96, 120, 120)], [((17, 45), 0), ((46, 90), 1), ((91, 256), 0)], id="hint only"
+            [_measured(120, 120, 96, 120, 120)], [((17, 63), 0), ((64, 64), 1), ((65, 256), 0)], id="hint only"
         ),
         # 1.5 % at one size is no reason for a program more.
         pytest.param([_measured(102, 102, 98.5, 102, 102)], [(WHOLE, 0)], id="a gain too small"),
         pytest.param(
             [_measured(80, 80, 90, 101.5, 130), _measured(130, 120, 90, 80, 80)],
-            [((17, 45), 1), ((46, 256), 2)],
+            [((17, 63), 1), ((64, 256), 2)],
             id="the winner changes",
+        ),
+        # Either could run both sizes: the change is half way between them, by ratio.
+        pytest.param(
+            [_measured(50, 50, 100, 100, 100), _measured(100, 100, 50, 50, 50)],
+            [((17, 45), 1), ((46, 256), 2)],
+            id="the winner changes, and both may",
+        ),
+        # Neither may run both: what is between is left to the generic code.
+        pytest.param(
+            [_measured(50, 50, 140, 140, 140), _measured(140, 140, 50, 50, 50)],
+            [((17, 32), 1), ((33, 63), 0), ((64, 256), 2)],
+            id="the winner changes, and neither may",
+        ),
+        # As on an H200, of a piece with matrix products: code for tiles of 64 rows.
+        pytest.param(
+            [_measured(150.8, 100.1, 94.5, 134.0, 174.1)],
+            [((17, 45), 0), ((46, 64), 1), ((65, 256), 0)],
+            id="up to the last size that it may run",
         ),
         # Proven for a part only: it can't run the rest, however fast it is.
         pytest.param(

@@ -1,14 +1,17 @@
 """Which candidate runs which sizes, from measured times: pure, and the same for the same numbers.
 
-The rules: no size that was measured becomes slower than with the generic code; the best over the range wins; a range is
-divided where another candidate wins by more than noise, and not otherwise, since each part is another program to load.
+The rules: no size that was measured becomes slower than with the generic code, nor one between two of which one would; the
+best over the range wins; a range is divided where another candidate wins by more than noise, and not otherwise, since each
+part is another program to load.
 
 docs/tuning.md of the project has the measurements that the numbers below come from.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 Interval = tuple[int, int]
@@ -91,13 +94,32 @@ def _divide(
     chosen.reverse()
     parts = []
     start = piece[0]
-    for k, candidate in enumerate(chosen):
-        is_last = k == len(sizes) - 1
-        # Sizes between two measured ones: to the nearer, by ratio.
-        end = piece[1] if is_last else max(int(math.sqrt(sizes[k] * sizes[k + 1])), sizes[k])
-        parts.append(((start, end), candidate))
-        start = end + 1
-    return parts
+    for k, (now, then) in enumerate(itertools.pairwise(chosen)):
+        for end, candidate in _change(sizes[k], sizes[k + 1], now, then, costs[k : k + 2]):
+            if start <= end:
+                parts.append(((start, end), candidate))
+                start = end + 1
+    return [*parts, ((start, piece[1]), last)]
+
+
+def _change(low: int, high: int, now: int, then: int, costs: Sequence[dict[int, float]]) -> Iterator[tuple[int, int]]:
+    """Who runs up to which size where `now` runs `low` and `then` runs `high`, the next size that was measured.
+
+    Times between the two are not known, and change in steps (code for tiles of 64 rows takes twice as long from 65 rows up): a
+    candidate runs sizes between two only where it may run both. `costs`: of those that may, at `low` and at `high`.
+    """
+    now_may, then_may = now in costs[1], then in costs[0]
+    if now == then:
+        yield high - 1, now
+    elif now_may == then_may:
+        if not now_may and 0 in costs[0] and 0 in costs[1]:
+            yield low, now
+            yield high - 1, 0
+        else:
+            # To the nearer, by ratio.
+            yield max(int(math.sqrt(low * high)), low), now
+    else:
+        yield (high - 1 if now_may else low), now
 
 
 def _costs(candidates: list[Measured], eligible: list[int], size: int, noise: float) -> dict[int, float]:

@@ -113,6 +113,7 @@ def compile_program(
         torch._guards.tracing(context),
         kernels.recording(recorded),
         winners.recording(recorded_gpu),
+        winners.short_names(),
         _path_free_kernels(os.environ["TORCHINDUCTOR_CACHE_DIR"]),
         # What AOTAutograd does not want to cache it does not serialise either; without `strict` it would not say so.
         torch._functorch.config.patch(bypass_autograd_cache_key=True, strict_autograd_cache=True),

@@ -4,7 +4,8 @@ Candidates, each with a cache of its own (Inductor's caches know neither hint no
 
 * `generic`: what torch.compile does that knows nothing of ranges. The others are held against it.
 * `range`: narrowed to the interval, with the hint of the request; on a CPU also with the interval's ends as hints.
-* `autotuned` (GPUs): narrowed, with max_autotune and coordinate descent, at the hint and at the interval's ends.
+* `autotuned` (GPUs): narrowed, with max_autotune and coordinate descent, at the hint and at the interval's ends; twice
+  where these are all one size.
 
 They are measured in one process that loads them as a worker does, in turn, on the same inputs, at the interval's ends, its
 hint and the powers of two between. `choose` has the rules. A candidate that does not compile, or not for all sizes, costs
@@ -30,6 +31,9 @@ from .runtime import fingerprint
 from .trials import Nursery
 
 _AUTOTUNED = {"max_autotune": True, "coordinate_descent_tuning": True}
+# Coordinate descent takes the first improvement that it sees in times that are never quite the same, and ends in another optimum
+# each time: two searches over the same kernels gave code of 118 and 126 us. Over a range other hints are searches enough.
+_N_SEARCHES = 2
 # How many sizes of an interval are measured, and the largest of them.
 _MAX_SIZES = 12
 _LARGEST_SIZE = 1 << 16
@@ -126,7 +130,7 @@ def tune(job: Job, nursery: Nursery, whole: Interval | None) -> Tuned:
 def recipes(interval: Interval | None, hint: int | None, on_gpu: bool) -> list[Recipe]:
     """The ways to compile an interval that are tried; the generic one first."""
     if interval is None:
-        return [Recipe("generic", None), *([Recipe("autotuned", None, patches=_AUTOTUNED)] if on_gpu else [])]
+        return [Recipe("generic", None), *([_autotuned(None)] * _N_SEARCHES if on_gpu else [])]
     low, high = interval
     inside = min(max(hint if hint is not None else low, low), high)
     ends = [max(low, min(2, high)), min(high, _LARGEST_SIZE)]
@@ -135,7 +139,12 @@ def recipes(interval: Interval | None, hint: int | None, on_gpu: bool) -> list[R
     stock = [stock_recipe()] if high >= 2 else []
     if not on_gpu:
         return [*stock, *(Recipe("range", hint) for hint in hints)]
-    return [*stock, Recipe("range", inside), *(Recipe("autotuned", hint, patches=_AUTOTUNED) for hint in hints)]
+    autotuned = [_autotuned(hint) for hint in hints]
+    return [*stock, Recipe("range", inside), *(autotuned if low < high else autotuned * _N_SEARCHES)]
+
+
+def _autotuned(hint: int | None) -> Recipe:
+    return Recipe("autotuned", hint, patches=_AUTOTUNED)
 
 
 def sizes_to_measure(interval: Interval, hint: int | None) -> list[int]:

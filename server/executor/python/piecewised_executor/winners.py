@@ -16,11 +16,15 @@ from typing import Any
 
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.codecache import PyCodeCache
+from torch._inductor.codegen import triton as triton_codegen
 from torch._inductor.runtime.runtime_utils import triton_cache_dir, triton_hash_to_path_key
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner, GridExpr, StaticTritonCompileResult
 
 from .errors import Unsupported
 from .runtime.gpu_kernels import request_digest
+
+# Of the 150 characters, what is left for the operators: before them is the kind of kernel ("triton_poi_"), behind them a number.
+_MAX_FUSED_NAME = 120
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,30 @@ def recording(recorded: Recorded) -> Iterator[None]:
     finally:
         AsyncCompile.triton = original_triton  # type: ignore[method-assign]
         del StaticTritonCompileResult._gen_launcher_code
+
+
+@contextlib.contextmanager
+def short_names() -> Iterator[None]:
+    """While inside, Triton kernels get names that their files can have.
+
+    Inductor names a kernel after all operators in it, Triton cuts the names of files at 150 characters, and Inductor, which does not
+    find the file then, leaves the kernel to Triton's own launcher.
+    """
+    original = triton_codegen.get_fused_kernel_name
+
+    def get_fused_kernel_name(*args: Any) -> str:
+        return shortened(original(*args))
+
+    triton_codegen.get_fused_kernel_name = get_fused_kernel_name
+    try:
+        yield
+    finally:
+        triton_codegen.get_fused_kernel_name = original
+
+
+def shortened(name: str) -> str:
+    """As many of the operators in the name as there is room for. Inductor puts a number behind it, which tells kernels apart."""
+    return name if len(name) <= _MAX_FUSED_NAME else name[: name.rindex("_", 0, _MAX_FUSED_NAME + 1)]
 
 
 def collect(recorded: Recorded, wrapper_key: str) -> dict[str, GpuKernel]:
