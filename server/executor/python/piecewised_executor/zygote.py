@@ -27,7 +27,7 @@ import time
 import traceback
 from typing import Any
 
-from .probe import cuda_answers
+from .probe import without_cuda
 from .protocol import Channel
 from .serve import Inbox, serve, set_standard_streams, wrong_version
 
@@ -147,7 +147,7 @@ def _freeze() -> None:
 def _step(step: Any) -> None:
     started = time.monotonic()
     try:
-        with cuda_answers(lambda: False):
+        with without_cuda():
             step()
     except Exception:
         # What could not be warmed is cold in the executors, where it may say why to somebody who asked for it.
