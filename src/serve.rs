@@ -114,6 +114,9 @@ async fn serve(
     };
     // Where the branches above left it running.
     scheduler.shutdown(Duration::ZERO).await;
+    if let ToolchainStatus::Ready(info) = scheduler.toolchain() {
+        info.launcher.clone().shutdown().await;
+    }
     cause.and(at_once)
 }
 

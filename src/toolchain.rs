@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use piecewised_executor::{ExecutorConfig, ExecutorSource, Found, NoToolchain, RuntimeFolder, find_python};
+use piecewised_executor::{ExecutorConfig, ExecutorSource, Found, LaunchKind, NoToolchain, RuntimeFolder, find_python};
 use piecewised_scheduler::{Scheduler, ToolchainInfo, ToolchainStatus};
 use tokio::sync::watch;
 
@@ -45,6 +45,10 @@ pub(crate) async fn find(
                 tracing::info!(python = %one.python.display(), "passed over: {}", one.why);
             }
             let hello = executor.hello().clone();
+            let executors = match launcher.kind() {
+                LaunchKind::Forked => "forked".to_owned(),
+                LaunchKind::Fresh { reason } => format!("started fresh: {reason}"),
+            };
             let devices: Vec<_> =
                 hello.devices.iter().map(|device| format!("{} ({})", device.r#type, device.name)).collect();
             tracing::info!(
@@ -55,6 +59,8 @@ pub(crate) async fn find(
                 cuda = hello.toolchain.cuda_version,
                 fingerprint = hello.toolchain.fingerprint.get(..12).unwrap_or_default(),
                 import_s = hello.import_s,
+                gpus = hello.gpus.len(),
+                executors,
                 "found a toolchain for {}",
                 devices.join(", ")
             );

@@ -238,7 +238,8 @@ def results(artifacts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
 
 def test_ready_says_what_the_interpreter_is(executor: h.Executor) -> None:
     ready = executor.ready
-    assert ready["protocol"] == 2
+    assert ready["protocol"] == 3
+    assert ready["gpus"] == [] or ready["gpus"][0]["uuid"].startswith(("GPU-", "MIG-"))
     assert ready["pid"] == executor.process.pid
     assert ready["toolchain"] == h.client_module("runtime.fingerprint").toolchain()
     assert ready["devices"][0] == h.cpu_device()

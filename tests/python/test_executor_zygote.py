@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import executor_harness as h
 import pytest
+import torch
 
 N = h.symbol("s0")
 ROWS = h.tensor_input("x", [N, h.number(64)], [h.number(64), h.number(1)])
@@ -139,6 +141,50 @@ def test_what_is_forked_outlives_the_zygote() -> None:
         zygote.process.wait()
         message, fields, _ = forked.compile(graph("torch.sin"), **JOB)
         assert message == "done", fields
+
+
+# A driver that notes that it was started, and then finds no GPU.
+DRIVER = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+int cuInit(unsigned flags) {
+  FILE *file = fopen(getenv("DRIVER_LOG"), "a");
+  fputs("started", file);
+  fclose(file);
+  return 100;
+}
+int cuDriverGetVersion(int *version) { *version = 13000; return 0; }
+static int nothing(void) { return 100; }
+int cuGetProcAddress_v2(const char *name, void **found, int version, unsigned long flags, void *status) {
+  *found = (void *)nothing;
+  if (strcmp(name, "cuInit") == 0) *found = (void *)cuInit;
+  if (strcmp(name, "cuGetProcAddress") == 0) *found = (void *)cuGetProcAddress_v2;
+  if (strcmp(name, "cuDriverGetVersion") == 0) *found = (void *)cuDriverGetVersion;
+  return 0;
+}
+int cuGetProcAddress(const char *name, void **found, int version, unsigned long flags) {
+  return cuGetProcAddress_v2(name, found, version, flags, 0);
+}
+"""
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch knows nothing of CUDA")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a driver of its own: see test_executor_cuda")
+def test_the_driver_is_not_started_before_an_executor_needs_it(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    (tmp_path / "driver.c").write_text(DRIVER)
+    library = tmp_path / "libcuda.so.1"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "driver.c"], check=True)
+    with h.Zygote({"LD_LIBRARY_PATH": str(tmp_path), "DRIVER_LOG": str(log)}) as zygote:
+        assert zygote.hello[1]["refusal"] == ""
+        zygote.warm()
+        forked = zygote.fork()
+        forked.hello(is_known=True)
+        assert not log.exists()
+        # This driver is the one that is asked.
+        zygote.fork().hello()
+        assert log.exists()
 
 
 def test_a_thread_or_an_open_gpu_means_that_nothing_is_forked(tmp_path: Path) -> None:

@@ -59,8 +59,8 @@ def run(channel: Channel, request: dict[str, Any], nursery: Nursery, leases: Lea
 
 def _cleaned(job: Any, name: str, fields: dict[str, Any], blob: bytes) -> tuple[bool, str, dict[str, Any], bytes]:
     """Forgets the job; its answer, or a fault of the GPU that shows only now."""
+    program.reset()
     try:
-        program.reset()
         faults.check()
         faults.give_back()
     except (faults.DeviceFault, RuntimeError) as error:

@@ -70,6 +70,31 @@ def cuda_answers(is_available: Callable[[], bool]) -> Iterator[None]:
         torch.cuda.is_available = original
 
 
+@contextlib.contextmanager
+def without_cuda() -> Iterator[None]:
+    """While inside, this machine has no GPU, as far as Python can tell: what asks for one is refused as it would be without a driver."""
+    import torch
+
+    def refuse() -> None:
+        raise RuntimeError("no GPU is used in this process")
+
+    # Fake tensors ask the driver whether there is a GPU, to do without its guards for good where there is none.
+    replaced = [
+        (torch.cuda, "_lazy_init", refuse),
+        (torch.cuda, "device_count", lambda: 0),
+        (torch._C, "_ensureCUDADeviceGuardSet", lambda: None),
+    ]
+    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced if hasattr(owner, name)]
+    try:
+        for owner, name, value in replaced:
+            setattr(owner, name, value)
+        with cuda_answers(lambda: False):
+            yield
+    finally:
+        for owner, name, original in originals:
+            setattr(owner, name, original)
+
+
 def ready(import_s: float, *, is_known: bool) -> dict[str, Any]:
     """The fields of `ready`. Without `is_known` they say what this interpreter can do, and CUDA is started to see which devices there are:
     that takes longer than forking an executor, and is the same for all of them."""

@@ -19,6 +19,7 @@ import array
 import gc
 import os
 import select
+import signal
 import socket
 import struct
 import sys
@@ -27,12 +28,13 @@ import time
 import traceback
 from typing import Any
 
-from .probe import cuda_answers
+from .probe import without_cuda
 from .protocol import Channel
 from .serve import Inbox, serve, set_standard_streams, wrong_version
 
 _N_STREAMS = 3
 _HEADER = struct.Struct(">IQ")
+_FIRST_REQUEST_S = 0.5
 # What CUDA, and what looks for GPUs without it, opens.
 _DEVICE_PREFIXES = ("/dev/nvidia", "/dev/dxg")
 
@@ -64,6 +66,7 @@ def main() -> None:
     from .probing import Probe
 
     steps = warm.steps()
+    n_steps = len(steps)
     # Collected now, and then never looked at again: a collector that writes into every object would make each child copy all of them.
     _freeze()
     probe: Probe | None = None
@@ -73,7 +76,9 @@ def main() -> None:
         if probe is None and not steps and not is_probed:
             probe, is_probed = Probe(), True
         waiting = [control, *([probe.fd] if probe is not None else [])]
-        readable = select.select(waiting, [], [], 0 if steps else None)[0]
+        # Whoever started this one wants an executor: that comes before the first step.
+        patience = None if not steps else _FIRST_REQUEST_S if len(steps) == n_steps else 0.0
+        readable = select.select(waiting, [], [], patience)[0]
         if probe is not None and probe.fd in readable:
             _step(probe.finish)
             probe = None
@@ -82,6 +87,7 @@ def main() -> None:
                 _step(steps.pop(0))
             continue
         if (frame := channel.receive()) is None:
+            _end_helpers()
             return
         name, _, blob = frame
         fds, reader.fds = reader.fds, []
@@ -97,6 +103,12 @@ def main() -> None:
         finally:
             for fd in fds:
                 os.close(fd)
+
+
+def _end_helpers() -> None:
+    """What is being found out is of no use to anybody any more."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
 
 
 def why_not() -> str:
@@ -147,7 +159,7 @@ def _freeze() -> None:
 def _step(step: Any) -> None:
     started = time.monotonic()
     try:
-        with cuda_answers(lambda: False):
+        with without_cuda():
             step()
     except Exception:
         # What could not be warmed is cold in the executors, where it may say why to somebody who asked for it.
