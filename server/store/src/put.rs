@@ -90,6 +90,7 @@ impl Engine {
                     held_artifacts.remove(&key);
                 }
                 drop(held_artifacts);
+                self.forget_failures(Some(key))?;
                 self.catalogue().touch(&digest, self.shared.stamp());
                 return Ok(());
             }
