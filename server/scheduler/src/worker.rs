@@ -206,7 +206,8 @@ fn compile_job(job: &Job, policy: &VerifyPolicy, deadline: Duration) -> CompileJ
     }
 }
 
-/// Makes the artifact durable; only then is there a handle.
+/// Stores the artifact; only then is there a handle. Where the disk is full or fails, the store holds it in memory and serves it: a
+/// compile is not lost for that.
 async fn store(shared: &Shared, job: &Job, outcome: CompileOutcome) -> Result<Handle, JobFailure> {
     let CompileOutcome {
         artifact,

@@ -5,7 +5,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
         mpsc,
     },
     thread,
@@ -20,7 +20,7 @@ use crate::{
     engine::{Engine, Shared},
     gate::Gate,
     keeper::Signal,
-    ladder,
+    ladder::{self, Climb},
     layout::{FORMAT_VERSION, Format, Layout},
     lock::Lock,
     manifests,
@@ -38,6 +38,8 @@ pub(crate) struct Inner {
     pub(crate) shared: Arc<Shared>,
     slot: RwLock<Slot>,
     n_index_reopens: AtomicU64,
+    /// The lifetime counters go on from what the index had.
+    has_totals: AtomicBool,
     /// Wakes what keeps house in the background.
     pub(crate) signal: Signal,
     /// Held as long as the index is, and dropped after it.
@@ -76,34 +78,47 @@ impl Inner {
 
         let shared = Arc::new(Shared::new(config, layout));
         manifests::load(&shared)?;
-        let (engine, climb) = ladder::open(&shared, clean)?;
-        shared.counters.start_from(climb.totals);
+        let (engine, climb) = match ladder::open(&shared, clean) {
+            Ok((engine, climb)) => (Some(engine), climb),
+            // The folder is ours and there; the disk may come to its senses, and workers can be served meanwhile.
+            Err(error) if error.is_the_disks() => {
+                tracing::error!(%error, "the store's index cannot be opened for now; artifacts are held in memory");
+                (None, Climb { failures: vec![error.to_string()], ..Climb::default() })
+            }
+            Err(error) => return Err(error),
+        };
         shared.counters.add_dropped(climb.n_dropped);
+        let failure = climb.failures.join("; ");
+        if engine.is_some() {
+            shared.counters.start_from(climb.totals);
+        }
         let (outcome, set_aside) = match foreign {
             Some((found, path)) => (OpenOutcome::ForeignFormat { found }, Some(path)),
             None => (climb.outcome, climb.set_aside),
         };
-        let report = {
+        let (n_handles, n_artifacts, artifact_bytes) = engine.as_ref().map_or((0, 0, 0), |engine| {
             let catalogue = engine.catalogue();
-            OpenReport {
-                outcome,
-                n_handles: catalogue.n_handles(),
-                n_artifacts: catalogue.n_artifacts(),
-                artifact_bytes: catalogue.artifact_bytes(),
-                set_aside,
-                n_taken_over: climb.n_taken_over,
-                n_dropped: climb.n_dropped,
-                failures: climb.failures,
-                elapsed: started.elapsed(),
-            }
+            (catalogue.n_handles(), catalogue.n_artifacts(), catalogue.artifact_bytes())
+        });
+        let report = OpenReport {
+            outcome,
+            n_handles,
+            n_artifacts,
+            artifact_bytes,
+            set_aside,
+            n_taken_over: climb.n_taken_over,
+            n_dropped: climb.n_dropped,
+            failures: climb.failures,
+            elapsed: started.elapsed(),
         };
-        let slot =
-            Slot { engine: Some(engine), failure: String::new(), generation: 0, reopened_at: None, is_closed: false };
+        let has_totals = AtomicBool::new(engine.is_some());
+        let slot = Slot { engine, failure, generation: 0, reopened_at: None, is_closed: false };
         let inner = Self {
             gate,
             shared,
             slot: RwLock::new(slot),
             n_index_reopens: AtomicU64::new(0),
+            has_totals,
             signal: Signal::default(),
             lock: Mutex::new(Some(lock)),
         };
@@ -209,6 +224,9 @@ impl Inner {
         let (engine, climb) = ladder::open(&self.shared, None).inspect_err(|error| slot.failure = error.to_string())?;
         tracing::warn!(outcome = ?climb.outcome, n_taken_over = climb.n_taken_over, "the store's index is open again");
         self.shared.counters.add_dropped(climb.n_dropped);
+        if !self.has_totals.swap(true, Relaxed) {
+            self.shared.counters.start_from(climb.totals);
+        }
         self.n_index_reopens.fetch_add(1, Relaxed);
         slot.engine = Some(engine);
         slot.generation += 1;

@@ -30,7 +30,7 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
 const LEAST_ROOM_BYTES: u64 = 1 << 20;
 
 /// What opening an index took.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Climb {
     pub(crate) outcome: OpenOutcome,
     pub(crate) set_aside: Option<PathBuf>,

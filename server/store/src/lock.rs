@@ -56,7 +56,10 @@ impl Lock {
             utc_stamp(SystemTime::now()),
             command_line().unwrap_or_else(|| "its command line cannot be read".to_owned())
         );
-        file.set_len(0).and_then(|()| file.write_all(text.as_bytes())).map_err(StoreError::io("write", &path))?;
+        if let Err(error) = file.set_len(0).and_then(|()| file.write_all(text.as_bytes())) {
+            // As on a full disk. The lock is held all the same.
+            tracing::warn!(path = %path.display(), %error, "cannot note who has the store open");
+        }
         Ok(Self { _file: file })
     }
 }

@@ -53,7 +53,7 @@ impl Prepared {
 impl Engine {
     /// Makes an artifact and its handle durable. Makes room first, and once more where it was not enough.
     pub(crate) fn put(&self, prepared: &Prepared, artifact: &Bytes) -> Result<(), StoreError> {
-        let needed_bytes = disk_bytes(prepared.size_bytes, 1) + prepared.json.len() as u64;
+        let needed_bytes = self.needed_bytes(prepared);
         self.make_room(needed_bytes)?;
         match self.put_at(prepared, artifact, None) {
             Err(error @ StoreError::Full { .. }) => {
@@ -68,8 +68,16 @@ impl Engine {
 
     /// Makes an artifact durable that was held in memory since `stamp`, unless something else came under its key.
     pub(crate) fn put_held(&self, prepared: &Prepared, artifact: &Bytes, stamp: u64) -> Result<(), StoreError> {
-        self.make_room(disk_bytes(prepared.size_bytes, 1) + prepared.json.len() as u64)?;
+        self.make_room(self.needed_bytes(prepared))?;
         self.put_at(prepared, artifact, Some(stamp))
+    }
+
+    /// What a put takes beside what is there.
+    fn needed_bytes(&self, prepared: &Prepared) -> u64 {
+        let whole = disk_bytes(prepared.size_bytes, 1);
+        let is_known = self.catalogue().artifact(&prepared.digest).is_some();
+        let is_there = if is_known { disk_bytes(prepared.size_bytes, 0) } else { 0 };
+        whole - is_there + prepared.json.len() as u64
     }
 
     fn put_at(&self, prepared: &Prepared, artifact: &Bytes, held: Option<u64>) -> Result<(), StoreError> {
@@ -81,6 +89,9 @@ impl Engine {
                 if held.is_none_or(|stamp| held_artifacts.has(&key, stamp)) {
                     held_artifacts.remove(&key);
                 }
+                drop(held_artifacts);
+                self.forget_failures(Some(key))?;
+                self.catalogue().touch(&digest, self.shared.stamp());
                 return Ok(());
             }
             let needed_bytes = size_bytes + json.len() as u64;

@@ -3,7 +3,7 @@
 use std::{fmt, path::PathBuf, time::Duration};
 
 /// How the store came up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OpenOutcome {
     /// There was no store; there is an empty one now.
     Fresh,
@@ -13,6 +13,10 @@ pub enum OpenOutcome {
     WithoutSnapshot,
     /// The index was damaged: set aside, and rebuilt from the artifact files.
     Rebuilt,
+    /// The disk is full, or does not let the index be opened: until it does, nothing stored is found, and what is put is held
+    /// in memory.
+    #[default]
+    Unavailable,
     /// The folder held a store of another format version: set aside, and an empty one begun.
     ForeignFormat {
         /// The version found.
@@ -50,6 +54,7 @@ impl fmt::Display for OpenReport {
             OpenOutcome::Existing => write!(f, "as it was")?,
             OpenOutcome::WithoutSnapshot => write!(f, "index recovered without its snapshot")?,
             OpenOutcome::Rebuilt => write!(f, "index rebuilt from the artifacts")?,
+            OpenOutcome::Unavailable => write!(f, "the index cannot be opened for now")?,
             OpenOutcome::ForeignFormat { found } => write!(f, "new, in place of one of format version {found}")?,
         }
         let megabytes = self.artifact_bytes as f64 / 1e6;

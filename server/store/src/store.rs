@@ -31,8 +31,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Locked`] where another process, or another open in this one, has it; [`StoreError::NotAStore`]
-    /// where the folder holds something else; [`StoreError::Io`] and [`StoreError::Index`] where the file system does
-    /// not let us have a store there at all.
+    /// where the folder holds something else; [`StoreError::Absent`] where none was to be made; [`StoreError::Io`] where the
+    /// file system does not let us have a folder there at all. A full disk is no error: see [`OpenOutcome::Unavailable`](crate::OpenOutcome::Unavailable).
     pub async fn open(config: StoreConfig) -> Result<(Self, OpenReport), StoreError> {
         let gate = Arc::new(Gate::new(config.gate_permits));
         let inner_gate = gate.clone();
@@ -45,10 +45,11 @@ impl Store {
         .await
     }
 
-    /// The handle stored under `key`. One that is damaged, or whose artifact is missing, is dropped and absent.
+    /// The handle stored under `key`. One that is damaged, or whose artifact is missing, is dropped and absent. Where the disk
+    /// fails it is absent too: compiling again is better than not answering.
     ///
     /// # Errors
-    /// [`StoreError::Io`], [`StoreError::Index`], [`StoreError::Closed`].
+    /// [`StoreError::Closed`].
     pub async fn get(&self, key: &Digest) -> Result<Option<Handle>, StoreError> {
         let held = self.inner.shared.held().get(key);
         if held.is_some() {
@@ -60,7 +61,14 @@ impl Store {
             return Ok(None);
         }
         let key = *key;
-        self.run(Kind::Read, move |engine| engine.get(&key)).await
+        match self.run(Kind::Read, move |engine| engine.get(&key)).await {
+            Err(error) if error.is_the_disks() => {
+                tracing::warn!(%key, %error, "a lookup failed and counts as a miss");
+                Counters::add(&self.inner.shared.counters.n_misses);
+                Ok(None)
+            }
+            found => found,
+        }
     }
 
     /// Stores a handle and its artifact. Putting the same again is cheap, another handle under the same key replaces the
@@ -164,16 +172,20 @@ impl Store {
         self.run(Kind::Write, move |engine| engine.put_failure(&key, &record)).await
     }
 
-    /// Why `key` failed, if that is remembered. That it is not is known without blocking.
+    /// Why `key` failed, if that is remembered. That it is not is known without blocking. Where the disk fails, nothing is
+    /// remembered.
     ///
     /// # Errors
-    /// [`StoreError::Index`], [`StoreError::Closed`].
+    /// [`StoreError::Closed`].
     pub async fn get_failure(&self, key: &Digest) -> Result<Option<FailureRecord>, StoreError> {
         if self.inner.is_open_and(|engine| !engine.has_failure(key)) {
             return Ok(None);
         }
         let key = *key;
-        self.run(Kind::Read, move |engine| engine.get_failure(&key)).await
+        match self.run(Kind::Read, move |engine| engine.get_failure(&key)).await {
+            Err(error) if error.is_the_disks() => Ok(None),
+            found => found,
+        }
     }
 
     /// Forgets the failure of one key, or all; returns how many there were. They are gone for good when this returns.

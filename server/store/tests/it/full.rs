@@ -193,6 +193,40 @@ async fn nothing_is_evicted_where_that_would_not_do() {
     assert_stored(&store, &handle(key(100), &large), &large).await;
 }
 
+/// A start on a disk without one free byte: what is new is served from memory, and what was there is there again afterwards.
+#[tokio::test]
+async fn a_store_on_a_full_disk_opens_and_holds() {
+    let Some(disk) = Disk::mount(24) else { return };
+    let (store, _) = Store::open(keeping(&disk.store(), 0)).await.unwrap();
+    for n in 0..5 {
+        let artifact = bytes(n, 50_000);
+        store.put(handle(key(n), &artifact), artifact).await.unwrap();
+    }
+    store.close().await.unwrap();
+    // As if it had not been closed in order, so that there is something to be brought into line.
+    fs::remove_file(disk.store().join("clean")).unwrap();
+    disk.fill();
+    let (store, report) = Store::open(keeping(&disk.store(), 0)).await.unwrap();
+    assert_eq!(report.set_aside, None, "{report}");
+    let artifact = bytes(100, 50_000);
+    let new = handle(key(100), &artifact);
+    assert_eq!(store.get(&new.key).await.unwrap(), None);
+    assert_eq!(store.get_failure(&new.key).await.unwrap(), None);
+    assert_eq!(store.put(new.clone(), artifact.clone()).await.unwrap(), Stored::Held);
+    assert_stored(&store, &new, &artifact).await;
+
+    disk.free();
+    until("room for what is held", || store.stats().n_held == 0).await;
+    for n in 0..5 {
+        assert_stored(&store, &handle(key(n), &bytes(n, 50_000)), &bytes(n, 50_000)).await;
+    }
+    assert_eq!(store.stats().n_puts, 6, "counters go on");
+    store.close().await.unwrap();
+    let (store, report) = Store::open(keeping(&disk.store(), 0)).await.unwrap();
+    assert_eq!((report.n_handles, report.n_dropped), (6, 0));
+    assert_stored(&store, &new, &artifact).await;
+}
+
 #[tokio::test]
 async fn a_disk_that_fails_holds_and_comes_back() {
     let Some(disk) = Disk::mount(24) else { return };
