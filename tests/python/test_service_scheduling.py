@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from service_harness import Client, Daemon, node, results, small_request
+from service_harness import Client, Daemon, is_alive, node, results, small_request
 
 
 def until(condition: Any, what: str, seconds: float = 60) -> None:
@@ -36,10 +36,15 @@ def client(daemon: Daemon) -> Iterator[Client]:
 
 def busy(client: Client, constant: int) -> Any:
     """Keeps the only executor busy: a stream whose job has started."""
+    return busy_with(client, constant)[0]
+
+
+def busy_with(client: Client, constant: int) -> tuple[Any, int]:
+    """The same, and the executor's process."""
     events = client.compile(small_request(constant=constant))
     for event in events:
         if event.WhichOneof("event") == "started":
-            return events
+            return events, event.started.executor_pid
     raise AssertionError("it ended before it started")
 
 
@@ -102,7 +107,7 @@ def test_the_more_urgent_goes_first(client: Client) -> None:
     results(running)
 
 
-def test_a_peer_has_room_for_so_many_jobs_and_joins_count(daemon: Daemon, client: Client) -> None:
+def test_a_peer_has_room_for_so_many_jobs_and_joins_count(client: Client) -> None:
     limits = client.capabilities().limits
     assert (limits.max_queued_jobs_per_peer, limits.max_queued_bytes_per_peer) == (6, 256 << 20)
     running = busy(client, 520)
@@ -192,14 +197,14 @@ def test_a_callers_deadline_ends_its_stream_and_its_job(client: Client) -> None:
     assert results(events)[0]
 
 
-def test_the_last_caller_ends_a_running_compile_where_the_operator_says_so(daemon: Daemon, client: Client) -> None:
-    running = busy(client, 550)
-    executors = daemon.executors()
-    assert len(executors) == 1
+def test_the_last_caller_ends_a_running_compile_where_the_operator_says_so(client: Client) -> None:
+    running, executor = busy_with(client, 550)
     running.cancel()
-    until(lambda: not set(executors) & set(daemon.executors()), "the executor is ended")
+    until(lambda: not is_alive(executor), "the executor is ended")
     ready, failed, summary = results(client.compile(small_request(constant=550)))
-    assert (len(ready), len(failed), summary.n_compiled) == (1, 0, 1), "nothing of the first is left, and nobody hears of its end"
+    assert (len(ready), len(failed), summary.n_compiled) == (1, 0, 1), (
+        "nothing of the first is left, and nobody hears of its end"
+    )
 
 
 def test_what_nobody_waits_for_is_finished_by_default(tmp_path: pathlib.Path) -> None:
@@ -217,7 +222,10 @@ def test_a_graph_larger_than_a_peers_bytes_is_refused_for_good(tmp_path: pathlib
     with Daemon(tmp_path, "--max-queued-bytes-per-peer", "1024") as daemon, Client(daemon.endpoint) as client:
         request = small_request(constant=570)
         for n in range(40):
-            name = {"name": f"a{n}", "callFunction": {"target": "_operator.add", "args": [node("x"), {"intValue": str(n)}]}}
+            name = {
+                "name": f"a{n}",
+                "callFunction": {"target": "_operator.add", "args": [node("x"), {"intValue": str(n)}]},
+            }
             request["graph"]["nodes"].insert(2, name)
         with pytest.raises(grpc.RpcError) as refused:
             next(client.compile(request))
