@@ -66,7 +66,7 @@ def main() -> None:
     from .probing import Probe
 
     steps = warm.steps()
-    n_steps = len(steps)
+    begin_at = time.monotonic() + _FIRST_REQUEST_S
     # Collected now, and then never looked at again: a collector that writes into every object would make each child copy all of them.
     _freeze()
     probe: Probe | None = None
@@ -77,7 +77,7 @@ def main() -> None:
             probe, is_probed = Probe(), True
         waiting = [control, *([probe.fd] if probe is not None else [])]
         # Whoever started this one wants an executor: that comes before the first step.
-        patience = None if not steps else _FIRST_REQUEST_S if len(steps) == n_steps else 0.0
+        patience = max(begin_at - time.monotonic(), 0.0) if steps else None
         readable = select.select(waiting, [], [], patience)[0]
         if probe is not None and probe.fd in readable:
             _step(probe.finish)
