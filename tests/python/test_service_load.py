@@ -7,6 +7,7 @@ PIECEWISED_LOAD_SEED=7 pytest tests/python/test_service_load.py``.
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import json
 import os
 import pathlib
@@ -171,7 +172,16 @@ def test_kill_nine_of_the_daemon_under_mixed_load(tmp_path: pathlib.Path) -> Non
             threads = [threading.Thread(target=loader.run) for loader in loaders]
             for thread in threads:
                 thread.start()
-            time.sleep(dice.uniform(0.1, 6))
+            if round_ % 3 == 0:
+                # Else a kill may come before the first compile is through, which takes seconds after a start.
+                n_before = len(acknowledged.handles)
+                until(
+                    lambda: len(acknowledged.handles) > n_before or not any(map(threading.Thread.is_alive, threads)),
+                    "a result",
+                )  # noqa: B023
+                time.sleep(dice.uniform(0, 2))
+            else:
+                time.sleep(dice.uniform(0.1, 6))
             descendants = family(daemon.process.pid)
             daemon.kill()
         for thread in threads:
@@ -251,19 +261,28 @@ def test_ten_thousand_lookups_at_once(tmp_path: pathlib.Path) -> None:
             client.close()
 
 
+@dataclasses.dataclass(frozen=True)
+class Large:
+    """What has to be known of a large artifact."""
+
+    digest: bytes
+    size_bytes: int
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A daemon, and the handle of an artifact of some 30 MB: a table is a constant of its graph."""
     sys.path.append(str(pathlib.Path(__file__).parents[1] / "bench"))
-    from bench import chain_graph, to_proto_json
+    from bench import chain_graph
 
     daemon = Daemon(tmp_path_factory.mktemp("large"), "--max-constant-bytes", str(64 << 20))
-    with daemon, Client(daemon.endpoint) as client:
-        request = {**small_request(), "graph": to_proto_json(chain_graph(1, 800, n_megabytes=30))}
-        ready, failed, _ = results(client.compile(request))
-        assert not failed, failed
-        assert ready[0].handle.size_bytes > 20_000_000
-        yield daemon, ready[0].handle
+    with daemon:
+        core = _core.Client(daemon.endpoint, cache_dir=str(daemon.folder / "cache"))
+        graph = json.dumps(chain_graph(1, 800, n_megabytes=30))
+        events = [json.loads(event) for event in core.compile(graph, [(1, 16)], [], json.dumps({}))]
+        handle = next(event["handle"] for event in events if event["event"] == "ready")
+        assert handle["size_bytes"] > 20_000_000
+        yield daemon, Large(bytes.fromhex(handle["digest"]), handle["size_bytes"])
 
 
 def resident_bytes(pid: int) -> int:
@@ -271,7 +290,7 @@ def resident_bytes(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_readers_that_stall_cost_little_and_stop_nobody(large: tuple[Daemon, Any]) -> None:
+def test_readers_that_stall_cost_little_and_stop_nobody(large: tuple[Daemon, Large]) -> None:
     daemon, handle = large
     assert daemon.process is not None
     with Client(daemon.endpoint) as client:
@@ -304,7 +323,7 @@ with Client(sys.argv[2]) as client:
 """
 
 
-def test_clients_that_vanish_in_the_middle_of_a_fetch_leave_nothing_behind(large: tuple[Daemon, Any]) -> None:
+def test_clients_that_vanish_in_the_middle_of_a_fetch_leave_nothing_behind(large: tuple[Daemon, Large]) -> None:
     daemon, handle = large
     assert daemon.process is not None
     open_files = pathlib.Path(f"/proc/{daemon.process.pid}/fd")

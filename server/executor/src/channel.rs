@@ -44,6 +44,8 @@ pub(crate) struct PostMortem {
     pub(crate) status: String,
     /// The last that it printed.
     pub(crate) tail: String,
+    /// Whether it was killed, by the system or by a person, and did not fail by itself.
+    pub(crate) was_killed: bool,
     /// Where it was for want of memory: whose, the limit, and what it held.
     pub(crate) shortage: Option<(MemoryShortage, Option<u64>, u64)>,
 }
@@ -113,16 +115,16 @@ impl Channel {
                 "closed its output without ending, and was killed".to_owned()
             }
         };
-        PostMortem { status, tail: self.journal.tail().await, shortage: self.shortage(ended) }
+        let was_killed = ended.is_some_and(was_killed);
+        PostMortem { status, tail: self.journal.tail().await, was_killed, shortage: self.shortage(ended) }
     }
 
     fn shortage(&self, ended: Option<ExitStatus>) -> Option<(MemoryShortage, Option<u64>, u64)> {
         if let Some((limit, used)) = self.process.group().meter.went_over() {
             return Some((MemoryShortage::Limit, Some(limit), used));
         }
-        // The system kills with this signal and no other.
-        let is_killed = ended?.signal() == Some(rustix::process::Signal::KILL.as_raw());
-        let used = self.starved_by_system().filter(|_| is_killed)?;
+        let was_killed = ended.is_some_and(was_killed);
+        let used = self.starved_by_system().filter(|_| was_killed)?;
         Some((MemoryShortage::System, None, used))
     }
 
@@ -131,4 +133,9 @@ impl Channel {
         self.process.kill();
         ExecutorError::Protocol { problem, tail: self.journal.tail().await }
     }
+}
+
+/// Whether it ended by the one signal with which the system kills.
+fn was_killed(ended: ExitStatus) -> bool {
+    ended.signal() == Some(rustix::process::Signal::KILL.as_raw())
 }

@@ -54,6 +54,8 @@ pub enum ExecutorError {
     NotReady {
         /// The interpreter.
         python: PathBuf,
+        /// Somebody or something killed it, which says little about the interpreter.
+        was_killed: bool,
         /// "it ended with exit code 1", "it was not ready after 120 s".
         problem: String,
         /// The last lines it printed.

@@ -79,7 +79,12 @@ impl Executor {
         memory::watch(process.group(), placement.max_memory_bytes);
         let mut channel = Channel::new(process, pipes)
             .map_err(|source| ExecutorError::Spawn { python: config.python.clone(), source })?;
-        let not_ready = |problem, tail| ExecutorError::NotReady { python: config.python.clone(), problem, tail };
+        let not_ready = |problem, tail, was_killed| ExecutorError::NotReady {
+            python: config.python.clone(),
+            problem,
+            tail,
+            was_killed,
+        };
         let greeting = async {
             let text = message::hello(known.is_some()).map_err(|error| Trouble::Nonsense(error.to_string()))?;
             channel.send(&text).await?;
@@ -108,13 +113,13 @@ impl Executor {
             Ok(Ok(other)) => Err(channel.protocol(format!("`{}` in answer to `hello`", other.name())).await),
             Ok(Err(Trouble::Nonsense(problem))) => Err(channel.protocol(problem).await),
             Ok(Err(Trouble::Ended)) => {
-                let PostMortem { status, tail, .. } = channel.post_mortem().await;
-                Err(not_ready(format!("it {status}"), tail))
+                let PostMortem { status, tail, was_killed, .. } = channel.post_mortem().await;
+                Err(not_ready(format!("it {status}"), tail, was_killed))
             }
             Err(_) => {
                 channel.process.kill();
                 let problem = format!("it was not ready after {} s", config.ready_deadline.as_secs_f64());
-                Err(not_ready(problem, channel.journal.tail().await))
+                Err(not_ready(problem, channel.journal.tail().await, false))
             }
         }
     }
@@ -204,7 +209,7 @@ impl Executor {
             Ok(Err(error)) => Err(self.explain(error).await),
             Err(Cut::Trouble(Trouble::Nonsense(problem))) => Err(channel.protocol(problem).await),
             Err(Cut::Trouble(Trouble::Ended)) => {
-                let PostMortem { status, tail, shortage } = channel.post_mortem().await;
+                let PostMortem { status, tail, shortage, .. } = channel.post_mortem().await;
                 Err(match shortage {
                     Some((what, limit_bytes, used_bytes)) => {
                         ExecutorError::OutOfMemory { what, limit_bytes, used_bytes, tail }
@@ -223,11 +228,17 @@ impl Executor {
     async fn explain(&self, (reason, message): (Failure, String)) -> ExecutorError {
         let used_bytes = self.channel.process.group().meter.last();
         let is_starved = self.channel.starved_by_system().is_some();
+        if reason == Failure::Interrupted && !is_starved {
+            self.channel.process.kill();
+            let status = format!("was interrupted: {message}");
+            return ExecutorError::Crashed { status, tail: self.channel.journal.tail().await };
+        }
         let what = match reason {
             // A compiler that the system killed is told as an error of the compile's, and an artifact's process as a crash of the artifact's.
             Failure::OfTheJob(FailureReason::CompileError | FailureReason::VerificationFailed) if is_starved => {
                 Some(MemoryShortage::System)
             }
+            Failure::Interrupted => Some(MemoryShortage::System),
             Failure::OfTheJob(reason) => return ExecutorError::Failed { reason, message },
             Failure::OutOfMemory => Some(MemoryShortage::Allocation(message.clone())),
             Failure::DeviceFault => None,

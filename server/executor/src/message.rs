@@ -112,6 +112,8 @@ pub(crate) enum Failure {
     DeviceFault,
     /// An allocation failed, and it ends.
     OutOfMemory,
+    /// A compiler of its was killed, or the disk is full; it ends.
+    Interrupted,
     /// The job's own, on an executor that is well.
     #[serde(untagged)]
     OfTheJob(FailureReason),
@@ -225,6 +227,7 @@ mod tests {
         let reason = |name: &str| serde_json::from_str::<Failure>(&format!("\"{name}\"")).ok();
         assert_eq!(reason("DEVICE_FAULT"), Some(Failure::DeviceFault));
         assert_eq!(reason("OUT_OF_MEMORY"), Some(Failure::OutOfMemory));
+        assert_eq!(reason("INTERRUPTED"), Some(Failure::Interrupted));
         assert_eq!(reason("COMPILE_ERROR"), Some(Failure::OfTheJob(FailureReason::CompileError)));
         assert_eq!(reason("NO_REASON"), None);
     }

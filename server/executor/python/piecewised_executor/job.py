@@ -14,7 +14,7 @@ from typing import Any
 
 from . import check, faults, lease, program, tune
 from .cover import Cover
-from .errors import JobError, OutOfMemory, Unsupported, describe, out_of_memory, shorten
+from .errors import JobError, Outside, Unsupported, describe, from_outside, shorten
 from .guards import Guards
 from .lease import Leases
 from .pack import Container
@@ -45,12 +45,12 @@ def run(channel: Channel, request: dict[str, Any], nursery: Nursery, leases: Lea
     except faults.DeviceFault as fault:
         name, fields, can_go_on = "failed", _failure(job, "DEVICE_FAULT", str(fault)), False
     except JobError as error:
-        name, fields, can_go_on = "failed", _failure(job, error.reason, str(error)), not isinstance(error, OutOfMemory)
+        name, fields, can_go_on = "failed", _failure(job, error.reason, str(error)), not isinstance(error, Outside)
     except Exception as error:
-        short = out_of_memory(error)
-        reason = "COMPILE_ERROR" if short is None else short.reason
+        outside = from_outside(error)
+        reason = "COMPILE_ERROR" if outside is None else outside.reason
         fields = _failure(job, reason, f"{describe(error)}\n{traceback.format_exc()}")
-        name, can_go_on = "failed", short is None
+        name, can_go_on = "failed", outside is None
     if can_go_on:
         can_go_on, name, fields, blob = _cleaned(job, name, fields, blob)
     channel.send(name, {"job": job, **fields}, blob)

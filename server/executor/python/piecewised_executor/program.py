@@ -33,7 +33,7 @@ from torch._inductor.standalone_compile import standalone_compile
 from torch._inductor.utils import fresh_cache
 
 from . import direct, faults, settings, winners
-from .errors import CompileError, JobError, Unsupported, describe, out_of_memory
+from .errors import CompileError, JobError, Unsupported, describe, from_outside
 from .rebuild import Rebuilt
 from .runtime import devices, kernels
 
@@ -140,7 +140,7 @@ def compile_program(
             raise
         except Exception as error:
             faults.check()
-            raise (out_of_memory(error) or CompileError(describe(error))) from error
+            raise (from_outside(error) or CompileError(describe(error))) from error
         contents = {digest: Path(path).read_bytes() for digest, path in recorded.items()}
     return Program(found, serialized, {} if found else files, contents, gpu_kernels)
 

@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import lease
-from .errors import VerificationFailed, describe
+from .errors import Interrupted, VerificationFailed, describe
 from .guard import Guard
 from .lease import Leases
 from .protocol import Channel
@@ -108,9 +108,8 @@ class Nursery:
                 elif result is not None:
                     return result
                 else:
-                    how = f"did not end within {deadline_s:.0f} s" if deadline.is_over else _ending(fields["status"])
-                    raise TrialDied(f"the process that loaded and ran the artifact {how}")
-        raise TrialDied("the process that tries artifacts is gone")
+                    raise _died(fields["status"], deadline_s if deadline.is_over else None)
+        raise Interrupted("the process that tries artifacts is gone")
 
 
 class _Deadline:
@@ -186,6 +185,16 @@ def main(folder: str) -> None:
     result = _result(request)
     with open(os.path.join(folder, _RESULT), "w", encoding="utf-8") as file:
         json.dump(result, file)
+
+
+def _died(status: int, overdue_s: float | None) -> TrialDied | Interrupted:
+    """What the end of a trial without a result means. Code does not kill itself with SIGKILL: somebody did, or the system for want of
+    memory."""
+    if overdue_s is not None:
+        return TrialDied(f"the process that loaded and ran the artifact did not end within {overdue_s:.0f} s")
+    how = f"the process that loaded and ran the artifact {_ending(status)}"
+    is_from_outside = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGTERM)
+    return Interrupted(how) if is_from_outside else TrialDied(how)
 
 
 def _ending(status: int) -> str:
