@@ -334,6 +334,7 @@ mod tests {
             variables: variables.iter().map(|(name, value)| (name.into(), value.into())).collect(),
             uid: 7,
             n_cores: 8,
+            memory_bytes: 16 << 30,
             ..Surroundings::default()
         };
         Config::load(&arguments, &surroundings).map_err(|error| error.to_string().replace(path, "FILE"))
