@@ -66,6 +66,7 @@ test-python: build client ## pytest: executor, client, end to end
 bench: client ## the numbers of docs/benchmarks.md, on this machine
 	cargo build --locked --release -p piecewised -p piecewised-tests --bins
 	$(VENV_PYTHON) tests/bench/bench.py --daemon target/release/piecewised --bench-client target/release/bench-client
+	$(VENV_PYTHON) tests/bench/service.py --daemon target/release/piecewised --bench-load target/release/bench-load
 	$(VENV_PYTHON) tests/bench/dispatch.py --rust-bench target/release/bench-dispatch
 	$(VENV_PYTHON) tests/bench/program.py --daemon target/release/piecewised
 	$(VENV_PYTHON) tests/bench/load.py

@@ -6,8 +6,9 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
 use crate::{
-    config::{LogFormat, Verify},
+    config::{AbandonedJobs, LogFormat, Verify},
     exit,
+    store_command::StoreCommand,
 };
 
 /// A compile service for piecewise-compiled PyTorch inference.
@@ -26,6 +27,10 @@ pub(crate) enum Command {
     /// environment variable (`PIECEWISED_N_EXECUTORS`): file < environment < flag. A key that does not exist is an error.
     #[command(after_help = exit::HELP)]
     Serve(Box<ServeArguments>),
+
+    /// Look after a store that no daemon has open: check it, export from it, import into it.
+    #[command(subcommand)]
+    Store(StoreCommand),
 }
 
 /// The flags of `serve`. Everything but `config` goes into the configuration as it is.
@@ -53,6 +58,28 @@ pub(crate) struct ServeArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     store_dir: Option<PathBuf>,
 
+    /// What artifacts may take on the disk. Beyond it those used least recently are evicted; never those that a stored manifest
+    /// names [default: all that the disk has, but for --store-reserve-bytes].
+    #[arg(long, value_name = "BYTES", help_heading = "Store")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store_max_bytes: Option<u64>,
+
+    /// Free space of the disk that artifacts leave alone; where there is less, they are evicted for it [default: 64 MiB].
+    #[arg(long, value_name = "BYTES", help_heading = "Store")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store_reserve_bytes: Option<u64>,
+
+    /// What is held in memory of artifacts that cannot be written because the disk is full or fails; 0: none, such compiles
+    /// fail [default: 256 MiB].
+    #[arg(long, value_name = "BYTES", help_heading = "Store")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store_max_held_bytes: Option<u64>,
+
+    /// How long it is remembered that a graph does not compile; 0: not at all [default: 3600].
+    #[arg(long, value_name = "SECONDS", help_heading = "Store")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure_ttl_s: Option<u64>,
+
     /// Where executors get their temporary folders [default: $TMPDIR, else /tmp].
     #[arg(long, value_name = "FOLDER", help_heading = "Folders")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -73,6 +100,17 @@ pub(crate) struct ServeArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     n_compile_threads: Option<usize>,
 
+    /// Memory that executors may take together. A compile waits while what those like it took so far does not fit; an executor that takes all
+    /// of it is ended [default: three quarters of what the machine, or the control group, has].
+    #[arg(long, value_name = "BYTES", help_heading = "Executors")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_executor_memory_bytes: Option<u64>,
+
+    /// Compiles that use one GPU at a time; only one of them times kernels on it [default: 2].
+    #[arg(long, value_name = "N", help_heading = "Executors")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_jobs_per_gpu: Option<usize>,
+
     /// Nice level of executors, 0 to 19 [default: 5].
     #[arg(long, value_name = "LEVEL", help_heading = "Executors")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -88,12 +126,12 @@ pub(crate) struct ServeArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     executor_ready_deadline_s: Option<u64>,
 
-    /// How long an executor without work is kept [default: 600].
+    /// How long an executor without work is kept; it holds memory, also of its GPU [default: 60].
     #[arg(long, value_name = "SECONDS", help_heading = "Executors")]
     #[serde(skip_serializing_if = "Option::is_none")]
     executor_idle_timeout_s: Option<u64>,
 
-    /// How long one compile may take [default: 1800].
+    /// How long one try of a compile may take, without what it waits for its GPU. One that took longer is tried once more [default: 1800].
     #[arg(long, value_name = "SECONDS", help_heading = "Jobs")]
     #[serde(skip_serializing_if = "Option::is_none")]
     job_deadline_s: Option<u64>,
@@ -103,7 +141,22 @@ pub(crate) struct ServeArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     max_attempts: Option<u32>,
 
-    /// Jobs that may wait; one more is refused. Background jobs may be half of them [default: 1024].
+    /// What becomes of a running compile that nobody waits for any more. finish: it is stored, for whoever asks again [default: finish].
+    #[arg(long, value_name = "WHAT", help_heading = "Jobs")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    abandoned_jobs: Option<AbandonedJobs>,
+
+    /// Jobs that may wait for one peer: a process on the Unix socket, a connection over TCP [default: 512].
+    #[arg(long, value_name = "N", help_heading = "Jobs")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_queued_jobs_per_peer: Option<usize>,
+
+    /// Bytes of the graphs that one peer may wait for [default: 256 MiB].
+    #[arg(long, value_name = "BYTES", help_heading = "Jobs")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_queued_bytes_per_peer: Option<usize>,
+
+    /// Jobs that may wait; one more is refused. Half of them may be jobs that nobody waits for now [default: 1024].
     #[arg(long, value_name = "N", help_heading = "Jobs")]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_queued_jobs: Option<usize>,
@@ -169,6 +222,13 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "FORMAT", help_heading = "Log")]
     #[serde(skip_serializing_if = "Option::is_none")]
     log_format: Option<LogFormat>,
+}
+
+impl ServeArguments {
+    /// Those that say where the store is, and nothing else.
+    pub(crate) fn of_store(config: Option<PathBuf>, store_dir: Option<PathBuf>) -> Self {
+        Self { config, store_dir, ..Self::default() }
+    }
 }
 
 #[cfg(test)]

@@ -2,11 +2,12 @@
 //!
 //! Left out: where values come from ([`crate::layers`]).
 
-use std::{fs, net::SocketAddr, path::PathBuf};
+use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::ValueEnum;
 use piecewised_graph::Limits;
-use piecewised_scheduler::VerifyPolicy;
+use piecewised_scheduler::{Abandoned, VerifyPolicy};
+use piecewised_store::StoreConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -20,17 +21,26 @@ pub(crate) const KEYS: &[&str] = &[
     "socket",
     "listen_tcp",
     "store_dir",
+    "store_max_bytes",
+    "store_reserve_bytes",
+    "store_max_held_bytes",
+    "failure_ttl_s",
     "temp_dir",
     "python",
     "n_executors",
     "n_compile_threads",
+    "max_executor_memory_bytes",
+    "max_jobs_per_gpu",
     "executor_nice",
     "executor_environment",
     "executor_ready_deadline_s",
     "executor_idle_timeout_s",
     "job_deadline_s",
     "max_attempts",
+    "abandoned_jobs",
     "max_queued_jobs",
+    "max_queued_jobs_per_peer",
+    "max_queued_bytes_per_peer",
     "verify",
     "verify_sample_percent",
     "drain_deadline_s",
@@ -69,24 +79,43 @@ pub(crate) enum Verify {
     Always,
 }
 
+/// What becomes of a running compile when its last caller leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum AbandonedJobs {
+    /// It is finished and stored.
+    Finish,
+    /// It is ended.
+    End,
+}
+
 /// The configuration; [`crate::cli::ServeArguments`] says what each key means.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Config {
     pub(crate) socket: PathBuf,
     pub(crate) listen_tcp: Option<SocketAddr>,
     pub(crate) store_dir: PathBuf,
+    pub(crate) store_max_bytes: Option<u64>,
+    pub(crate) store_reserve_bytes: u64,
+    pub(crate) store_max_held_bytes: u64,
+    pub(crate) failure_ttl_s: u64,
     pub(crate) temp_dir: PathBuf,
     pub(crate) python: Option<PathBuf>,
     pub(crate) n_executors: usize,
     /// Filled in by [`Config::load`].
     pub(crate) n_compile_threads: Option<usize>,
+    pub(crate) max_executor_memory_bytes: u64,
+    pub(crate) max_jobs_per_gpu: usize,
     pub(crate) executor_nice: u8,
     pub(crate) executor_environment: Vec<String>,
     pub(crate) executor_ready_deadline_s: u64,
     pub(crate) executor_idle_timeout_s: u64,
     pub(crate) job_deadline_s: u64,
     pub(crate) max_attempts: u32,
+    pub(crate) abandoned_jobs: AbandonedJobs,
     pub(crate) max_queued_jobs: usize,
+    pub(crate) max_queued_jobs_per_peer: usize,
+    pub(crate) max_queued_bytes_per_peer: usize,
     pub(crate) verify: Verify,
     pub(crate) verify_sample_percent: u8,
     pub(crate) drain_deadline_s: u64,
@@ -113,17 +142,26 @@ impl Config {
             socket: surroundings.default_socket(),
             listen_tcp: None,
             store_dir: surroundings.default_store_dir(),
+            store_max_bytes: None,
+            store_reserve_bytes: 64 << 20,
+            store_max_held_bytes: 256 << 20,
+            failure_ttl_s: 3600,
             temp_dir: surroundings.default_temp_dir(),
             python: None,
             n_executors: (surroundings.n_cores / 2).max(1),
             n_compile_threads: None,
+            max_executor_memory_bytes: surroundings.memory_bytes / 4 * 3,
+            max_jobs_per_gpu: 2,
             executor_nice: 5,
             executor_environment: Vec::new(),
             executor_ready_deadline_s: 120,
-            executor_idle_timeout_s: 600,
+            executor_idle_timeout_s: 60,
             job_deadline_s: 1800,
             max_attempts: 3,
+            abandoned_jobs: AbandonedJobs::Finish,
             max_queued_jobs: 1024,
+            max_queued_jobs_per_peer: 512,
+            max_queued_bytes_per_peer: 256 << 20,
             verify: Verify::Always,
             verify_sample_percent: 10,
             // Kubernetes kills after 30 s; the store has to be closed within that too.
@@ -170,12 +208,31 @@ impl Config {
         }
     }
 
+    /// Where the store is, and what it may use.
+    pub(crate) fn store_config(&self) -> StoreConfig {
+        StoreConfig {
+            max_bytes: self.store_max_bytes,
+            reserve_bytes: self.store_reserve_bytes,
+            max_held_bytes: self.store_max_held_bytes,
+            failure_ttl: Duration::from_secs(self.failure_ttl_s),
+            ..StoreConfig::new(&self.store_dir)
+        }
+    }
+
     /// Which artifacts are verified.
     pub(crate) fn verify_policy(&self) -> VerifyPolicy {
         match self.verify {
             Verify::Off => VerifyPolicy::Off,
             Verify::Sample => VerifyPolicy::Sample { percent: self.verify_sample_percent },
             Verify::Always => VerifyPolicy::Always,
+        }
+    }
+
+    /// What becomes of a running job when its last caller leaves.
+    pub(crate) fn abandoned(&self) -> Abandoned {
+        match self.abandoned_jobs {
+            AbandonedJobs::Finish => Abandoned::Finish,
+            AbandonedJobs::End => Abandoned::End,
         }
     }
 
@@ -190,6 +247,11 @@ impl Config {
         };
         const YEAR_S: u64 = 366 * 24 * 3600;
         const GIB: u64 = 1 << 30;
+        // Less than a handful of artifacts is no store.
+        within("store_max_bytes", self.store_max_bytes.unwrap_or(GIB), 16 << 20, 1 << 20 << 30)?;
+        within("store_reserve_bytes", self.store_reserve_bytes, 0, 1 << 20 << 30)?;
+        within("store_max_held_bytes", self.store_max_held_bytes, 0, 1 << 10 << 30)?;
+        within("failure_ttl_s", self.failure_ttl_s, 0, YEAR_S)?;
         within("n_executors", self.n_executors as u64, 1, 256)?;
         within("n_compile_threads", self.n_compile_threads.unwrap_or(1) as u64, 1, 1024)?;
         within("executor_nice", self.executor_nice.into(), 0, 19)?;
@@ -198,6 +260,10 @@ impl Config {
         within("job_deadline_s", self.job_deadline_s, 1, YEAR_S)?;
         within("max_attempts", self.max_attempts.into(), 1, 100)?;
         within("max_queued_jobs", self.max_queued_jobs as u64, 1, 1_000_000)?;
+        within("max_queued_jobs_per_peer", self.max_queued_jobs_per_peer as u64, 1, 1_000_000)?;
+        within("max_queued_bytes_per_peer", self.max_queued_bytes_per_peer as u64, 1 << 10, 1024 * GIB)?;
+        within("max_executor_memory_bytes", self.max_executor_memory_bytes, 256 << 20, 1 << 50)?;
+        within("max_jobs_per_gpu", self.max_jobs_per_gpu as u64, 1, 256)?;
         within("verify_sample_percent", self.verify_sample_percent.into(), 0, 100)?;
         within("drain_deadline_s", self.drain_deadline_s, 0, YEAR_S)?;
         within("max_message_bytes", self.max_message_bytes as u64, 1 << 10, 2 * GIB - 1)?;
@@ -262,11 +328,13 @@ mod tests {
             fs::write(path, text).unwrap();
             line.extend(["--config", path]);
         }
-        let Command::Serve(arguments) = Cli::try_parse_from(line).map_err(|error| error.to_string())?.command;
+        let command = Cli::try_parse_from(line).map_err(|error| error.to_string())?.command;
+        let Command::Serve(arguments) = command else { panic!("it is no line of serve's") };
         let surroundings = Surroundings {
             variables: variables.iter().map(|(name, value)| (name.into(), value.into())).collect(),
             uid: 7,
             n_cores: 8,
+            memory_bytes: 16 << 30,
             ..Surroundings::default()
         };
         Config::load(&arguments, &surroundings).map_err(|error| error.to_string().replace(path, "FILE"))

@@ -1,4 +1,5 @@
-//! Exit codes, and which error means which. `piecewised serve --help` documents them ([`HELP`]).
+//! Exit codes, and which error means which. `piecewised serve --help` documents them ([`HELP`]), and `piecewised store`'s
+//! commands theirs.
 
 use std::process::ExitCode;
 
@@ -20,13 +21,16 @@ Without --python the daemon starts also where no interpreter on PATH can import 
 answers that it is not ready to compile. The first SIGINT or SIGTERM drains: no new requests, running compiles are
 finished within --drain-deadline-s. The second ends at once.";
 
-/// How the process ends badly.
+/// How the process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
+    Success = 0,
     Failure = 1,
     Usage = 2,
     NoToolchain = 3,
     InUse = 4,
+    /// Of `piecewised store`: something is damaged or missing.
+    Damaged = 5,
 }
 
 impl Exit {

@@ -11,6 +11,7 @@ mod listen;
 mod logging;
 mod serve;
 mod signals;
+mod store_command;
 mod surroundings;
 mod toolchain;
 
@@ -26,11 +27,20 @@ use crate::{
 };
 
 fn main() -> ExitCode {
-    let Command::Serve(arguments) = Cli::parse().command;
-    let config = match Config::load(&arguments, &Surroundings::of_this_process()) {
+    let command = Cli::parse().command;
+    let surroundings = Surroundings::of_this_process();
+    let arguments = match &command {
+        Command::Serve(arguments) => (**arguments).clone(),
+        Command::Store(command) => command.arguments(),
+    };
+    let mut config = match Config::load(&arguments, &surroundings) {
         Ok(config) => config,
         Err(error) => return complain(&error.into()),
     };
+    // A command's own words say what it did; the log is for what goes wrong, unless somebody asks for more.
+    if matches!(command, Command::Store(_)) && surroundings.variable("PIECEWISED_LOG").is_none() {
+        config.log = "warn".into();
+    }
     if let Err(error) = logging::start(&config) {
         return complain(&error.into());
     }
@@ -38,11 +48,14 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return complain(&anyhow::Error::new(error).context("cannot start the runtime")),
     };
-    let result = runtime.block_on(serve::run(config));
+    let result = match command {
+        Command::Serve(_) => runtime.block_on(serve::run(config)).map(|()| Exit::Success),
+        Command::Store(command) => runtime.block_on(store_command::run(command, &config)),
+    };
     // What still blocks, a store or a process that does not end, must not keep the daemon: it was given its time.
     runtime.shutdown_background();
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(exit) => exit.into(),
         Err(error) => complain(&error),
     }
 }

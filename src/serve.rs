@@ -10,7 +10,7 @@ use anyhow::Context;
 use piecewised_api::{ApiConfig, Listener};
 use piecewised_executor::{ExecutorConfig, NoToolchain, RuntimeFolder};
 use piecewised_scheduler::{Scheduler, SchedulerConfig, ToolchainStatus};
-use piecewised_store::{Store, StoreConfig};
+use piecewised_store::Store;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -114,6 +114,9 @@ async fn serve(
     };
     // Where the branches above left it running.
     scheduler.shutdown(Duration::ZERO).await;
+    if let ToolchainStatus::Ready(info) = scheduler.toolchain() {
+        info.launcher.clone().shutdown().await;
+    }
     cause.and(at_once)
 }
 
@@ -153,7 +156,7 @@ async fn private_folder(config: Arc<Config>) -> anyhow::Result<(RuntimeFolder, E
 }
 
 async fn open_store(config: &Config) -> anyhow::Result<Store> {
-    let (store, report) = Store::open(StoreConfig::new(&config.store_dir)).await?;
+    let (store, report) = Store::open(config.store_config()).await?;
     tracing::info!(
         store = %config.store_dir.display(),
         outcome = ?report.outcome,
@@ -175,8 +178,14 @@ async fn open_store(config: &Config) -> anyhow::Result<Store> {
 fn scheduler_config(config: &Config) -> SchedulerConfig {
     SchedulerConfig {
         n_executors: config.n_executors,
+        max_executor_memory_bytes: config.max_executor_memory_bytes,
+        max_jobs_per_gpu: config.max_jobs_per_gpu,
         max_queued_jobs: config.max_queued_jobs,
+        max_queued_jobs_per_peer: config.max_queued_jobs_per_peer,
+        max_queued_bytes_per_peer: config.max_queued_bytes_per_peer,
         max_attempts: config.max_attempts,
+        job_deadline: Duration::from_secs(config.job_deadline_s),
+        abandoned: config.abandoned(),
         max_pieces: MAX_PIECES,
         idle_timeout: Duration::from_secs(config.executor_idle_timeout_s),
         verify: config.verify_policy(),

@@ -1,7 +1,7 @@
 //! What the configuration depends on beside files and flags, as plain values, so that tests make their own and never touch the
 //! process's environment.
 
-use std::{collections::BTreeMap, ffi::OsString, io::IsTerminal, path::Path, path::PathBuf};
+use std::{collections::BTreeMap, ffi::OsString, fs, io::IsTerminal, path::Path, path::PathBuf};
 
 use rustix::fs::{Access, access};
 
@@ -14,6 +14,8 @@ pub(crate) struct Surroundings {
     pub(crate) uid: u32,
     /// Cores that this process may use.
     pub(crate) n_cores: usize,
+    /// Memory that it and its children may use, in bytes.
+    pub(crate) memory_bytes: u64,
     /// Whether `/run` can be written to.
     pub(crate) run_is_writable: bool,
     /// Whether `/etc/piecewised/piecewised.toml` and its like are looked for.
@@ -29,6 +31,7 @@ impl Surroundings {
             variables: std::env::vars_os().collect(),
             uid: rustix::process::geteuid().as_raw(),
             n_cores: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_bytes: memory_bytes(),
             run_is_writable: ["/run/piecewised", "/run"]
                 .iter()
                 .find(|folder| Path::new(folder).is_dir())
@@ -84,13 +87,32 @@ impl Surroundings {
     }
 }
 
+/// The machine's memory, or what the tightest of our control groups allows. Where neither can be read: 8 GiB, since something has to be
+/// assumed.
+fn memory_bytes() -> u64 {
+    let mut limits = Vec::new();
+    let kib = |line: &str| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok();
+    let machine = fs::read_to_string("/proc/meminfo").ok();
+    limits.extend(machine.and_then(|text| text.lines().find_map(kib)).map(|kib| kib * 1024));
+    // Version 2 only: "0::/system.slice/piecewised.service". In a container the group is the root of what is mounted.
+    let group = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = group.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    for folder in
+        Path::new("/sys/fs/cgroup").join(group).ancestors().take_while(|path| path.starts_with("/sys/fs/cgroup"))
+    {
+        let limit = fs::read_to_string(folder.join("memory.max")).ok();
+        limits.extend(limit.and_then(|text| text.trim().parse::<u64>().ok()));
+    }
+    limits.into_iter().min().unwrap_or(8 << 30)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn with(variables: &[(&str, &str)]) -> Surroundings {
         let variables = variables.iter().map(|(name, value)| (name.into(), value.into())).collect();
-        Surroundings { variables, uid: 1000, n_cores: 8, ..Surroundings::default() }
+        Surroundings { variables, uid: 1000, n_cores: 8, memory_bytes: 16 << 30, ..Surroundings::default() }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use piecewised_executor::{ExecutorConfig, ExecutorSource, Found, NoToolchain, RuntimeFolder, find_python};
+use piecewised_executor::{ExecutorConfig, ExecutorSource, Found, LaunchKind, NoToolchain, RuntimeFolder, find_python};
 use piecewised_scheduler::{Scheduler, ToolchainInfo, ToolchainStatus};
 use tokio::sync::watch;
 
@@ -40,11 +40,15 @@ pub(crate) async fn find(
     status: &watch::Sender<ToolchainStatus>,
 ) -> Result<(), NoToolchain> {
     match find_python(config.python.as_deref(), executors).await {
-        Ok(Found { python, executor, rejected }) => {
+        Ok(Found { python, launcher, executor, rejected }) => {
             for one in rejected {
                 tracing::info!(python = %one.python.display(), "passed over: {}", one.why);
             }
             let hello = executor.hello().clone();
+            let executors = match launcher.kind() {
+                LaunchKind::Forked => "forked".to_owned(),
+                LaunchKind::Fresh { reason } => format!("started fresh: {reason}"),
+            };
             let devices: Vec<_> =
                 hello.devices.iter().map(|device| format!("{} ({})", device.r#type, device.name)).collect();
             tracing::info!(
@@ -55,12 +59,13 @@ pub(crate) async fn find(
                 cuda = hello.toolchain.cuda_version,
                 fingerprint = hello.toolchain.fingerprint.get(..12).unwrap_or_default(),
                 import_s = hello.import_s,
+                gpus = hello.gpus.len(),
+                executors,
                 "found a toolchain for {}",
                 devices.join(", ")
             );
-            let executors = executors.with_python(python);
             scheduler.adopt(executor);
-            status.send_replace(ToolchainStatus::Ready(Arc::new(ToolchainInfo::new(hello, Arc::new(executors)))));
+            status.send_replace(ToolchainStatus::Ready(Arc::new(ToolchainInfo::new(hello, launcher))));
             Ok(())
         }
         Err(none) => {

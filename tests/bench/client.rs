@@ -9,7 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use piecewised_client::{Cache, Client, ClientOptions, CompileRequest, Delivery, Endpoint, EventKind, Source};
+use piecewised_client::{
+    Cache, Client, ClientOptions, CompileRequest, Delivery, Endpoint, EventKind, Priority, Source,
+};
 use piecewised_graph::{
     Handle,
     request::{ArtifactFormat, CompileOptions},
@@ -34,7 +36,7 @@ async fn main() -> Result<(), Error> {
         options,
         format: ArtifactFormat::Inductor,
         delivery: Delivery::default(),
-        is_background: false,
+        priority: Priority::Interactive,
         toolchain: None,
         device: None,
         program: None,

@@ -5,18 +5,21 @@ Everything is found relative to this file, and runs under the interpreter that r
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import io
 import json
 import os
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ if str(EXECUTOR_SOURCE) not in sys.path:
     sys.path.insert(0, str(EXECUTOR_SOURCE))
 
 _HEADER = struct.Struct(">IQ")
+_PR_SET_CHILD_SUBREAPER = 36
 
 # Precompiled headers are shared by the executors of one run of the tests, as a daemon's share them: making them takes seconds.
 _HEADERS = tempfile.TemporaryDirectory(prefix="piecewised-headers-")
@@ -46,26 +50,83 @@ def client_module(name: str) -> types.ModuleType:
     return importlib.import_module(f"piecewised.{name}")
 
 
-class Executor:
-    """An executor process, spoken to as the daemon does; a context manager."""
+def _environment(extra: dict[str, str] | None) -> dict[str, str]:
+    ours = {"PYTHONPATH": str(EXECUTOR_SOURCE), "PIECEWISED_PRECOMPILED_HEADERS": _HEADERS.name}
+    return {**os.environ, **ours, **(extra or {})}
+
+
+class Spoken:
+    """An executor, spoken to over two files as the daemon does."""
+
+    def __init__(self, stdin: Any, stdout: Any) -> None:
+        self.stdin = stdin
+        self.stdout = stdout
+        self.phases: list[str] = []
+        #: The modes of the leases of the last job, in order.
+        self.leases: list[str] = []
+        self._holds_lease = False
+        #: Is told of each phase as it begins.
+        self.on_phase: Callable[[str], object] = lambda phase: None
+        self.ready: dict[str, Any] = {}
+
+    def ended(self) -> int:
+        """Waits for its end; the exit code, or minus the signal."""
+        raise NotImplementedError
+
+    def send(self, name: str, **fields: Any) -> None:
+        text = json.dumps({name: fields}).encode()
+        self.stdin.write(_HEADER.pack(len(text), 0) + text)
+        self.stdin.flush()
+
+    def receive(self) -> tuple[str, dict[str, Any], bytes]:
+        header = self.stdout.read(_HEADER.size)
+        assert len(header) == _HEADER.size, f"the executor ended, exit code {self.ended()}"
+        json_len, blob_len = _HEADER.unpack(header)
+        text, blob = self.stdout.read(json_len), self.stdout.read(blob_len)
+        ((name, fields),) = json.loads(text).items()
+        return name, fields, blob
+
+    def hello(self, *, is_known: bool = False) -> dict[str, Any]:
+        self.send("hello", protocol=3, is_known=is_known)
+        name, fields, _ = self.receive()
+        assert name == "ready", fields
+        return fields
+
+    def compile(self, graph: dict[str, Any], **request: Any) -> tuple[str, dict[str, Any], bytes]:
+        """Sends one job and gives its last message; phases go into `phases`."""
+        self.phases, self.leases, self._holds_lease = [], [], False
+        defaults = {"job": 1, "range": None, "dispatch_argument": None, "hint": None, "options": {}, "verify": True}
+        self.send("compile", **{**defaults, "graph": graph, "format": "inductor", "device": cpu_device(), **request})
+        while True:
+            name, fields, blob = self.receive()
+            if name == "lease":
+                assert not self._holds_lease, "a second lease beside the first"
+                self._holds_lease = True
+                self.leases.append(fields["mode"])
+                self.send("leased", job=fields["job"])
+            elif name == "release":
+                assert self._holds_lease, "a release of nothing"
+                self._holds_lease = False
+            elif name == "phase":
+                self.phases.append(fields["phase"])
+                self.on_phase(fields["phase"])
+            else:
+                assert not self._holds_lease, "a lease that outlives its job"
+                return name, fields, blob
+
+
+class Executor(Spoken):
+    """An executor in an interpreter of its own; a context manager."""
 
     def __init__(self, env: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-u", "-m", "piecewised_executor"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(EXECUTOR_SOURCE),
-                "PIECEWISED_PRECOMPILED_HEADERS": _HEADERS.name,
-                **(env or {}),
-            },
+            env=_environment(env),
             start_new_session=True,
         )
-        self.phases: list[str] = []
-        #: Is told of each phase as it begins.
-        self.on_phase: Callable[[str], object] = lambda phase: None
-        self.ready: dict[str, Any] = {}
+        super().__init__(self.process.stdin, self.process.stdout)
 
     def __enter__(self) -> Executor:
         return self
@@ -75,36 +136,98 @@ class Executor:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def send(self, name: str, **fields: Any) -> None:
+    def ended(self) -> int:
+        return self.process.wait()
+
+
+class Forked(Spoken):
+    """An executor that a zygote forked: this process's child, as it would be the daemon's."""
+
+    def __init__(self, pid: int, stdin: Any, stdout: Any, folder: tempfile.TemporaryDirectory[str]) -> None:
+        super().__init__(stdin, stdout)
+        self.pid = pid
+        self._folder = folder
+        self._status: int | None = None
+
+    def ended(self) -> int:
+        if self._status is None:
+            self._status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self._status
+
+    def kill(self) -> None:
+        """Ends it with its group."""
+        if self._status is None:
+            os.killpg(self.pid, signal.SIGKILL)
+            self.ended()
+        self._folder.cleanup()
+
+
+class Zygote:
+    """The process that executors are forked from, asked as the daemon asks; a context manager."""
+
+    def __init__(self, env: dict[str, str] | None = None) -> None:
+        # Forked executors become this process's children.
+        assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+        self._folder = tempfile.TemporaryDirectory(prefix="piecewised-zygote-")
+        self._env = _environment(env)
+        self._control, theirs = socket.socketpair()
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "piecewised_executor.zygote"],
+            stdin=theirs,
+            env={**self._env, **_folders(self._folder.name)},
+            start_new_session=True,
+        )
+        theirs.close()
+        self._forked: list[Forked] = []
+        self.hello = self.ask("hello", {"protocol": 3})
+
+    def __enter__(self) -> Zygote:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for forked in self._forked:
+            forked.kill()
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._control.close()
+        self._folder.cleanup()
+
+    def ask(self, name: str, fields: dict[str, Any], blob: bytes = b"", fds: Sequence[int] = ()) -> tuple[str, Any]:
+        """The name and the fields of the answer."""
         text = json.dumps({name: fields}).encode()
-        self.process.stdin.write(_HEADER.pack(len(text), 0) + text)
-        self.process.stdin.flush()
+        socket.send_fds(self._control, [_HEADER.pack(len(text), len(blob)) + text + blob], fds)
+        with self._control.makefile("rb") as answers:
+            json_len, _ = _HEADER.unpack(answers.read(_HEADER.size))
+            ((name, answer),) = json.loads(answers.read(json_len)).items()
+        return name, answer
 
-    def receive(self) -> tuple[str, dict[str, Any], bytes]:
-        header = self.process.stdout.read(_HEADER.size)
-        assert len(header) == _HEADER.size, f"the executor ended, exit code {self.process.wait()}"
-        json_len, blob_len = _HEADER.unpack(header)
-        text, blob = self.process.stdout.read(json_len), self.process.stdout.read(blob_len)
-        ((name, fields),) = json.loads(text).items()
-        return name, fields, blob
+    def warm(self) -> None:
+        """Returns when it has nothing more to do ahead."""
+        while not self.ask("check", {})[1]["is_warm"]:
+            time.sleep(0.1)
 
-    def hello(self) -> dict[str, Any]:
-        self.send("hello", protocol=2)
-        name, fields, _ = self.receive()
-        assert name == "ready", fields
-        return fields
+    def fork(self, env: dict[str, str] | None = None, *, stderr: int = 2) -> Forked:
+        """An executor that has not been greeted."""
+        folder = tempfile.TemporaryDirectory(prefix="piecewised-executor-")
+        variables = {**self._env, **_folders(folder.name), **(env or {})}
+        blob = b"".join(f"{name}={value}\0".encode() for name, value in variables.items())
+        their_stdin, stdin = os.pipe()
+        stdout, their_stdout = os.pipe()
+        name, answer = self.ask("fork", {}, blob, [their_stdin, their_stdout, stderr])
+        os.close(their_stdin)
+        os.close(their_stdout)
+        assert name == "forked", answer
+        self._forked.append(Forked(answer["pid"], os.fdopen(stdin, "wb"), os.fdopen(stdout, "rb"), folder))
+        return self._forked[-1]
 
-    def compile(self, graph: dict[str, Any], **request: Any) -> tuple[str, dict[str, Any], bytes]:
-        """Sends one job and gives its last message; phases go into `phases`."""
-        self.phases = []
-        defaults = {"job": 1, "range": None, "dispatch_argument": None, "hint": None, "options": {}, "verify": True}
-        self.send("compile", **{**defaults, "graph": graph, "format": "inductor", "device": cpu_device(), **request})
-        while True:
-            name, fields, blob = self.receive()
-            if name != "phase":
-                return name, fields, blob
-            self.phases.append(fields["phase"])
-            self.on_phase(fields["phase"])
+
+def _folders(root: str) -> dict[str, str]:
+    """The variables that make a folder the only place that an executor writes to."""
+    names = {"TMPDIR": "tmp", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton", "PWD": "work"}
+    for name in names.values():
+        os.makedirs(os.path.join(root, name), exist_ok=True)
+    return {variable: os.path.join(root, name) for variable, name in names.items()}
 
 
 def cpu_device() -> dict[str, str]:

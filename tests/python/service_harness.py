@@ -182,6 +182,17 @@ class Client:
         request.digest, request.offset = digest, offset
         return call(request, timeout=timeout)
 
+    def forget_failures(self, key: bytes = b"") -> int:
+        """ForgetFailures: how many."""
+        call = self.channel.unary_unary(
+            f"/{SERVICE}/ForgetFailures",
+            lambda message: message.SerializeToString(),
+            self._parse("ForgetFailuresResponse"),
+        )
+        request = self.message("ForgetFailuresRequest")
+        request.key = key
+        return int(call(request, timeout=30).n_forgotten)
+
     def manifest(self, program: str) -> Any:
         """GetManifest."""
         call = self.channel.unary_unary(

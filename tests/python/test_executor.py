@@ -238,7 +238,8 @@ def results(artifacts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
 
 def test_ready_says_what_the_interpreter_is(executor: h.Executor) -> None:
     ready = executor.ready
-    assert ready["protocol"] == 2
+    assert ready["protocol"] == 3
+    assert ready["gpus"] == [] or ready["gpus"][0]["uuid"].startswith(("GPU-", "MIG-"))
     assert ready["pid"] == executor.process.pid
     assert ready["toolchain"] == h.client_module("runtime.fingerprint").toolchain()
     assert ready["devices"][0] == h.cpu_device()
@@ -397,7 +398,7 @@ def test_end_of_input_ends_the_executor_in_the_middle_of_a_compile() -> None:
         )  # fmt: skip
         while process.receive()[1].get("phase") != "compile":
             pass
-        process.process.stdin.close()
+        process.stdin.close()
         assert process.process.wait(timeout=60) == -9
 
 
@@ -405,7 +406,7 @@ def test_an_interpreter_without_torch_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('no torch here')")
     path = f"{tmp_path}:{h.EXECUTOR_SOURCE}"
     with h.Executor({"PYTHONPATH": path}) as process:
-        process.send("hello", protocol=2)
+        process.send("hello", protocol=3)
         name, fields, _ = process.receive()
     assert name == "unusable"
     assert "cannot import torch (no torch here)" in fields["reason"] and "--python" in fields["reason"]

@@ -152,14 +152,14 @@ def test_a_compiler_that_miscompiles_is_found_out(tmp_path: Path) -> None:
 # Artifacts that were changed after an executor made them, tried in one fresh process.
 
 _TRIALS = """
-import json, sys, time
+import json, os, sys, time
 sys.path.insert(0, sys.argv[1])
 from piecewised_executor.probe import import_torch
 import_torch()
 from piecewised_executor.trials import Nursery
 from piecewised_executor import check
 from piecewised_executor.errors import JobError
-nursery = Nursery()
+nursery = Nursery((pipe := os.pipe())[0])
 request, cases = json.load(open(sys.argv[2]))
 found = {}
 for name, (path, segments, deadline_s) in cases.items():
@@ -255,7 +255,10 @@ def test_where_a_fork_cannot_use_the_gpu_each_trial_is_an_interpreter(executor: 
     cases = {"fresh": (str(artifact), fields["segments"], 120.0)}
     exchange = tmp_path / "cases.json"
     exchange.write_text(json.dumps((request, cases)))
-    script = _TRIALS.replace("nursery = Nursery()", "nursery = Nursery(); nursery._can_fork = False")
+    script = _TRIALS.replace(
+        "nursery = Nursery((pipe := os.pipe())[0])",
+        "nursery = Nursery((pipe := os.pipe())[0]); nursery._can_fork = False",
+    )
     done = subprocess.run(
         [sys.executable, "-c", script, str(h.EXECUTOR_SOURCE), str(exchange)],
         stdout=subprocess.PIPE,

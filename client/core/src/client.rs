@@ -20,6 +20,9 @@ use tonic::{Streaming, transport::Channel};
 
 use crate::{Capabilities, ClientError, Endpoint, Event, EventKind, ProgramPiece, connect::connect};
 
+/// So much later than we, the daemon gives up: the budget is ours to keep, and the error ours to make.
+const GRACE: Duration = Duration::from_secs(5);
+
 /// Bounds of a client. The defaults fit a worker that starts beside a daemon on the same node.
 #[derive(Debug, Clone)]
 pub struct ClientOptions {
@@ -70,6 +73,18 @@ pub struct Client {
     endpoint: Endpoint,
 }
 
+/// Which jobs go first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Priority {
+    /// Somebody waits for it now.
+    #[default]
+    Interactive,
+    /// Somebody will, soon: after what somebody waits for.
+    Prefetch,
+    /// What runs already would run better with it: when nothing else waits. No budget bounds it.
+    Background,
+}
+
 /// One piece to compile.
 #[derive(Debug, Clone)]
 pub struct CompileRequest {
@@ -83,8 +98,8 @@ pub struct CompileRequest {
     pub format: ArtifactFormat,
     /// Hints, and how the results are to be delivered.
     pub delivery: Delivery,
-    /// Whether nobody waits for it: it is compiled when nothing else is, and no budget bounds it.
-    pub is_background: bool,
+    /// What goes before it.
+    pub priority: Priority,
     /// The caller's own, so that it never gets what it can't load.
     pub toolchain: Option<Toolchain>,
     /// What the caller runs on.
@@ -123,23 +138,32 @@ impl Client {
     /// # Errors
     /// [`ClientError::Refused`], [`ClientError::Broken`], [`ClientError::BudgetSpent`].
     pub async fn compile(&self, request: CompileRequest) -> Result<CompileStream, ClientError> {
-        let Some(budget) = self.options.compile_budget.filter(|_| !request.is_background) else {
-            return self.compile_without_budget(request).await;
+        let Some(budget) = self.options.compile_budget.filter(|_| request.priority != Priority::Background) else {
+            return self.compile_within(None, request).await;
         };
         let started = Instant::now();
-        match tokio::time::timeout(budget, self.compile_without_budget(request)).await {
+        match tokio::time::timeout(budget, self.compile_within(Some(budget), request)).await {
             Ok(stream) => Ok(stream?.with_budget(budget, started)),
             Err(_) => Err(ClientError::BudgetSpent { budget }),
         }
     }
 
-    async fn compile_without_budget(&self, request: CompileRequest) -> Result<CompileStream, ClientError> {
+    /// `deadline`: how long we wait, for the daemon to know. It is not this that ends the call.
+    async fn compile_within(
+        &self,
+        deadline: Option<Duration>,
+        request: CompileRequest,
+    ) -> Result<CompileStream, ClientError> {
         let entries = request.plan.entries().to_vec();
         let message = request.into_proto();
         let give_up_at = Instant::now() + self.options.ready_timeout;
         let mut wait = Duration::from_millis(100);
         loop {
-            let answer = self.service.clone().compile(message.clone()).await;
+            let mut call = tonic::Request::new(message.clone());
+            if let Some(deadline) = deadline {
+                call.set_timeout(deadline + GRACE);
+            }
+            let answer = self.service.clone().compile(call).await;
             let error = match answer {
                 Ok(response) => {
                     return Ok(CompileStream {
@@ -175,7 +199,12 @@ impl CompileRequest {
             toolchain: self.toolchain.as_ref().map(toolchain_to_proto),
             device: self.device.as_ref().map(device_to_proto),
             program: self.program.map(ProgramPiece::into_proto),
-            priority: if self.is_background { v1::Priority::Background } else { v1::Priority::Interactive }.into(),
+            priority: match self.priority {
+                Priority::Interactive => v1::Priority::Interactive,
+                Priority::Prefetch => v1::Priority::Prefetch,
+                Priority::Background => v1::Priority::Background,
+            }
+            .into(),
         }
     }
 }

@@ -33,8 +33,8 @@ const USERS_REASONS: [&str; 17] = [
     "DIFFERENT_PIECE",
 ];
 
-/// Reasons that go away by waiting.
-const WAITING_HELPS: [&str; 2] = ["NOT_READY", "QUEUE_FULL"];
+/// Reasons of a refusal for want of room.
+const FULL: [&str; 3] = ["QUEUE_FULL", "PEER_QUEUE_FULL", "PEER_BYTES_FULL"];
 
 /// A failure of the client. The messages are complete sentences for people.
 #[derive(Debug, Error)]
@@ -222,7 +222,12 @@ impl ClientError {
 
     /// Whether the same call may succeed in a moment.
     pub(crate) fn waiting_helps(&self) -> bool {
-        matches!(self, Self::Refused(refusal) if WAITING_HELPS.contains(&refusal.reason.as_str()))
+        match self {
+            // Where the daemon does not say when, so much will never fit.
+            Self::Refused(refusal) if FULL.contains(&refusal.reason.as_str()) => refusal.retry_after.is_some(),
+            Self::Refused(refusal) => refusal.reason == "NOT_READY",
+            _ => false,
+        }
     }
 }
 

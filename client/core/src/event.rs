@@ -48,6 +48,8 @@ pub struct Limits {
     pub max_queued_jobs: u32,
     pub max_pieces: u32,
     pub max_queued_background_jobs: u32,
+    pub max_queued_jobs_per_peer: u32,
+    pub max_queued_bytes_per_peer: u64,
 }
 
 impl From<v1::GetCapabilitiesResponse> for Capabilities {
@@ -74,6 +76,8 @@ impl From<v1::GetCapabilitiesResponse> for Capabilities {
                 max_queued_jobs: limits.max_queued_jobs,
                 max_pieces: limits.max_pieces,
                 max_queued_background_jobs: limits.max_queued_background_jobs,
+                max_queued_jobs_per_peer: limits.max_queued_jobs_per_peer,
+                max_queued_bytes_per_peer: limits.max_queued_bytes_per_peer,
             },
             ready: response.ready,
             not_ready_reason: response.not_ready_reason,
@@ -114,7 +118,7 @@ pub enum EventKind {
     Started { job_id: String, executor_pid: u32, attempt: u32 },
     Progress { job_id: String, phase: String, elapsed_s: f64 },
     Ready { handle: Box<Handle>, source: Source },
-    Failed { key: Option<Digest>, reason: String, message: String, retryable: bool },
+    Failed { key: Option<Digest>, reason: String, message: String, retryable: bool, remembered: bool, age_s: f64 },
     Completed(Completed),
 }
 
@@ -168,8 +172,8 @@ impl Event {
                 let handle = handle.ok_or_else(|| bad("a Ready event without a handle".into()))?;
                 EventKind::Ready { handle: Box::new(handle_from_proto(handle)?), source: source_from(source)? }
             }
-            Some(Wire::Failed(v1::Failed { key, reason, message, retryable })) => {
-                EventKind::Failed { key: digest(&key).ok(), reason, message, retryable }
+            Some(Wire::Failed(v1::Failed { key, reason, message, retryable, remembered, age_s })) => {
+                EventKind::Failed { key: digest(&key).ok(), reason, message, retryable, remembered, age_s }
             }
             Some(Wire::Completed(completed)) => EventKind::Completed(completed.try_into()?),
         };

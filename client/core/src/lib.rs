@@ -25,7 +25,7 @@ mod program;
 
 pub use bundle::{BUNDLE_VERSION, MAGIC, from_bundle, to_bundle};
 pub use cache::{Cache, cache_folder};
-pub use client::{Client, ClientOptions, CompileRequest, CompileStream, FetchOptions};
+pub use client::{Client, ClientOptions, CompileRequest, CompileStream, FetchOptions, Priority};
 pub use container::{ContainerError, unpack};
 pub use dispatch::{Dispatcher, Target, ValuePlace};
 pub use endpoint::{Endpoint, EndpointError};

@@ -13,7 +13,8 @@ use std::{
 
 use common::{good, handle};
 use piecewised_client::{
-    Cache, Client, ClientError, ClientOptions, CompileRequest, Delivery, Endpoint, Event, EventKind, check_manifest,
+    Cache, Client, ClientError, ClientOptions, CompileRequest, Delivery, Endpoint, Event, EventKind, Priority,
+    check_manifest,
 };
 use piecewised_graph::{Digest, Handle, Manifest, ManifestPiece, model::Graph, request::ArtifactFormat};
 use piecewised_plan::{Plan, Range};
@@ -69,6 +70,13 @@ impl CompileService for Server {
     async fn compile(&self, _: Request<v1::CompileRequest>) -> Result<Response<Self::CompileStream>, Status> {
         let answer = self.0.lock().unwrap().compiles.pop_front().unwrap();
         self.stream(answer)
+    }
+
+    async fn forget_failures(
+        &self,
+        _: Request<v1::ForgetFailuresRequest>,
+    ) -> Result<Response<v1::ForgetFailuresResponse>, Status> {
+        Err(Status::unimplemented("this server remembers none"))
     }
 
     async fn get_manifest(
@@ -219,7 +227,7 @@ fn request() -> CompileRequest {
         options: Default::default(),
         format: ArtifactFormat::Inductor,
         delivery: Delivery::default(),
-        is_background: false,
+        priority: Priority::Interactive,
         toolchain: None,
         device: None,
         program: None,

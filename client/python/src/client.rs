@@ -8,7 +8,7 @@ use std::{
 
 use piecewised_client::{
     Cache, Client as CoreClient, ClientError, ClientOptions, CompileRequest, CompileStream, Delivery, Endpoint, Event,
-    Fetched as CoreFetched,
+    Fetched as CoreFetched, Priority,
 };
 use piecewised_graph::{Handle, ProgramName, request::ArtifactFormat};
 use pyo3::{
@@ -85,11 +85,11 @@ impl Client {
     }
 
     /// Asks to compile a graph for ranges and sizes; what comes back says what happens to each. `is_tiered`: tuned artifacts where the
-    /// store has them, whatever tuning the options name. `is_strict`: a range that is not proven as a whole fails. `is_background`: nobody
-    /// waits for it, and no budget bounds it.
+    /// store has them, whatever tuning the options name. `is_strict`: a range that is not proven as a whole fails. `priority`:
+    /// "interactive", "prefetch" (somebody will wait for it soon) or "background" (nobody does, and no budget bounds it).
     #[pyo3(signature = (
         graph, ranges, sizes, options, toolchain = None, device = None, hints = Vec::new(), program = None, stop = None, *,
-        is_tiered = false, is_strict = false, is_background = false
+        is_tiered = false, is_strict = false, priority = "interactive"
     ))]
     #[expect(clippy::too_many_arguments, reason = "Python's keyword arguments")]
     fn compile(
@@ -106,7 +106,7 @@ impl Client {
         stop: Option<&Stop>,
         is_tiered: bool,
         is_strict: bool,
-        is_background: bool,
+        priority: &str,
     ) -> PyResult<Events> {
         let request = CompileRequest {
             plan: plan(py, &ranges, &sizes)?,
@@ -114,7 +114,7 @@ impl Client {
             options: parse(py, "options", options)?,
             format: ArtifactFormat::Inductor,
             delivery: Delivery { hints, is_tiered, is_strict },
-            is_background,
+            priority: self::priority(priority)?,
             toolchain: toolchain.map(|text| parse(py, "toolchain", text)).transpose()?,
             device: device.map(|text| parse(py, "device", text)).transpose()?,
             program: program.map(|text| parse(py, "program", text)).transpose()?,
@@ -254,5 +254,16 @@ impl Fetched {
     #[getter]
     fn size_bytes(&self) -> u64 {
         self.0.size_bytes
+    }
+}
+
+fn priority(name: &str) -> PyResult<Priority> {
+    match name {
+        "interactive" => Ok(Priority::Interactive),
+        "prefetch" => Ok(Priority::Prefetch),
+        "background" => Ok(Priority::Background),
+        other => Err(PyValueError::new_err(format!(
+            "priority is \"interactive\", \"prefetch\" or \"background\", not {other:?}"
+        ))),
     }
 }

@@ -47,6 +47,8 @@ pub(crate) fn capabilities(
             max_queued_jobs: count(config.max_queued_jobs),
             max_pieces: config.max_pieces,
             max_queued_background_jobs: count(scheduler.max_queued_background_jobs()),
+            max_queued_jobs_per_peer: count(scheduler.max_queued_jobs_per_peer),
+            max_queued_bytes_per_peer: scheduler.max_queued_bytes_per_peer as u64,
         }),
         not_ready_reason,
         n_executors: count(config.n_executors),

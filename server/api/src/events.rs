@@ -1,7 +1,7 @@
 //! From tickets to the event stream of one request.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_stream::stream;
 use piecewised_graph::{Digest, Handle, unproven};
@@ -10,7 +10,7 @@ use piecewised_proto::v1::{self, compile_event::Event};
 use piecewised_scheduler::{CameFrom, JobFailure, JobState, Origin, Place, RunStatus, Scheduler, Ticket, Watcher};
 use piecewised_wire as wire;
 use tokio_stream::{Stream, StreamExt as _, StreamMap};
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::status::ApiError;
 
@@ -26,6 +26,7 @@ pub(crate) fn events(
     program: Option<(Place, Scheduler)>,
     is_strict: bool,
     started: Instant,
+    deadline: Option<Duration>,
 ) -> impl Stream<Item = Result<v1::CompileEvent, Status>> + Send + 'static {
     stream! {
         let n_entries = u32::try_from(tickets.len()).unwrap_or(u32::MAX);
@@ -50,6 +51,11 @@ pub(crate) fn events(
                     }
                     yield Ok(at(event));
                 }
+                Ticket::Failed { key, failure } => {
+                    let event = failed(key, failure);
+                    count(&mut summary, &event);
+                    yield Ok(at(event));
+                }
                 Ticket::Running(watcher) => {
                     yield Ok(at(first(&watcher)));
                     let program = program.clone();
@@ -58,7 +64,20 @@ pub(crate) fn events(
                 }
             }
         }
-        while let Some((_, event)) = running.next().await {
+        let is_late = late(started, deadline);
+        tokio::pin!(is_late);
+        loop {
+            let event = tokio::select! {
+                next = running.next() => match next {
+                    Some((_, event)) => event,
+                    None => break,
+                },
+                status = &mut is_late => {
+                    // With the stream go its watchers: this caller has left.
+                    yield Err(status);
+                    return;
+                }
+            };
             if let Some(kind) = &event.event {
                 count(&mut summary, kind);
             }
@@ -82,6 +101,18 @@ pub(crate) fn events(
         summary.elapsed_s = started.elapsed().as_secs_f64();
         yield Ok(v1::CompileEvent { index: 0, range: None, event: Some(Event::Completed(summary)) });
     }
+}
+
+/// Resolves when the caller's deadline is over.
+async fn late(started: Instant, deadline: Option<Duration>) -> Status {
+    let Some(deadline) = deadline else { return std::future::pending().await };
+    tokio::time::sleep_until((started + deadline).into()).await;
+    let message = format!(
+        "your deadline of {} s is over and not everything is compiled; ask again with a longer one: what was finished by then is in the \
+         store, and what is under way is joined",
+        deadline.as_secs_f64()
+    );
+    ApiError::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message).into()
 }
 
 async fn end_piece(program: Option<&(Place, Scheduler)>) -> Result<Option<v1::ProgramStatus>, ApiError> {
@@ -201,7 +232,8 @@ fn ready(handle: &Handle, source: v1::Source) -> Event {
 /// What of a handle is told of an entry of the plan: a compile may have been for more than it. Or why this caller does not want it: what
 /// is strict is what it is told of, and not what was compiled besides.
 fn delivered(handle: &Handle, entry: Option<Range>, is_strict: bool) -> Result<Handle, JobFailure> {
-    let unproven_range = |message| Err(JobFailure { reason: "UNPROVEN_RANGE".into(), message, retryable: false });
+    let unproven_range =
+        |message| Err(JobFailure { reason: "UNPROVEN_RANGE".into(), message, retryable: false, age: None });
     let Some(clipped) = handle.clipped(entry) else {
         let parts: Vec<_> = handle.segments.iter().map(ToString::to_string).collect();
         return unproven_range(format!(
@@ -227,6 +259,8 @@ fn failed(key: Digest, failure: JobFailure) -> Event {
         reason: failure.reason,
         message: failure.message,
         retryable: failure.retryable,
+        remembered: failure.age.is_some(),
+        age_s: failure.age.map_or(0.0, |age| age.as_secs_f64()),
     })
 }
 
@@ -290,7 +324,7 @@ mod tests {
     /// What three entries of a plan hear of the one handle, in words, and the end.
     async fn heard(is_strict: bool) -> (Vec<String>, v1::Completed) {
         let tickets = [r(1, 8), r(9, 32), r(33, 64)].into_iter().map(|entry| (Some(entry), ticket())).collect();
-        let events = events(tickets, None, is_strict, Instant::now());
+        let events = events(tickets, None, is_strict, Instant::now(), None);
         let events: Vec<_> = events.map(Result::unwrap).collect().await;
         let mut found = Vec::new();
         for event in &events[..3] {

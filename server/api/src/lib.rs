@@ -6,6 +6,7 @@
 mod capabilities;
 mod events;
 mod fetch;
+mod peer;
 mod request;
 mod service;
 pub mod status;

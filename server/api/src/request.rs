@@ -116,6 +116,7 @@ pub(crate) fn check(
 fn priority(priority: i32) -> Result<Priority, ApiError> {
     match v1::Priority::try_from(priority) {
         Ok(v1::Priority::Unspecified | v1::Priority::Interactive) => Ok(Priority::Interactive),
+        Ok(v1::Priority::Prefetch) => Ok(Priority::Prefetch),
         Ok(v1::Priority::Background) => Ok(Priority::Background),
         Err(_) => {
             let message = format!(

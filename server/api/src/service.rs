@@ -2,9 +2,10 @@
 
 use std::{pin::Pin, sync::Arc, time::Instant};
 
+use piecewised_graph::Digest;
 use piecewised_plan::Range;
 use piecewised_proto::v1::{self, compile_service_server::CompileService};
-use piecewised_scheduler::{JobSpec, Scheduler, Ticket};
+use piecewised_scheduler::{JobSpec, Peer, Scheduler, Ticket};
 use piecewised_store::Store;
 use piecewised_wire as wire;
 use tokio_stream::Stream;
@@ -14,7 +15,7 @@ use crate::{
     ApiConfig,
     capabilities::capabilities,
     events::events,
-    fetch,
+    fetch, peer,
     request::{Checked, check},
     status::ApiError,
 };
@@ -50,6 +51,7 @@ impl CompileService for Compiler {
 
     async fn compile(&self, request: Request<v1::CompileRequest>) -> Result<Response<Self::CompileStream>, Status> {
         let started = Instant::now();
+        let (peer, deadline) = (peer::peer(&request), peer::deadline(request.metadata()));
         let info = self.scheduler.toolchain_ready(self.config.toolchain_timeout).await.map_err(ApiError::from)?;
         let config = Arc::clone(&self.config);
         let request = request.into_inner();
@@ -63,9 +65,27 @@ impl CompileService for Compiler {
         }
         let program = checked.place.clone().map(|place| (place, self.scheduler.clone()));
         let is_strict = checked.is_strict;
-        let tickets = self.submit(checked).await?;
-        let stream = events(tickets, program, is_strict, started);
+        let tickets = self.submit(&peer, checked).await?;
+        let stream = events(tickets, program, is_strict, started, deadline);
         Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn forget_failures(
+        &self,
+        request: Request<v1::ForgetFailuresRequest>,
+    ) -> Result<Response<v1::ForgetFailuresResponse>, Status> {
+        let peer = peer::peer(&request);
+        let key = request.into_inner().key;
+        let key = match key.len() {
+            0 => None,
+            _ => Some(<[u8; 32]>::try_from(key.as_slice()).map(Digest).map_err(|_| {
+                let message = format!("a key has 32 bytes, this one {}; copy it from Failed.key", key.len());
+                ApiError::new(Code::InvalidArgument, "BAD_KEY", message).with("field", "key")
+            })?),
+        };
+        let n_forgotten = self.scheduler.forget_failures(key).await.map_err(ApiError::from)?;
+        tracing::info!(%peer, n_forgotten, key = key.as_ref().map(Digest::short), "forgot failures");
+        Ok(Response::new(v1::ForgetFailuresResponse { n_forgotten }))
     }
 
     async fn fetch_artifact(
@@ -95,7 +115,7 @@ impl CompileService for Compiler {
 
 impl Compiler {
     /// Submits jobs in the order in which they should run; answers in the plan's.
-    async fn submit(&self, checked: Checked) -> Result<Vec<(Option<Range>, Ticket)>, ApiError> {
+    async fn submit(&self, peer: &Peer, checked: Checked) -> Result<Vec<(Option<Range>, Ticket)>, ApiError> {
         let Checked { entries, specs, tuned, order, priority, .. } = checked;
         let mut tickets: Vec<Option<Ticket>> = Vec::with_capacity(specs.len());
         for position in 0..specs.len() {
@@ -108,7 +128,7 @@ impl Compiler {
         let order: Vec<usize> = order.into_iter().filter(|&position| tickets[position].is_none()).collect();
         let mut specs: Vec<Option<JobSpec>> = specs.into_iter().map(Some).collect();
         let in_order = order.iter().filter_map(|&position| specs[position].take()).collect();
-        for (position, ticket) in order.into_iter().zip(self.scheduler.submit(in_order, priority).await?) {
+        for (position, ticket) in order.into_iter().zip(self.scheduler.submit(peer, priority, in_order).await?) {
             tickets[position] = Some(ticket);
         }
         Ok(entries.into_iter().zip(tickets.into_iter().flatten()).collect())

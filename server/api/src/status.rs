@@ -108,14 +108,29 @@ impl From<SubmitError> for ApiError {
             SubmitError::StillProbing => {
                 Self::new(Code::Unavailable, "NOT_READY", message).retry_after(Duration::from_secs(2))
             }
-            SubmitError::QueueFull { .. } => {
-                Self::new(Code::ResourceExhausted, "QUEUE_FULL", message).retry_after(Duration::from_secs(5))
+            SubmitError::QueueFull { limit, retry_after, .. } => full("QUEUE_FULL", message, limit, retry_after),
+            SubmitError::PeerQueueFull { limit, retry_after, .. } => {
+                full("PEER_QUEUE_FULL", message, limit, retry_after)
+            }
+            SubmitError::PeerBytesFull { limit, retry_after, .. } => {
+                full("PEER_BYTES_FULL", message, limit, retry_after)
             }
             SubmitError::NoToolchain { .. } => Self::new(Code::FailedPrecondition, "NO_TOOLCHAIN", message),
             SubmitError::Store(error) => error.into(),
             _ => Self::new(Code::Internal, "INTERNAL", message),
         }
     }
+}
+
+fn full(reason: &'static str, message: String, limit: usize, retry_after: Option<Duration>) -> ApiError {
+    let message = match retry_after {
+        Some(_) => message,
+        None => format!(
+            "{message}; so many never fit at once: ask for less at a time, or have the operator raise the limit"
+        ),
+    };
+    let error = ApiError::new(Code::ResourceExhausted, reason, message).with("limit", limit.to_string());
+    ApiError { retry_after, ..error }
 }
 
 impl From<StoreError> for ApiError {

@@ -10,16 +10,22 @@ use std::{
     fmt,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use crate::{Executor, ExecutorConfig, ExecutorError};
+use crate::{Executor, ExecutorConfig, ExecutorError, Launcher, Placement};
+
+/// How often an interpreter is tried whose processes are killed before they can say anything.
+const MAX_TRIES: u32 = 3;
 
 /// An interpreter that works.
 #[derive(Debug)]
 pub struct Found {
     /// The path that further executors are to be started with.
     pub python: PathBuf,
-    /// The executor that proved it, ready for a job.
+    /// Starts further executors of it.
+    pub launcher: Launcher,
+    /// The executor that proved it, ready for a job. It is placed nowhere: see [`Placement::default`].
     pub executor: Executor,
     /// What was tried before it.
     pub rejected: Vec<Rejected>,
@@ -59,12 +65,27 @@ pub async fn find_python(explicit: Option<&Path>, config: &ExecutorConfig) -> Re
     let mut rejected = Vec::new();
     for python in candidates {
         tracing::debug!(python = %python.display(), "trying an interpreter");
-        match Executor::spawn(&config.with_python(&python)).await {
-            Ok(executor) => return Ok(Found { python, executor, rejected }),
+        let launcher = Launcher::new(Arc::new(config.with_python(&python)));
+        match prove(&launcher).await {
+            Ok(executor) => return Ok(Found { python, launcher, executor, rejected }),
             Err(error) => rejected.push(Rejected { why: why(error), python }),
         }
     }
     Err(NoToolchain { explicit: explicit.map(Path::to_owned), rejected })
+}
+
+/// Starts an executor, which proves the interpreter. One that is killed meanwhile (by the kernel for want of memory, by an operator's
+/// mistake) proves nothing, and a daemon must not end for it.
+async fn prove(launcher: &Launcher) -> Result<Executor, ExecutorError> {
+    for _ in 1..MAX_TRIES {
+        match launcher.launch(&Placement::default()).await {
+            Err(error @ ExecutorError::NotReady { was_killed: true, .. }) => {
+                tracing::warn!("trying the interpreter again: {error}");
+            }
+            result => return result,
+        }
+    }
+    launcher.launch(&Placement::default()).await
 }
 
 /// The reason without the interpreter's name, which stands before it.

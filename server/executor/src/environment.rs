@@ -14,8 +14,15 @@
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
-    path::Path,
+    fs::{self, Permissions},
+    io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
 };
+
+use tempfile::TempDir;
+
+use crate::{ExecutorConfig, Placement};
 
 /// Names that are handed on; a `*` at the end stands for any ending.
 pub const ALLOWED: &[&str] = &[
@@ -71,17 +78,18 @@ fn is_allowed<'a>(name: &OsStr, patterns: impl IntoIterator<Item = &'a str>) -> 
     })
 }
 
-/// The environment of an executor: what is allowed of `from`, and on top what makes `folder` the only place it writes to.
+/// The environment of an executor: what is allowed of the config's, and on top its placement, and what makes `folder` (absolute) the only
+/// place it writes to.
 pub(crate) fn compose(
-    from: &BTreeMap<OsString, OsString>,
-    extra: &[String],
-    source_dir: &Path,
+    config: &ExecutorConfig,
+    placement: &Placement,
     folder: &Path,
-    headers_dir: Option<&Path>,
-    n_compile_threads: Option<usize>,
-) -> BTreeMap<OsString, OsString> {
-    let patterns = || ALLOWED.iter().copied().chain(extra.iter().map(String::as_str));
-    let mut environment: BTreeMap<OsString, OsString> = from
+) -> io::Result<BTreeMap<OsString, OsString>> {
+    let source_dir = std::path::absolute(&config.source_dir)?;
+    let headers_dir = config.headers_dir.as_deref().map(std::path::absolute).transpose()?;
+    let patterns = || ALLOWED.iter().copied().chain(config.extra_environment.iter().map(String::as_str));
+    let mut environment: BTreeMap<OsString, OsString> = config
+        .environment
         .iter()
         .filter(|(name, _)| is_allowed(name, patterns()))
         .map(|(name, value)| (name.clone(), value.clone()))
@@ -101,26 +109,69 @@ pub(crate) fn compose(
     if let Some(headers) = headers_dir {
         set("PIECEWISED_PRECOMPILED_HEADERS", headers.as_os_str());
     }
-    if let Some(n) = n_compile_threads {
+    // What a forked executor changes to, since it begins where its zygote is.
+    set("PWD", folder.join(WORK).as_os_str());
+    if let Some(n) = placement.n_compile_threads.or(config.n_compile_threads) {
         set("TORCHINDUCTOR_COMPILE_THREADS", n.to_string().as_ref());
     }
-    environment
+    if let Some(gpu) = &placement.gpu {
+        // By name: positions would be counted among what the daemon's own variable, which this one replaces, lets through.
+        set("CUDA_VISIBLE_DEVICES", gpu.uuid.as_ref());
+    }
+    Ok(environment)
+}
+
+/// Makes the private folder of a process; it, and its absolute path.
+pub(crate) fn private_folder(config: &ExecutorConfig, prefix: &str) -> io::Result<(TempDir, PathBuf)> {
+    let folder = tempfile::Builder::new()
+        .prefix(prefix)
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir_in(&config.temp_root)?;
+    for name in FOLDERS {
+        fs::create_dir(folder.path().join(name))?;
+    }
+    let root = std::path::absolute(folder.path())?;
+    Ok((folder, root))
 }
 
 /// The folders that [`compose`] points to, and the working directory, all within an executor's own folder.
-pub(crate) const FOLDERS: &[&str] = &["tmp", "cache", "inductor", "triton", WORK];
+const FOLDERS: &[&str] = &["tmp", "cache", "inductor", "triton", WORK];
 
 /// The working directory: empty, because `python -m` looks there for modules first.
 pub(crate) const WORK: &str = "work";
 
 #[cfg(test)]
 mod tests {
+    use piecewised_graph::request::DeviceKind;
+
     use super::*;
+    use crate::Gpu;
 
     fn composed(from: &[(&str, &str)], extra: &[&str]) -> BTreeMap<OsString, OsString> {
-        let from = from.iter().map(|(name, value)| (name.into(), value.into())).collect();
-        let extra: Vec<_> = extra.iter().map(ToString::to_string).collect();
-        compose(&from, &extra, Path::new("/source"), Path::new("/private"), None, Some(3))
+        let config = ExecutorConfig {
+            environment: from.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            extra_environment: extra.iter().map(ToString::to_string).collect(),
+            n_compile_threads: Some(3),
+            ..ExecutorConfig::new("python3", "/source", "/temp")
+        };
+        compose(&config, &Placement::default(), Path::new("/private")).unwrap()
+    }
+
+    #[test]
+    fn the_placement_wins_over_what_the_daemon_has() {
+        let config = ExecutorConfig {
+            environment: BTreeMap::from([("CUDA_VISIBLE_DEVICES".into(), "2,3".into())]),
+            n_compile_threads: Some(8),
+            ..ExecutorConfig::new("python3", "/source", "/temp")
+        };
+        let kind = DeviceKind { r#type: "cuda".into(), name: "A GPU".into(), capability: "9.0".into() };
+        let gpu = Gpu { index: 1, uuid: "GPU-8f3a".into(), kind, memory_bytes: 1 << 36 };
+        let placement = Placement { gpu: Some(gpu), n_compile_threads: Some(2), max_memory_bytes: None };
+        let environment = compose(&config, &placement, Path::new("/private")).unwrap();
+        assert_eq!(environment[OsStr::new("CUDA_VISIBLE_DEVICES")], "GPU-8f3a");
+        assert_eq!(environment[OsStr::new("TORCHINDUCTOR_COMPILE_THREADS")], "2");
+        let unplaced = compose(&config, &Placement::default(), Path::new("/private")).unwrap();
+        assert_eq!(unplaced[OsStr::new("CUDA_VISIBLE_DEVICES")], "2,3");
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub enum ExecutorError {
     NotReady {
         /// The interpreter.
         python: PathBuf,
+        /// Somebody or something killed it, which says little about the interpreter.
+        was_killed: bool,
         /// "it ended with exit code 1", "it was not ready after 120 s".
         problem: String,
         /// The last lines it printed.
@@ -97,6 +99,27 @@ pub enum ExecutorError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A GPU that it used failed in a way that its process cannot recover from (an illegal access, a failed launch or assertion); it
+    /// was ended. Another executor, perhaps on another GPU, may do better.
+    #[error("the GPU failed under the compile: {message}{}", Printed(.tail))]
+    DeviceFault {
+        /// What CUDA said.
+        message: String,
+        /// The last lines it printed.
+        tail: String,
+    },
+    /// It needed more memory than it may take, or than there is; it was ended.
+    #[error("{}{}", OutOfMemory(.what, *.limit_bytes, *.used_bytes), Printed(.tail))]
+    OutOfMemory {
+        /// Whose memory was short, and who noticed.
+        what: MemoryShortage,
+        /// What it may take, where that is what it went over.
+        limit_bytes: Option<u64>,
+        /// What it was last seen to hold of the machine's memory.
+        used_bytes: u64,
+        /// The last lines it printed.
+        tail: String,
+    },
     /// It sent something that the protocol does not have; it was killed.
     #[error("the executor broke the protocol: {problem}{}", Printed(.tail))]
     Protocol {
@@ -108,6 +131,17 @@ pub enum ExecutorError {
     /// An earlier job was abandoned or ended badly, so this executor is gone.
     #[error("this executor is no longer usable: an earlier job on it ended badly or was abandoned")]
     Broken,
+}
+
+/// Whose memory was short.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MemoryShortage {
+    /// The group held more than its placement allows.
+    Limit,
+    /// The system ran out of memory and killed one of the group.
+    System,
+    /// An allocation failed, on the machine or on its GPU: the compiler's words.
+    Allocation(String),
 }
 
 impl ExecutorError {
@@ -123,9 +157,37 @@ impl ExecutorError {
             | Self::NotReady { .. }
             | Self::Crashed { .. }
             | Self::TimedOut { .. }
+            | Self::DeviceFault { .. }
+            | Self::OutOfMemory { .. }
             | Self::Protocol { .. }
             | Self::Broken => true,
             Self::Unusable { .. } | Self::Failed { .. } | Self::BadJob { .. } => false,
+        }
+    }
+}
+
+struct OutOfMemory<'a>(&'a MemoryShortage, Option<u64>, u64);
+
+impl fmt::Display for OutOfMemory<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(what, limit, used) = self;
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        match (what, limit) {
+            (MemoryShortage::Limit, Some(limit)) => write!(
+                f,
+                "the executor held {:.2} GiB of memory where it may take {:.2} GiB, and was ended",
+                gib(*used),
+                gib(*limit)
+            ),
+            (MemoryShortage::Limit, None) => {
+                write!(f, "the executor held {:.2} GiB of memory and was ended", gib(*used))
+            }
+            (MemoryShortage::System, _) => write!(
+                f,
+                "the system ran out of memory and killed the executor or one of its compilers, which held {:.2} GiB",
+                gib(*used)
+            ),
+            (MemoryShortage::Allocation(words), _) => write!(f, "the compile ran out of memory: {words}"),
         }
     }
 }

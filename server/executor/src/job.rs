@@ -1,6 +1,6 @@
 //! What an executor is asked, and what it answers.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use piecewised_graph::{
@@ -31,6 +31,8 @@ pub struct CompileJob {
     pub device: DeviceKind,
     /// Whether the artifact is run against eager before it is given back.
     pub verify: bool,
+    /// From the request to the last byte of the artifact, without what is spent waiting for leases; the config's is the longest there is.
+    pub deadline: Duration,
 }
 
 /// A finished compile: what an executor says of it, and the artifact that comes with that.
@@ -59,4 +61,8 @@ pub struct CompileOutcome {
     /// What a call takes on the device.
     #[serde(default)]
     pub latencies: Vec<Latency>,
+    /// The most of the machine's memory that the executor's process group was seen to hold during the job, shared pages counted in
+    /// shares. Measured by the daemon.
+    #[serde(skip)]
+    pub peak_memory_bytes: u64,
 }

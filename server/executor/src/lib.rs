@@ -13,6 +13,7 @@
 //!
 //! Left out: which job runs where, how often it is retried, and what is stored; that is the scheduler's.
 
+mod channel;
 mod config;
 mod discover;
 pub mod environment;
@@ -21,16 +22,24 @@ mod executor;
 mod frame;
 mod job;
 mod journal;
+mod launcher;
+mod lease;
+mod memory;
 mod message;
+mod placement;
 mod process;
 mod runtime;
 mod source;
+mod zygote;
 
 pub use config::ExecutorConfig;
 pub use discover::{Found, NoToolchain, Rejected, find_python};
-pub use error::{ExecutorError, FailureReason};
+pub use error::{ExecutorError, FailureReason, MemoryShortage};
 pub use executor::Executor;
 pub use job::{CompileJob, CompileOutcome};
+pub use launcher::{LaunchKind, Launcher};
+pub use lease::{JobHost, LeaseMode, Unshared};
 pub use message::{Hello, InductorOption};
+pub use placement::{Gpu, Placement};
 pub use runtime::RuntimeFolder;
 pub use source::ExecutorSource;

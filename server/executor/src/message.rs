@@ -11,10 +11,10 @@ use piecewised_plan::Range;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::{CompileJob, CompileOutcome, FailureReason};
+use crate::{CompileJob, CompileOutcome, FailureReason, Gpu, LeaseMode};
 
 /// The version that both sides speak.
-pub(crate) const PROTOCOL: u32 = 2;
+pub(crate) const PROTOCOL: u32 = 3;
 
 /// What an interpreter says of itself once it has imported torch.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -23,6 +23,9 @@ pub struct Hello {
     pub toolchain: Toolchain,
     /// What it can compile for.
     pub devices: Vec<DeviceKind>,
+    /// The GPUs, each by itself.
+    #[serde(default)]
+    pub gpus: Vec<Gpu>,
     /// The allow-list of `call_function`.
     pub functions: Vec<String>,
     /// The allow-list of `call_method`.
@@ -49,6 +52,10 @@ pub struct InductorOption {
 pub(crate) enum ToExecutor<'a> {
     Hello {
         protocol: u32,
+        is_known: bool,
+    },
+    Leased {
+        job: &'a str,
     },
     Compile {
         job: &'a str,
@@ -69,7 +76,7 @@ pub(crate) enum FromExecutor {
     Ready {
         protocol: u32,
         #[serde(flatten)]
-        hello: Box<Hello>,
+        hello: Option<Box<Hello>>,
     },
     Unusable {
         reason: String,
@@ -78,6 +85,13 @@ pub(crate) enum FromExecutor {
         job: String,
         phase: String,
     },
+    Lease {
+        job: String,
+        mode: LeaseMode,
+    },
+    Release {
+        job: String,
+    },
     Done {
         job: String,
         #[serde(flatten)]
@@ -85,9 +99,24 @@ pub(crate) enum FromExecutor {
     },
     Failed {
         job: String,
-        reason: FailureReason,
+        reason: Failure,
         message: String,
     },
+}
+
+/// Why an executor gives a job up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(crate) enum Failure {
+    /// Its GPU is lost to it, and it ends.
+    DeviceFault,
+    /// An allocation failed, and it ends.
+    OutOfMemory,
+    /// A compiler of its was killed, or the disk is full; it ends.
+    Interrupted,
+    /// The job's own, on an executor that is well.
+    #[serde(untagged)]
+    OfTheJob(FailureReason),
 }
 
 impl FromExecutor {
@@ -97,15 +126,22 @@ impl FromExecutor {
             Self::Ready { .. } => "ready",
             Self::Unusable { .. } => "unusable",
             Self::Phase { .. } => "phase",
+            Self::Lease { .. } => "lease",
+            Self::Release { .. } => "release",
             Self::Done { .. } => "done",
             Self::Failed { .. } => "failed",
         }
     }
 }
 
-/// The JSON text of `hello`.
-pub(crate) fn hello() -> Result<Vec<u8>, serde_json::Error> {
-    serde_json::to_vec(&ToExecutor::Hello { protocol: PROTOCOL })
+/// The JSON text of `hello`. `is_known`: what the toolchain can do has been heard from another executor, and need not be found out again.
+pub(crate) fn hello(is_known: bool) -> Result<Vec<u8>, serde_json::Error> {
+    serde_json::to_vec(&ToExecutor::Hello { protocol: PROTOCOL, is_known })
+}
+
+/// The JSON text of `leased`.
+pub(crate) fn leased(job: &str) -> Result<Vec<u8>, serde_json::Error> {
+    serde_json::to_vec(&ToExecutor::Leased { job })
 }
 
 /// The JSON text of `compile`; fails where the graph is not JSON.
@@ -171,6 +207,7 @@ mod tests {
             format: ArtifactFormat::Inductor,
             device: DeviceKind { r#type: "cpu".into(), name: "x86_64".into(), capability: "ab".into() },
             verify: true,
+            deadline: std::time::Duration::from_secs(60),
         };
         let text = String::from_utf8(compile(&job).unwrap()).unwrap();
         assert!(text.starts_with(
@@ -183,6 +220,16 @@ mod tests {
             "{text}"
         );
         assert!(compile(&CompileJob { graph: "{".into(), ..job }).is_err());
+    }
+
+    #[test]
+    fn reasons_are_told_apart() {
+        let reason = |name: &str| serde_json::from_str::<Failure>(&format!("\"{name}\"")).ok();
+        assert_eq!(reason("DEVICE_FAULT"), Some(Failure::DeviceFault));
+        assert_eq!(reason("OUT_OF_MEMORY"), Some(Failure::OutOfMemory));
+        assert_eq!(reason("INTERRUPTED"), Some(Failure::Interrupted));
+        assert_eq!(reason("COMPILE_ERROR"), Some(Failure::OfTheJob(FailureReason::CompileError)));
+        assert_eq!(reason("NO_REASON"), None);
     }
 
     #[test]

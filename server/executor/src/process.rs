@@ -1,34 +1,70 @@
-//! One executor's process group and private folder, from the start to the last trace.
+//! One process group of ours and its private folder, from the start to the last trace.
 //!
-//! A thread per executor waits for the process, because that must not depend on anybody polling: when the leader has ended, for
+//! A thread per process waits for it, because that must not depend on anybody polling: when the leader has ended, for
 //! whatever reason, the thread kills what it left of its group, reaps it, and removes the folder. The leader is reaped only under
 //! the lock that [`Process::kill`] takes, so a signal never goes to a number that the system has given to somebody else.
 //!
-//! The parent-death signal is not used: it fires when the *thread* that started the child ends. An executor watches its stdin
-//! instead, and kills its group when the daemon is gone.
+//! An executor that a zygote forked is the daemon's child too: [`become_subreaper`] makes the daemon the parent of what becomes an orphan among
+//! its descendants. So both kinds end in the same ways, and what a group leaves behind can be reaped.
+//!
+//! The parent-death signal is not used. It fires when the *thread* that is the parent ends, and it reaches the leader alone, which is
+//! then too dead to end its compilers. Executors watch for the daemon's end of their stdin instead, from two processes, and kill the whole
+//! group (`guard.py`).
 //!
 //! Left out: descendants that move to another process group. Nothing in torch does that.
 
 use std::{
     fs, io,
-    os::unix::process::{CommandExt, ExitStatusExt},
-    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
+    os::{
+        fd::OwnedFd,
+        unix::process::{CommandExt, ExitStatusExt},
+    },
+    process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use crate::runtime::remove_persistently;
+use crate::{memory::Meter, runtime::remove_persistently};
 
-/// The executor's end of its three pipes.
+/// The daemon's end of an executor's three pipes.
 pub(crate) struct Pipes {
     pub(crate) stdin: ChildStdin,
     pub(crate) stdout: ChildStdout,
     pub(crate) stderr: ChildStderr,
+}
+
+/// The executor's end of them.
+pub(crate) struct TheirPipes {
+    pub(crate) stdin: OwnedFd,
+    pub(crate) stdout: OwnedFd,
+    pub(crate) stderr: OwnedFd,
+}
+
+impl Pipes {
+    /// Three new pipes.
+    pub(crate) fn new() -> io::Result<(Self, TheirPipes)> {
+        let (their_stdin, stdin) = io::pipe()?;
+        let (stdout, their_stdout) = io::pipe()?;
+        let (stderr, their_stderr) = io::pipe()?;
+        let ours = Self {
+            stdin: OwnedFd::from(stdin).into(),
+            stdout: OwnedFd::from(stdout).into(),
+            stderr: OwnedFd::from(stderr).into(),
+        };
+        let theirs = TheirPipes { stdin: their_stdin.into(), stdout: their_stdout.into(), stderr: their_stderr.into() };
+        Ok((ours, theirs))
+    }
+}
+
+/// Makes this process the parent of those of its descendants whose own parent ends. Without it they would be the init process's, and what a
+/// zygote forks could not be waited for.
+pub(crate) fn become_subreaper() -> io::Result<()> {
+    Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
 }
 
 /// How far the process is.
@@ -41,48 +77,66 @@ enum Stage {
     Gone(ExitStatus),
 }
 
-/// A running executor; killed with its group when dropped.
+/// A running process; killed with its group when dropped.
 #[derive(Debug)]
 pub(crate) struct Process {
     group: Arc<Group>,
     stage: watch::Receiver<Stage>,
 }
 
+/// A process group that can be killed for as long as it is known to be ours, and what it holds of the machine's memory.
 #[derive(Debug)]
-struct Group {
+pub(crate) struct Group {
     leader: Pid,
     /// Whether the leader was reaped, so that its number may be another process's.
     reaped: Mutex<bool>,
+    pub(crate) meter: Meter,
 }
 
 impl Process {
     /// Starts `command` as the leader of a group of its own; `folder` is removed when it has ended.
-    pub(crate) fn start(mut command: Command, folder: TempDir, nice: u8) -> io::Result<(Self, Pipes)> {
-        command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn()?;
-        let pid = child.id();
-        let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
-        else {
-            return Err(io::Error::other("the system made no pipes"));
-        };
+    pub(crate) fn start(mut command: Command, folder: TempDir, nice: u8) -> io::Result<Self> {
+        let child = command.process_group(0).spawn()?;
         let leader = Pid::from_child(&child);
         if nice > 0 {
-            // Only a courtesy: without it the executor works all the same.
+            // Only a courtesy: without it the executor works all the same. What a zygote forks inherits it.
             let _ = rustix::process::setpriority_pgrp(Some(leader), i32::from(nice));
         }
         // When memory runs out, the system should take an executor and not the daemon or the inference engine.
-        let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), "500");
+        let _ = fs::write(format!("/proc/{}/oom_score_adj", child.id()), "500");
+        // It is waited for by its number, as those are that somebody else forked.
+        drop(child);
+        Self::watch(leader, folder)
+    }
 
-        let group = Arc::new(Group { leader, reaped: Mutex::new(false) });
+    /// Takes over a child of this process that leads a group of its own and that nobody else waits for.
+    pub(crate) fn adopt(leader: Pid, folder: TempDir) -> io::Result<Self> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        if let Err(error) = rustix::process::waitid(WaitId::Pid(leader), options) {
+            // Nobody would reap it; its number is its own for as long as it runs, which it does, waiting for us.
+            let _ = rustix::process::kill_process_group(leader, Signal::KILL);
+            return Err(io::Error::other(format!("the forked process is not this one's child: {error}")));
+        }
+        Self::watch(leader, folder)
+    }
+
+    fn watch(leader: Pid, folder: TempDir) -> io::Result<Self> {
+        let group = Arc::new(Group { leader, reaped: Mutex::new(false), meter: Meter::default() });
         let (tell, stage) = watch::channel(Stage::Running);
         let process = Self { group: group.clone(), stage };
-        thread::Builder::new().name(format!("reap-{pid}")).spawn(move || reap(child, &group, folder, &tell))?;
-        Ok((process, Pipes { stdin, stdout, stderr }))
+        let name = format!("reap-{}", process.pid());
+        thread::Builder::new().name(name).spawn(move || reap(&group, folder, &tell))?;
+        Ok(process)
     }
 
     /// The leader's process number.
     pub(crate) fn pid(&self) -> u32 {
         self.group.leader.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Its group.
+    pub(crate) fn group(&self) -> &Arc<Group> {
+        &self.group
     }
 
     /// Kills the whole group; nothing happens where it has ended.
@@ -127,12 +181,18 @@ impl Drop for Process {
 }
 
 impl Group {
-    fn kill(&self) {
+    /// Kills all of it; nothing happens where the leader was reaped.
+    pub(crate) fn kill(&self) {
         let reaped = self.reaped.lock().unwrap_or_else(PoisonError::into_inner);
         if !*reaped {
             // The only ways to fail are that nobody is left and that one changed its user; neither can be helped.
             let _ = rustix::process::kill_process_group(self.leader, Signal::KILL);
         }
+    }
+
+    /// Its number.
+    pub(crate) fn id(&self) -> i32 {
+        self.leader.as_raw_nonzero().get()
     }
 }
 
@@ -157,17 +217,16 @@ impl Drop for Killer {
 }
 
 /// Waits for the leader and clears away everything of it.
-fn reap(mut child: Child, group: &Group, folder: TempDir, tell: &watch::Sender<Stage>) {
+fn reap(group: &Group, folder: TempDir, tell: &watch::Sender<Stage>) {
     // NOWAIT: the leader stays a zombie, and its number its own, until the group was killed.
-    let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-    while matches!(rustix::process::waitid(WaitId::Pid(group.leader), options), Err(rustix::io::Errno::INTR)) {}
+    wait_for(group.leader, WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
     let status = {
         let mut reaped = group.reaped.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = rustix::process::kill_process_group(group.leader, Signal::KILL);
-        let status = child.wait();
+        let status = wait_for(group.leader, WaitIdOptions::EXITED);
         *reaped = true;
         // Waiting for one's own child fails only where somebody else reaped it; how it ended is lost then.
-        status.unwrap_or_else(|_| ExitStatus::from_raw(0))
+        status.unwrap_or_else(|| ExitStatus::from_raw(0))
     };
     tell.send_replace(Stage::Ended(status));
     adopt_and_reap(group.leader);
@@ -178,7 +237,26 @@ fn reap(mut child: Child, group: &Group, folder: TempDir, tell: &watch::Sender<S
     tell.send_replace(Stage::Gone(status));
 }
 
-/// Reaps members of the group that became the daemon's children, as they do where it is process 1 of a container.
+fn wait_for(leader: Pid, options: WaitIdOptions) -> Option<ExitStatus> {
+    loop {
+        match rustix::process::waitid(WaitId::Pid(leader), options) {
+            Ok(status) => return status.as_ref().map(as_exit_status),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+fn as_exit_status(status: &WaitIdStatus) -> ExitStatus {
+    let raw = match (status.terminating_signal(), status.exit_status()) {
+        (Some(signal), _) => signal,
+        (None, Some(code)) => (code & 0xff) << 8,
+        (None, None) => 0,
+    };
+    ExitStatus::from_raw(raw)
+}
+
+/// Reaps members of the group that became the daemon's children when their parents ended.
 fn adopt_and_reap(group: Pid) {
     for _ in 0..100 {
         match rustix::process::waitid(WaitId::Pgid(Some(group)), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
@@ -187,6 +265,28 @@ fn adopt_and_reap(group: Pid) {
             Err(_) => return,
         }
     }
+}
+
+/// A command that starts `module` of the executor's source with nothing but `variables` in its environment, in `folder`.
+pub(crate) fn command(
+    python: &std::path::Path,
+    module: &str,
+    folder: &std::path::Path,
+    variables: impl IntoIterator<Item = (std::ffi::OsString, std::ffi::OsString)>,
+    [stdin, stdout, stderr]: [Stdio; 3],
+) -> io::Result<Command> {
+    // Absolute, because the working directory is another one.
+    let python = if python.components().count() > 1 { std::path::absolute(python)? } else { python.to_owned() };
+    let mut command = Command::new(python);
+    command
+        .args(["-u", "-m", module])
+        .current_dir(folder)
+        .env_clear()
+        .envs(variables)
+        .stdin(stdin)
+        .stdout(stdout)
+        .stderr(stderr);
+    Ok(command)
 }
 
 /// How a process ended, as the end of a sentence that starts with "the executor".
@@ -205,7 +305,7 @@ pub(crate) fn describe(status: ExitStatus) -> String {
         6 => ("SIGABRT", " (a failed check in native code)"),
         7 => ("SIGBUS", " (a fault in native code, or a full disk or shared memory)"),
         8 => ("SIGFPE", " (a fault in native code)"),
-        9 => ("SIGKILL", " (out of memory?)"),
+        9 => ("SIGKILL", ""),
         11 => ("SIGSEGV", " (a fault in native code: compiler or driver)"),
         13 => ("SIGPIPE", ""),
         14 => ("SIGALRM", ""),
@@ -226,7 +326,7 @@ mod tests {
     fn endings_are_told_in_words() {
         for (raw, words) in [
             (3 << 8, "ended with exit code 3"),
-            (9, "was killed by SIGKILL (out of memory?)"),
+            (9, "was killed by SIGKILL"),
             (11 | 0x80, "was killed by SIGSEGV (a fault in native code: compiler or driver)"),
             (34, "was killed by signal 34"),
         ] {

@@ -4,62 +4,19 @@
 
 mod common;
 
-use std::{collections::BTreeMap, fs, sync::Arc, time::Duration};
+use std::time::Duration;
 
-use common::{members, nothing_left, python};
-use piecewised_executor::{
-    CompileJob, Executor, ExecutorConfig, ExecutorError, ExecutorSource, FailureReason, find_python,
+use common::{
+    members, nothing_left, python,
+    real::{config, job},
 };
-use piecewised_graph::{
-    VerificationOutcome,
-    request::{ArtifactFormat, CompileOptions, DeviceKind},
-};
-use piecewised_plan::Range;
-use serde_json::{Value, json};
+use piecewised_executor::{Executor, ExecutorError, FailureReason, Unshared, find_python};
+use piecewised_graph::VerificationOutcome;
 use tempfile::TempDir;
-
-/// A config as the daemon makes it; the second folder is what executors live in.
-fn config() -> (ExecutorConfig, TempDir, TempDir) {
-    let (runtime, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let source_dir = ExecutorSource.lay_down(runtime.path()).unwrap();
-    let mut config = ExecutorConfig::new(python(), source_dir, root.path());
-    config.environment = BTreeMap::from_iter(std::env::vars_os());
-    config.n_compile_threads = Some(1);
-    (config, runtime, root)
-}
 
 async fn found() -> (Executor, TempDir, TempDir) {
     let (config, runtime, root) = config();
     (find_python(Some(&python()), &config).await.unwrap().executor, runtime, root)
-}
-
-fn job(executor: &Executor, id: &str, function: &str, range: (i64, i64)) -> CompileJob {
-    let symbol = json!({"symbol": "s0"});
-    let int = |value: i64| json!({"int": value});
-    let tensor = json!({"dtype": "float32", "device": {"type": "cpu"}, "layout": "strided",
-                        "sizes": [symbol, int(4)], "strides": [int(4), int(1)]});
-    let nodes = json!([
-        {"name": "n0", "op": {"placeholder": {"value": {"sym_int": symbol}}}},
-        {"name": "n1", "op": {"placeholder": {"value": {"tensor": tensor}}}},
-        {"name": "n2", "op": {"call_function": {"target": function, "args": [{"node": "n1"}, {"node": "n1"}]}}},
-        {"name": "n3", "op": {"output": {"value": {"tuple": [{"node": "n2"}]}}}},
-    ]);
-    let graph: Value = json!({"nodes": nodes, "symbols": [{"name": "s0", "hint": 8}]});
-    CompileJob {
-        id: id.into(),
-        graph: Arc::from(graph.to_string()),
-        range: Some(Range::new(range.0, range.1).unwrap()),
-        dispatch_argument: Some(0),
-        hint: Some(range.1),
-        options: CompileOptions::default(),
-        format: ArtifactFormat::Inductor,
-        device: cpu(executor),
-        verify: true,
-    }
-}
-
-fn cpu(executor: &Executor) -> DeviceKind {
-    executor.hello().devices.iter().find(|device| device.r#type == "cpu").unwrap().clone()
 }
 
 #[tokio::test]
@@ -71,13 +28,13 @@ async fn a_graph_is_compiled_and_a_bad_one_does_no_harm() {
     assert!(hello.options.iter().any(|option| option.name == "max_autotune" && !option.reserved));
 
     let bad = job(&executor, "bad", "torch.matmul", (2, 16));
-    let error = executor.compile(&bad, |_| ()).await.unwrap_err();
+    let error = executor.compile(&bad, &mut Unshared(|_: &str| ())).await.unwrap_err();
     let ExecutorError::Failed { reason: FailureReason::CompileError, message } = error else { panic!("{error}") };
     assert!(!message.is_empty());
 
     let mut phases = Vec::new();
     let good = job(&executor, "good", "torch.add", (1, 16));
-    let outcome = executor.compile(&good, |phase| phases.push(phase.to_owned())).await.unwrap();
+    let outcome = executor.compile(&good, &mut Unshared(|phase: &str| phases.push(phase.to_owned()))).await.unwrap();
     assert_eq!(phases.first().map(String::as_str), Some("rebuild"));
     assert_eq!(phases.last().map(String::as_str), Some("verify"));
     assert_eq!(outcome.verification.outcome, VerificationOutcome::Passed);
@@ -89,9 +46,9 @@ async fn a_graph_is_compiled_and_a_bad_one_does_no_harm() {
     assert!(outcome.timings.total_s > 0.0 && outcome.timings.cpu_s > 0.0);
 
     let pid = executor.pid();
+    assert!(outcome.peak_memory_bytes > 10 << 20, "{}", outcome.peak_memory_bytes);
     executor.shutdown().await;
-    assert_eq!(members(pid), [0; 0]);
-    assert!(fs::read_dir(root.path()).unwrap().next().is_none());
+    nothing_left(pid, &root).await;
 }
 
 #[tokio::test]
@@ -99,7 +56,8 @@ async fn a_compile_that_is_abandoned_takes_its_compilers_along() {
     let (mut executor, _runtime, root) = found().await;
     let pid = executor.pid();
     let job = job(&executor, "abandoned", "torch.add", (2, 16));
-    let compile = executor.compile(&job, |_| ());
+    let mut host = Unshared(|_: &str| ());
+    let compile = executor.compile(&job, &mut host);
     let the_compiler_runs = async {
         // Beside the executor and the process that its trials are forked from.
         while members(pid).len() < 3 {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use common::{eventually, job, members, misbehaving, nothing_left, started};
-use piecewised_executor::{CompileJob, Executor, ExecutorError};
+use piecewised_executor::{CompileJob, Executor, ExecutorError, Placement, Unshared};
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Runs one job that ends the executor, and returns what the caller hears.
@@ -20,10 +20,13 @@ async fn broken_by(id: &str) -> ExecutorError {
     let (mut executor, root) = started().await;
     let pid = executor.pid();
     let job = |id| CompileJob { verify: id == "unverified", ..job(id) };
-    let error = executor.compile(&job(id), |_| ()).await.unwrap_err();
+    let error = executor.compile(&job(id), &mut Unshared(|_: &str| ())).await.unwrap_err();
     assert!(!error.executor_can_go_on() && error.is_retryable(), "{id}: {error}");
     assert!(!executor.is_usable(), "{id}");
-    assert!(matches!(executor.compile(&job("ok"), |_| ()).await, Err(ExecutorError::Broken)), "{id}");
+    assert!(
+        matches!(executor.compile(&job("ok"), &mut Unshared(|_: &str| ())).await, Err(ExecutorError::Broken)),
+        "{id}"
+    );
     // Without waiting for the drop: it is dead from the moment that the error is told.
     nothing_left(pid, &root).await;
     error
@@ -33,7 +36,7 @@ async fn broken_by(id: &str) -> ExecutorError {
 async fn a_crash_is_told_with_its_signal_and_last_words() {
     for (id, words) in [
         ("exit", "the executor ended with exit code 3; the last it printed:\nfirst\nRuntimeError: last words"),
-        ("kill", "the executor was killed by SIGKILL (out of memory?)"),
+        ("kill", "the executor was killed by SIGKILL"),
         ("segv", "the executor was killed by SIGSEGV (a fault in native code: compiler or driver)"),
         ("truncated", "the executor ended with exit code 0"),
         ("mute", "the executor closed its output without ending, and was killed"),
@@ -54,6 +57,8 @@ async fn nonsense_is_refused() {
         ("outside", "a segment for [1, 17] lies outside of its range [1, 16]"),
         ("empty", "`done` without an artifact"),
         ("unverified", "`done` without the verification that was asked for"),
+        ("leased twice", "`lease` that is no answer to job leased twice"),
+        ("released", "`release` that is no answer to job released"),
     ] {
         let error = broken_by(id).await;
         assert!(matches!(error, ExecutorError::Protocol { .. }), "{id}: {error}");
@@ -71,16 +76,19 @@ async fn a_crash_takes_its_children_and_theirs_along() {
 async fn a_hang_is_ended_by_its_deadline_with_the_whole_group() {
     let (mut config, root) = misbehaving("ready");
     config.job_deadline = Duration::from_secs(2);
-    let mut executor = Executor::spawn(&config).await.unwrap();
+    let mut executor = Executor::spawn(&config, &Placement::default()).await.unwrap();
     let pid = executor.pid();
     let start = Instant::now();
     let mut n_members = 0;
     let error = executor
-        .compile(&job("hang"), |phase| {
-            if phase == "compile" {
-                n_members = members(pid).len();
-            }
-        })
+        .compile(
+            &job("hang"),
+            &mut Unshared(|phase: &str| {
+                if phase == "compile" {
+                    n_members = members(pid).len();
+                }
+            }),
+        )
         .await
         .unwrap_err();
     assert!(n_members >= 3, "the misbehaving left {n_members} processes");
@@ -99,11 +107,12 @@ async fn a_dropped_compile_breaks_the_executor_and_kills_its_group() {
         let (tell, told) = tokio::sync::oneshot::channel();
         let mut tell = Some(tell);
         let job = job(id);
-        let compile = executor.compile(&job, |_| {
+        let mut host = Unshared(|_: &str| {
             if let Some(tell) = tell.take() {
                 tell.send(()).unwrap();
             }
         });
+        let compile = executor.compile(&job, &mut host);
         let a_moment = async {
             told.await.unwrap();
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -112,7 +121,13 @@ async fn a_dropped_compile_breaks_the_executor_and_kills_its_group() {
             result = compile => panic!("{result:?}"),
             () = a_moment => {}
         }
-        assert!(matches!(executor.compile(&common::job("ok"), |_| ()).await, Err(ExecutorError::Broken)), "{id}");
+        assert!(
+            matches!(
+                executor.compile(&common::job("ok"), &mut Unshared(|_: &str| ())).await,
+                Err(ExecutorError::Broken)
+            ),
+            "{id}"
+        );
         nothing_left(pid, &root).await;
     }
 }
@@ -120,7 +135,8 @@ async fn a_dropped_compile_breaks_the_executor_and_kills_its_group() {
 #[tokio::test]
 async fn a_dropped_start_leaves_nothing() {
     let (config, root) = misbehaving("hang");
-    let spawn = Executor::spawn(&config);
+    let placement = Placement::default();
+    let spawn = Executor::spawn(&config, &placement);
     assert!(tokio::time::timeout(Duration::from_millis(300), spawn).await.is_err());
     eventually("no folder is left", || std::fs::read_dir(root.path()).unwrap().next().is_none()).await;
 }
@@ -132,7 +148,7 @@ async fn one_that_died_in_its_sleep_is_noticed() {
     let leader = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     rustix::process::kill_process(leader, rustix::process::Signal::KILL).unwrap();
     eventually("it is not usable any more", || !executor.is_usable()).await;
-    let error = executor.compile(&job("ok"), |_| ()).await.unwrap_err();
+    let error = executor.compile(&job("ok"), &mut Unshared(|_: &str| ())).await.unwrap_err();
     assert!(matches!(error, ExecutorError::Crashed { .. }), "{error}");
     nothing_left(pid, &root).await;
 }
@@ -141,7 +157,7 @@ async fn one_that_died_in_its_sleep_is_noticed() {
 async fn a_flood_on_stderr_neither_blocks_it_nor_fills_the_log() {
     let (written, _guard) = log();
     let (mut executor, _root) = started().await;
-    executor.compile(&job("flood"), |_| ()).await.unwrap();
+    executor.compile(&job("flood"), &mut Unshared(|_: &str| ())).await.unwrap();
     eventually("the flood was seen", || written.text().contains("noise 499")).await;
     let n_lines = written.text().lines().count();
     assert!(n_lines < 1500, "{n_lines} lines in the log");
@@ -151,7 +167,7 @@ async fn a_flood_on_stderr_neither_blocks_it_nor_fills_the_log() {
 async fn what_it_prints_is_logged_with_its_job() {
     let (written, _guard) = log();
     let (mut executor, _root) = started().await;
-    executor.compile(&job("say:1234"), |_| ()).await.unwrap();
+    executor.compile(&job("say:1234"), &mut Unshared(|_: &str| ())).await.unwrap();
     eventually("it is in the log", || written.text().contains("hello from the compiler")).await;
     let text = written.text();
     let line = text.lines().find(|line| line.contains("hello from the compiler")).unwrap();

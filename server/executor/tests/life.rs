@@ -7,7 +7,7 @@ mod common;
 use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, time::Duration};
 
 use common::{eventually, job, members, misbehaving, nothing_left, python, started};
-use piecewised_executor::{Executor, ExecutorError, FailureReason, find_python};
+use piecewised_executor::{Executor, ExecutorError, FailureReason, Placement, Unshared, find_python};
 use piecewised_graph::request::OptionValue;
 use piecewised_plan::Range;
 
@@ -17,7 +17,8 @@ async fn a_job_is_answered_and_the_next_one_too() {
     assert_eq!(executor.hello().functions, ["_operator.add"]);
     for _ in 0..2 {
         let mut phases = Vec::new();
-        let outcome = executor.compile(&job("ok"), |phase| phases.push(phase.to_owned())).await.unwrap();
+        let outcome =
+            executor.compile(&job("ok"), &mut Unshared(|phase: &str| phases.push(phase.to_owned()))).await.unwrap();
         assert_eq!(phases, ["rebuild", "compile"]);
         assert_eq!(outcome.artifact, "artifact");
         let ranges: Vec<_> = outcome.segments.iter().map(|segment| segment.range).collect();
@@ -32,7 +33,7 @@ async fn the_job_arrives_as_the_protocol_has_it() {
     let (mut executor, _root) = started().await;
     let mut job = job("echo");
     job.options.inductor = BTreeMap::from([("max_autotune".to_owned(), OptionValue::Bool(true))]);
-    let outcome = executor.compile(&job, |_| ()).await.unwrap();
+    let outcome = executor.compile(&job, &mut Unshared(|_: &str| ())).await.unwrap();
     let seen: serde_json::Value = serde_json::from_slice(&outcome.artifact).unwrap();
     let expected = serde_json::json!({
         "job": "echo",
@@ -64,7 +65,7 @@ async fn a_large_graph_and_a_large_artifact_pass() {
     let (mut executor, _root) = started().await;
     let graph = format!(r#"{{"nodes":["{}"]}}"#, "x".repeat(5_000_000));
     let large = piecewised_executor::CompileJob { graph: graph.into(), ..job("large") };
-    let outcome = executor.compile(&large, |_| ()).await.unwrap();
+    let outcome = executor.compile(&large, &mut Unshared(|_: &str| ())).await.unwrap();
     assert_eq!(outcome.artifact.len(), 256 * 40_000);
     assert!(outcome.artifact.iter().enumerate().all(|(i, byte)| *byte == (i % 256) as u8));
 }
@@ -75,8 +76,8 @@ async fn it_sees_its_own_folder_and_nothing_secret() {
     config.environment.insert("AWS_SECRET_ACCESS_KEY".into(), "secret".into());
     config.nice = 7;
     config.n_compile_threads = Some(2);
-    let mut executor = Executor::spawn(&config).await.unwrap();
-    let outcome = executor.compile(&job("surroundings"), |_| ()).await.unwrap();
+    let mut executor = Executor::spawn(&config, &Placement::default()).await.unwrap();
+    let outcome = executor.compile(&job("surroundings"), &mut Unshared(|_: &str| ())).await.unwrap();
     let seen: serde_json::Value = serde_json::from_slice(&outcome.artifact).unwrap();
 
     let folder = fs::read_dir(root.path()).unwrap().next().unwrap().unwrap().path();
@@ -97,20 +98,20 @@ async fn it_sees_its_own_folder_and_nothing_secret() {
 #[tokio::test]
 async fn a_compile_error_leaves_the_executor_well() {
     let (mut executor, _root) = started().await;
-    let error = executor.compile(&job("failed"), |_| ()).await.unwrap_err();
+    let error = executor.compile(&job("failed"), &mut Unshared(|_: &str| ())).await.unwrap_err();
     assert!(error.executor_can_go_on() && !error.is_retryable());
     let ExecutorError::Failed { reason: FailureReason::CompileError, message } = error else { panic!("{error}") };
     assert!(message.starts_with("no such thing") && message.len() <= 16 << 10);
-    executor.compile(&job("ok"), |_| ()).await.unwrap();
+    executor.compile(&job("ok"), &mut Unshared(|_: &str| ())).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_graph_that_is_not_json_is_never_sent() {
     let (mut executor, _root) = started().await;
     let bad = piecewised_executor::CompileJob { graph: "{".into(), ..job("ok") };
-    let error = executor.compile(&bad, |_| ()).await.unwrap_err();
+    let error = executor.compile(&bad, &mut Unshared(|_: &str| ())).await.unwrap_err();
     assert!(matches!(error, ExecutorError::BadJob { .. }) && error.executor_can_go_on() && !error.is_retryable());
-    executor.compile(&job("ok"), |_| ()).await.unwrap();
+    executor.compile(&job("ok"), &mut Unshared(|_: &str| ())).await.unwrap();
 }
 
 #[tokio::test]
@@ -137,12 +138,12 @@ async fn a_start_that_fails_says_why_and_leaves_nothing() {
         ("exit", "it ended with exit code 1; the last it printed:\nModuleNotFoundError: No module named 'torch'", true),
         ("hang", "it was not ready after 1 s; the last it printed:\nimporting for ever", true),
         ("unusable", "cannot compile: torch is too old here.", false),
-        ("version", "broke the protocol: it speaks version 1, this daemon 2", true),
+        ("version", "broke the protocol: it speaks version 1, this daemon 3", true),
         ("garbage", "broke the protocol: a frame announced 1350136936 bytes of JSON", true),
     ] {
         let (mut config, root) = misbehaving(start);
         config.ready_deadline = Duration::from_secs(if start == "hang" { 1 } else { 60 });
-        let error = Executor::spawn(&config).await.unwrap_err();
+        let error = Executor::spawn(&config, &Placement::default()).await.unwrap_err();
         assert!(error.to_string().contains(words), "{start}: {error}");
         assert_eq!(error.is_retryable(), retry, "{start}");
         eventually("no folder is left", || fs::read_dir(root.path()).unwrap().next().is_none()).await;
@@ -152,7 +153,7 @@ async fn a_start_that_fails_says_why_and_leaves_nothing() {
 #[tokio::test]
 async fn an_interpreter_that_is_not_there_is_a_spawn_error() {
     let (config, root) = misbehaving("ready");
-    let error = Executor::spawn(&config.with_python("/no/such/python")).await.unwrap_err();
+    let error = Executor::spawn(&config.with_python("/no/such/python"), &Placement::default()).await.unwrap_err();
     assert!(matches!(&error, ExecutorError::Spawn { .. }), "{error}");
     assert!(error.to_string().starts_with("cannot start /no/such/python: No such file"), "{error}");
     assert!(fs::read_dir(root.path()).unwrap().next().is_none());
@@ -172,7 +173,7 @@ async fn the_first_interpreter_that_works_is_found() {
     assert_eq!(found.python.parent(), python().parent());
     assert_eq!(found.rejected.len(), 1);
     assert_eq!(found.rejected[0].why, "it ended with exit code 7; the last it printed was: this is no Python");
-    found.executor.compile(&job("ok"), |_| ()).await.unwrap();
+    found.executor.compile(&job("ok"), &mut Unshared(|_: &str| ())).await.unwrap();
 
     let named = find_python(Some("python3".as_ref()), &config).await.unwrap_err();
     assert_eq!(named.rejected[0].python, folder.join("python3"));

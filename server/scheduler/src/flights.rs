@@ -1,113 +1,47 @@
-//! Which keys are being compiled, and which jobs wait.
+//! The queue behind its lock: who waits is woken, who leaves is noted, and jobs are the ones that callers watch.
 //!
-//! A plain state machine behind one lock: no I/O, no clock but for ages that are shown. A key is in `by_key` from the
-//! creation of its job until its outcome is known; a job is in the queue of its priority from `enqueue` until a worker takes it.
-//!
-//! Interactive jobs go first, background jobs where no interactive one waits; within a priority the one that came first. A
-//! background job that an interactive caller joins becomes interactive, behind those that are so already, and stays it should that
-//! caller leave. Background jobs hold at most half of the queue's places, so that they never shut interactive ones out. What runs is
-//! never interrupted.
+//! [`crate::queue`] decides; here is what it must not know: tasks, clocks, tokens.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use piecewised_graph::{Digest, Handle};
+use piecewised_graph::Handle;
 use tokio::sync::Notify;
 
 use crate::{
-    JobFailure, Priority, SubmitError,
-    job::{Job, JobSpec, Origin, Watcher},
+    Abandoned, JobFailure, Peer, Priority, SubmitError,
+    job::{Job, JobSpec, Origin, Watcher, ask},
+    queue::{Asked, JobId, Left, Queue, WaiterId},
+    slots::Grant,
 };
+
+/// What a job is taken to last before any was measured.
+const UNMEASURED: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(crate) struct Flights {
     inner: Mutex<Inner>,
     changed: Notify,
-    next_id: AtomicU64,
-    max_queued: usize,
-}
-
-#[derive(Debug, Default)]
-struct Inner {
-    by_key: HashMap<Digest, Flight>,
-    interactive: VecDeque<Digest>,
-    background: VecDeque<Digest>,
-    closed: bool,
+    abandoned: Abandoned,
 }
 
 #[derive(Debug)]
-struct Flight {
-    job: Arc<Job>,
-    stage: Stage,
-    priority: Priority,
-}
-
-/// How far a key's job is, as the queue sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// Made; its maker still looks whether the store has it by now.
-    Settling,
-    /// In the queue.
-    Queued,
-    /// A worker has it.
-    Taken,
+struct Inner {
+    queue: Queue,
+    jobs: HashMap<JobId, Arc<Job>>,
+    /// Mean duration of jobs, the latest counting most.
+    pace: Duration,
+    n_executors: u32,
 }
 
 impl Inner {
-    /// Jobs that hold a place in the queue.
-    fn n_waiting(&self) -> usize {
-        self.by_key.values().filter(|flight| flight.stage != Stage::Taken).count()
+    /// When there may be room again: a guess from how long jobs took lately.
+    fn retry_after(&self) -> Duration {
+        (self.pace / self.n_executors).clamp(Duration::from_secs(1), Duration::from_secs(60))
     }
-
-    /// Those of them that are of this priority.
-    fn n_waiting_as(&self, priority: Priority) -> usize {
-        let waits = |flight: &&Flight| flight.stage != Stage::Taken && flight.priority == priority;
-        self.by_key.values().filter(waits).count()
-    }
-
-    fn queue(&mut self, priority: Priority) -> &mut VecDeque<Digest> {
-        match priority {
-            Priority::Interactive => &mut self.interactive,
-            Priority::Background => &mut self.background,
-        }
-    }
-
-    /// Whether `n_new` more jobs find a place.
-    fn check_room(&self, n_new: usize, priority: Priority, max_queued: usize) -> Result<(), SubmitError> {
-        let mut places = vec![(self.n_waiting(), max_queued)];
-        if priority == Priority::Background {
-            places.push((self.n_waiting_as(priority), max_queued_in_background(max_queued)));
-        }
-        match places.into_iter().find(|(n_queued, limit)| n_queued + n_new > *limit) {
-            Some((n_queued, limit)) if n_new > 0 => Err(SubmitError::QueueFull { n_queued, n_new, limit }),
-            _ => Ok(()),
-        }
-    }
-
-    /// A caller of `priority` joins the job of `key`, which becomes interactive where the caller is.
-    fn join(&mut self, key: Digest, priority: Priority) -> Option<Watcher> {
-        let flight = self.by_key.get_mut(&key)?;
-        let phase = flight.job.state.borrow().phase.clone();
-        let watcher = Watcher::new(&flight.job, Origin::Joined { phase, age: flight.job.queued.elapsed() });
-        if (flight.priority, priority) == (Priority::Background, Priority::Interactive) {
-            flight.priority = Priority::Interactive;
-            if flight.stage == Stage::Queued {
-                self.background.retain(|waiting| *waiting != key);
-                self.interactive.push_back(key);
-            }
-        }
-        Some(watcher)
-    }
-}
-
-/// The places of a queue that background jobs may hold.
-pub(crate) fn max_queued_in_background(max_queued: usize) -> usize {
-    max_queued / 2
 }
 
 /// What a spec came to.
@@ -119,8 +53,10 @@ pub(crate) enum Joined {
 }
 
 impl Flights {
-    pub(crate) fn new(max_queued: usize) -> Self {
-        Self { inner: Mutex::default(), changed: Notify::new(), next_id: AtomicU64::new(1), max_queued }
+    pub(crate) fn new(queue: Queue, n_executors: usize, abandoned: Abandoned) -> Self {
+        let n_executors = u32::try_from(n_executors).unwrap_or(u32::MAX).max(1);
+        let inner = Inner { queue, jobs: HashMap::new(), pace: UNMEASURED, n_executors };
+        Self { inner: Mutex::new(inner), changed: Notify::new(), abandoned }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -128,60 +64,84 @@ impl Flights {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A watcher for each spec, all or none. Equal keys within one call share a job too.
-    pub(crate) fn join_or_create(&self, specs: Vec<JobSpec>, priority: Priority) -> Result<Vec<Joined>, SubmitError> {
+    pub(crate) fn set_gpus(&self, kinds: impl IntoIterator<Item = String>) {
+        self.lock().queue.set_gpus(kinds);
+    }
+
+    /// A watcher for each spec, all or none.
+    pub(crate) fn join_or_create(
+        self: &Arc<Self>,
+        peer: &Peer,
+        priority: Priority,
+        specs: Vec<JobSpec>,
+    ) -> Result<Vec<Joined>, SubmitError> {
         let mut inner = self.lock();
-        if inner.closed {
-            return Err(SubmitError::Draining);
-        }
-        let new: HashSet<Digest> =
-            specs.iter().map(|spec| spec.key).filter(|key| !inner.by_key.contains_key(key)).collect();
-        inner.check_room(new.len(), priority, self.max_queued)?;
-        let join = |spec: JobSpec| {
-            if let Some(watcher) = inner.join(spec.key, priority) {
-                return Joined::Existing(watcher);
+        let asked = inner.queue.submit(peer, priority, specs.iter().map(ask).collect());
+        let asked = asked.map_err(|error| error.retried_after(inner.retry_after()))?;
+        let mut join = |(spec, asked): (JobSpec, Asked)| {
+            if asked.is_new {
+                let job = Arc::new(Job::new(asked.job, spec));
+                inner.jobs.insert(asked.job, Arc::clone(&job));
+                let origin = Origin::Queued { position: asked.position };
+                return Joined::Created(Watcher::new(self, &job, asked.waiter, origin));
             }
-            // Who is interactive goes before all that is in the background.
-            let position = match priority {
-                Priority::Interactive => inner.n_waiting_as(priority),
-                Priority::Background => inner.n_waiting(),
-            };
-            let id = format!("j{}", self.next_id.fetch_add(1, Ordering::Relaxed));
-            let job = Arc::new(Job::new(id, spec));
-            inner.by_key.insert(job.spec.key, Flight { job: Arc::clone(&job), stage: Stage::Settling, priority });
-            Joined::Created(Watcher::new(&job, Origin::Queued { position }))
+            let job = inner.jobs.get(&asked.job).expect("each job of the queue is here");
+            let phase = job.state.borrow().phase.clone();
+            let origin = Origin::Joined { phase, age: job.queued.elapsed() };
+            Joined::Existing(Watcher::new(self, job, asked.waiter, origin))
         };
-        Ok(specs.into_iter().map(join).collect())
+        Ok(specs.into_iter().zip(asked).map(&mut join).collect())
     }
 
     /// Lets a created job run.
     pub(crate) fn enqueue(&self, job: &Job) {
         let mut inner = self.lock();
-        if let Some(flight) = inner.by_key.get_mut(&job.spec.key)
-            && flight.stage == Stage::Settling
-        {
-            flight.stage = Stage::Queued;
-            let priority = flight.priority;
-            inner.queue(priority).push_back(job.spec.key);
-            self.changed.notify_one();
+        if !inner.queue.enqueue(job.number) {
+            inner.jobs.remove(&job.number);
         }
+        drop(inner);
+        // All of them: the queue may be over now, which is for every worker to know.
+        self.changed.notify_waiters();
     }
 
     /// Ends a job wherever it is, and tells its watchers. What it leaves in the store must be there by now: from here on a
     /// caller of its key looks there.
     pub(crate) fn finish(&self, job: &Job, outcome: Result<Handle, JobFailure>) {
         let mut inner = self.lock();
-        if let Some(Flight { stage: Stage::Queued, priority, .. }) = inner.by_key.remove(&job.spec.key) {
-            inner.queue(priority).retain(|key| *key != job.spec.key);
+        inner.queue.finish(job.number);
+        inner.jobs.remove(&job.number);
+        if let Some(started) = job.state.borrow().started {
+            inner.pace = (inner.pace * 3 + started.elapsed()) / 4;
         }
         drop(inner);
         job.state.send_modify(|state| state.outcome = Some(outcome));
         self.changed.notify_waiters();
     }
 
-    /// The next job that somebody waits for; `None`: closed and nothing is left. Jobs whose callers have all left are dropped
-    /// here, under the lock under which callers join, so that nobody can join a dropped one.
-    pub(crate) async fn next(&self) -> Option<Arc<Job>> {
+    /// A watcher is gone.
+    pub(crate) fn leave(&self, job: &Job, waiter: WaiterId) {
+        let mut inner = self.lock();
+        match inner.queue.leave(job.number, waiter) {
+            Left::Nothing => return,
+            Left::Dropped => {
+                tracing::debug!(job = job.id, "dropped: every caller has left");
+                inner.jobs.remove(&job.number);
+            }
+            Left::Abandoned if self.abandoned == Abandoned::End => {
+                tracing::info!(job = job.id, "ending a compile that nobody waits for any more");
+                // Before anybody can join it, and be told that it was cancelled.
+                inner.queue.disown(job.number);
+                job.end.cancel();
+            }
+            Left::Abandoned => tracing::debug!(job = job.id, "every caller has left; it is finished all the same"),
+        }
+        drop(inner);
+        // The queue may be over now.
+        self.changed.notify_waiters();
+    }
+
+    /// The next job that somebody waits for and that can run now; `None`: closed, and nothing is left.
+    pub(crate) async fn next(&self) -> Option<(Arc<Job>, Grant)> {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -189,13 +149,14 @@ impl Flights {
             changed.as_mut().enable();
             {
                 let mut inner = self.lock();
-                if let Some(job) = inner.take() {
-                    if !(inner.interactive.is_empty() && inner.background.is_empty()) {
+                if let Some((id, grant)) = inner.queue.take() {
+                    let job = Arc::clone(inner.jobs.get(&id).expect("each job of the queue is here"));
+                    if inner.queue.n_waiting() > 0 {
                         self.changed.notify_one();
                     }
-                    return Some(job);
+                    return Some((job, grant));
                 }
-                if inner.closed && inner.n_waiting() == 0 {
+                if inner.queue.is_over() {
                     return None;
                 }
             }
@@ -203,28 +164,26 @@ impl Flights {
         }
     }
 
+    /// Another GPU for a job whose own has failed it, where there is one.
+    pub(crate) fn move_gpu(&self, job: &Job) -> Option<Grant> {
+        self.lock().queue.move_gpu(job.number)
+    }
+
+    /// Notes what a job took at most, for those like it.
+    pub(crate) fn measured(&self, job: &Job, peak_memory_bytes: u64) {
+        self.lock().queue.measured(job.number, peak_memory_bytes);
+    }
+
+    /// Jobs that wait, and jobs that run.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let inner = self.lock();
+        (inner.queue.n_waiting(), inner.queue.n_running())
+    }
+
     /// Takes no more jobs; those that wait are still handed out. How many jobs there are.
     pub(crate) fn close(&self) -> usize {
-        let mut inner = self.lock();
-        inner.closed = true;
-        let n_jobs = inner.by_key.len();
-        drop(inner);
+        let n_jobs = self.lock().queue.close();
         self.changed.notify_waiters();
         n_jobs
-    }
-}
-
-impl Inner {
-    fn take(&mut self) -> Option<Arc<Job>> {
-        while let Some(key) = self.interactive.pop_front().or_else(|| self.background.pop_front()) {
-            let flight = self.by_key.get_mut(&key).expect("a queued key has its job until finish, which unqueues it");
-            if flight.job.has_watchers() {
-                flight.stage = Stage::Taken;
-                return Some(Arc::clone(&flight.job));
-            }
-            tracing::debug!(job = flight.job.id, "dropped: every caller has left");
-            self.by_key.remove(&key);
-        }
-        None
     }
 }

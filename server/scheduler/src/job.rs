@@ -1,18 +1,25 @@
 //! A job, its state as its callers see it, and what a caller holds.
 
 use std::{
+    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use piecewised_graph::{
     Digest, Handle,
-    request::{ArtifactFormat, CompileOptions, DeviceKind, Toolchain},
+    request::{ArtifactFormat, CompileOptions, DeviceKind, Toolchain, Tuning},
 };
 use piecewised_plan::Range;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
-use crate::JobFailure;
+use crate::{
+    JobFailure,
+    flights::Flights,
+    queue::{Ask, JobId, WaiterId},
+    slots::Need,
+};
 
 /// What is to be compiled.
 #[derive(Debug, Clone)]
@@ -39,14 +46,43 @@ pub struct JobSpec {
     pub device: DeviceKind,
 }
 
-/// Which jobs go first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// Which jobs go first. The smaller the more urgent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Priority {
     /// Somebody waits for it now.
     #[default]
     Interactive,
-    /// When nothing interactive waits.
+    /// Somebody will, soon.
+    Prefetch,
+    /// What runs already would run better with it.
     Background,
+}
+
+/// Who asks, as far as taking turns and limits go: a process, or a connection where the process cannot be told.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Peer(Arc<str>);
+
+impl Peer {
+    /// A peer by a name that is its own: "uid 1000, process 4711".
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
+        Self(name.into())
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What becomes of a running job that nobody waits for any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Abandoned {
+    /// It is finished and stored: whoever asked will most likely ask again.
+    #[default]
+    Finish,
+    /// It is ended, and its executor with it.
+    End,
 }
 
 /// Where a job is.
@@ -67,21 +103,37 @@ pub struct JobState {
 /// One compile of one key.
 #[derive(Debug)]
 pub(crate) struct Job {
+    pub(crate) number: JobId,
     /// Names the job in logs and events.
     pub(crate) id: String,
     pub(crate) spec: JobSpec,
     pub(crate) queued: Instant,
     pub(crate) state: watch::Sender<JobState>,
+    /// Nobody wants it any more.
+    pub(crate) end: CancellationToken,
 }
 
 impl Job {
-    pub(crate) fn new(id: String, spec: JobSpec) -> Self {
+    pub(crate) fn new(number: JobId, spec: JobSpec) -> Self {
         let state = JobState { attempt: 0, executor_pid: None, phase: "queued".into(), started: None, outcome: None };
-        Self { id, spec, queued: Instant::now(), state: watch::Sender::new(state) }
+        Self {
+            number,
+            id: format!("j{}", number.0),
+            spec,
+            queued: Instant::now(),
+            state: watch::Sender::new(state),
+            end: CancellationToken::new(),
+        }
     }
+}
 
-    pub(crate) fn has_watchers(&self) -> bool {
-        self.state.receiver_count() > 0
+/// What the queue has to know of a job.
+pub(crate) fn ask(spec: &JobSpec) -> Ask {
+    Ask {
+        key: spec.key,
+        need: Need::new(&spec.device, spec.options.tuning == Tuning::Full),
+        graph: spec.graph_digest,
+        graph_bytes: spec.graph.len(),
     }
 }
 
@@ -92,6 +144,13 @@ pub enum Ticket {
     Stored(Box<Handle>),
     /// It is queued or running.
     Running(Watcher),
+    /// It was tried a while ago and failed for a reason of its own, so it is not tried again.
+    Failed {
+        /// Of the job that failed.
+        key: Digest,
+        /// How.
+        failure: JobFailure,
+    },
 }
 
 /// How a caller came to a job.
@@ -117,11 +176,14 @@ pub struct Watcher {
     job: Arc<Job>,
     state: watch::Receiver<JobState>,
     origin: Origin,
+    waiter: WaiterId,
+    flights: Arc<Flights>,
 }
 
 impl Watcher {
-    pub(crate) fn new(job: &Arc<Job>, origin: Origin) -> Self {
-        Self { job: Arc::clone(job), state: job.state.subscribe(), origin }
+    pub(crate) fn new(flights: &Arc<Flights>, job: &Arc<Job>, waiter: WaiterId, origin: Origin) -> Self {
+        let state = job.state.subscribe();
+        Self { job: Arc::clone(job), state, origin, waiter, flights: Arc::clone(flights) }
     }
 
     pub(crate) fn job(&self) -> &Arc<Job> {
@@ -152,5 +214,11 @@ impl Watcher {
     pub async fn changed(&mut self) {
         // The job, which holds the sender, lives as long as we do: this can't fail.
         let _ = self.state.changed().await;
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.flights.leave(&self.job, self.waiter);
     }
 }

@@ -4,19 +4,25 @@
 //! * at any time at most one job exists for a key, however many callers ask for it;
 //! * a key that is in the store is answered from the store, and a job's result is in the store before anybody hears of it;
 //! * a stored artifact that the operator's policy wants verified, and that was not, counts as absent ([`VerifyPolicy`]);
-//! * background jobs wait for interactive ones, and never fill the queue for them;
+//! * who waits now goes before who will wait, and that before what only makes things better; among equals, peers take turns ([`queue`]);
 //! * a caller that leaves disturbs nobody; a job that nobody waits for any more is dropped if it has not started, and finished
-//!   and stored if it has;
-//! * an executor that dies costs one try of one job.
+//!   and stored, or ended, as the operator chose, if it has ([`Abandoned`]);
+//! * no more runs side by side than executors, memory and GPUs allow ([`slots`]), and kernels are timed while nothing else runs on their
+//!   GPU ([`leases`]);
+//! * an executor that dies costs one try of one job; a failure that is the graph's own is tried once, and remembered ([`failures`]).
 //!
-//! Lock order: there is one lock, [`flights::Flights`]'s, and it is never held across an await.
-//!
-//! Left out so far: per-peer limits, remembering deterministic failures, leases of devices.
+//! Lock order: [`flights::Flights`]'s lock is taken with no other held, and none is held across an await.
 
+mod config;
 mod error;
+mod failures;
 mod flights;
 mod job;
+mod leases;
+mod pool;
 mod programs;
+mod queue;
+mod slots;
 mod toolchain;
 mod verify;
 mod worker;
@@ -25,49 +31,30 @@ mod worker;
 mod tests;
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-use piecewised_executor::{Executor, ExecutorConfig};
+use piecewised_executor::{Executor, Gpu, Launcher, Placement};
 use piecewised_graph::{Digest, Handle};
 use piecewised_plan::Range;
 use piecewised_store::{Store, StoreError};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use config::SchedulerConfig;
 pub use error::{JobFailure, SubmitError};
-pub use job::{JobSpec, JobState, Origin, Priority, Ticket, Watcher};
+pub use job::{Abandoned, JobSpec, JobState, Origin, Peer, Priority, Ticket, Watcher};
 pub use programs::{CameFrom, Place, ProgramError, RunStatus};
 pub use toolchain::{ToolchainInfo, ToolchainStatus};
 pub use verify::VerifyPolicy;
 
 use flights::{Flights, Joined};
+use leases::Leases;
+use pool::Pool;
 use programs::Programs;
-
-/// How many executors, how long a queue.
-#[derive(Debug, Clone)]
-pub struct SchedulerConfig {
-    /// Jobs that run side by side, each in an executor of its own.
-    pub n_executors: usize,
-    /// Jobs that may wait; one more is refused. Half of them may be in the background.
-    pub max_queued_jobs: usize,
-    /// How often a job is tried when executors die under it.
-    pub max_attempts: u32,
-    /// Pieces that a program may have.
-    pub max_pieces: u32,
-    /// An executor that has had no job for this long ends.
-    pub idle_timeout: Duration,
-    /// Which artifacts are verified.
-    pub verify: VerifyPolicy,
-}
-
-impl SchedulerConfig {
-    /// Of the jobs that may wait, those that may be in the background.
-    pub fn max_queued_background_jobs(&self) -> usize {
-        flights::max_queued_in_background(self.max_queued_jobs)
-    }
-}
+use queue::Queue;
+use slots::Slots;
 
 /// The scheduler. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -79,41 +66,46 @@ pub struct Scheduler {
 pub(crate) struct Shared {
     pub(crate) config: SchedulerConfig,
     pub(crate) store: Store,
-    pub(crate) flights: Flights,
+    pub(crate) flights: Arc<Flights>,
+    pub(crate) leases: Leases,
+    pub(crate) pool: Pool,
     /// No further submissions.
     draining: CancellationToken,
     /// Running jobs end now.
     pub(crate) stop: CancellationToken,
     tasks: TaskTracker,
     programs: Programs,
-    /// An executor that is ready and belongs to no worker yet.
-    spare: Mutex<Option<Executor>>,
     toolchain: watch::Receiver<ToolchainStatus>,
 }
 
 impl Scheduler {
     /// Starts the workers. They spawn their executors when they have jobs, once `toolchain` is ready.
     pub fn start(config: SchedulerConfig, store: Store, toolchain: watch::Receiver<ToolchainStatus>) -> Self {
+        let slots = Slots::new(config.n_executors, config.max_executor_memory_bytes, config.max_jobs_per_gpu);
+        let queue = Queue::new(config.room(), slots);
         let shared = Arc::new(Shared {
-            flights: Flights::new(config.max_queued_jobs),
+            flights: Arc::new(Flights::new(queue, config.n_executors, config.abandoned)),
+            leases: Leases::default(),
+            pool: Pool::default(),
             config,
             store,
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             programs: Programs::default(),
-            spare: Mutex::new(None),
             toolchain,
         });
-        for number in 0..shared.config.n_executors {
-            shared.tasks.spawn(worker::run(Arc::clone(&shared), number));
+        tokio::spawn(worker::list_gpus(Arc::downgrade(&shared)));
+        tokio::spawn(worker::end_idle(Arc::downgrade(&shared)));
+        for _ in 0..shared.config.n_executors {
+            shared.tasks.spawn(worker::run(Arc::clone(&shared)));
         }
         Self { shared }
     }
 
     /// Takes over an executor that is ready already (the one that proved the toolchain), for the first job.
     pub fn adopt(&self, executor: Executor) {
-        self.shared.spare().replace(executor);
+        self.shared.pool.put(executor, Placement::default());
     }
 
     /// The toolchain as it is known now.
@@ -161,22 +153,33 @@ impl Scheduler {
         Ok(found.filter(is_good))
     }
 
-    /// Submits the jobs of one request: each is answered from the store, joined to the job of its key, or queued. Either all
-    /// that have to be queued fit into the queue, or none is.
+    /// Submits the jobs of one request: each is answered from the store, with a failure that is remembered, joined to the job of its
+    /// key, or queued. Either all that have to be queued fit into the queue, or none is.
     ///
     /// # Errors
-    /// [`SubmitError::Draining`], [`SubmitError::QueueFull`], [`SubmitError::Store`].
-    pub async fn submit(&self, specs: Vec<JobSpec>, priority: Priority) -> Result<Vec<Ticket>, SubmitError> {
+    /// [`SubmitError::Draining`], [`SubmitError::QueueFull`], [`SubmitError::PeerQueueFull`], [`SubmitError::PeerBytesFull`],
+    /// [`SubmitError::Store`].
+    pub async fn submit(
+        &self,
+        peer: &Peer,
+        priority: Priority,
+        specs: Vec<JobSpec>,
+    ) -> Result<Vec<Ticket>, SubmitError> {
         if self.shared.draining.is_cancelled() {
             return Err(SubmitError::Draining);
         }
-        let mut stored: Vec<Option<Handle>> = Vec::with_capacity(specs.len());
+        let mut known: Vec<Option<Ticket>> = Vec::with_capacity(specs.len());
         for spec in &specs {
-            stored.push(self.find(&spec.key).await?);
+            known.push(match self.find(&spec.key).await? {
+                Some(handle) => Some(Ticket::Stored(Box::new(handle))),
+                None => failures::recall(&self.shared.store, &spec.key)
+                    .await?
+                    .map(|failure| Ticket::Failed { key: spec.key, failure }),
+            });
         }
-        let missing: Vec<JobSpec> =
-            specs.into_iter().zip(&stored).filter(|(_, handle)| handle.is_none()).map(|(spec, _)| spec).collect();
-        let joined = self.shared.flights.join_or_create(missing, priority)?;
+        let unknown: Vec<JobSpec> =
+            specs.into_iter().zip(&known).filter(|(_, ticket)| ticket.is_none()).map(|(spec, _)| spec).collect();
+        let joined = self.shared.flights.join_or_create(peer, priority, unknown)?;
         // In a task of its own, and all of them before any error is told: a caller that leaves now, or a store that fails for one key,
         // must not leave jobs behind that are neither queued nor ended, since every later caller of their keys would wait for them.
         let scheduler = self.clone();
@@ -189,11 +192,11 @@ impl Scheduler {
         });
         // It is aborted only when the runtime ends.
         let mut settled = settled.await.map_err(|_| SubmitError::Draining)?.into_iter();
-        let ticket = |handle: Option<Handle>| match handle {
-            Some(handle) => Ok(Ticket::Stored(Box::new(handle))),
-            None => settled.next().expect("there is one for each that was missing"),
+        let ticket = |known: Option<Ticket>| match known {
+            Some(ticket) => Ok(ticket),
+            None => settled.next().expect("there is one for each that was not known"),
         };
-        stored.into_iter().map(ticket).collect()
+        known.into_iter().map(ticket).collect()
     }
 
     /// A job that ended between our look into the store and the creation of the flight has left its result in the store and
@@ -208,10 +211,17 @@ impl Scheduler {
                         self.shared.flights.finish(job, Ok(handle.clone()));
                         Ok(Ticket::Stored(Box::new(handle)))
                     }
-                    Ok(None) => {
-                        self.shared.flights.enqueue(job);
-                        Ok(Ticket::Running(watcher))
-                    }
+                    Ok(None) => match failures::recall(&self.shared.store, &job.spec.key).await {
+                        Ok(Some(failure)) => {
+                            self.shared.flights.finish(job, Err(failure.clone()));
+                            Ok(Ticket::Failed { key: job.spec.key, failure })
+                        }
+                        // That nothing can be recalled is no reason not to try.
+                        Ok(None) | Err(_) => {
+                            self.shared.flights.enqueue(job);
+                            Ok(Ticket::Running(watcher))
+                        }
+                    },
                     Err(error) => {
                         self.shared.flights.finish(job, Err(JobFailure::store(&error)));
                         Err(error.into())
@@ -244,9 +254,9 @@ impl Scheduler {
     /// # Errors
     /// [`SubmitError::Store`] where the manifest could not be stored: the program is then not complete.
     pub async fn end_piece(&self, place: &Place) -> Result<Option<(RunStatus, Option<Digest>)>, SubmitError> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let created_unix_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        let Some(status) = self.shared.programs.status(place, Instant::now(), created_unix_ms) else { return Ok(None) };
+        let Some(status) = self.shared.programs.status(place, Instant::now(), failures::unix_ms()) else {
+            return Ok(None);
+        };
         let Some(manifest) = &status.manifest else { return Ok(Some((status, None))) };
         let digest = manifest.digest();
         if self.shared.store.put_manifest(manifest.clone()).await? {
@@ -260,6 +270,19 @@ impl Scheduler {
             );
         }
         Ok(Some((status, Some(digest))))
+    }
+
+    /// Forgets failures that are remembered, of one key or all, so that they are tried again. How many there were.
+    ///
+    /// # Errors
+    /// [`SubmitError::Store`].
+    pub async fn forget_failures(&self, key: Option<Digest>) -> Result<u64, SubmitError> {
+        Ok(self.shared.store.forget_failures(key).await?)
+    }
+
+    /// How many jobs wait, and how many run.
+    pub fn n_jobs(&self) -> (usize, usize) {
+        self.shared.flights.counts()
     }
 
     /// Takes no more jobs; running and queued ones go on. How many those are.
@@ -280,28 +303,24 @@ impl Scheduler {
             self.shared.stop.cancel();
             self.shared.tasks.wait().await;
         }
-        // No worker is left to take it.
-        let spare = self.shared.take_spare();
-        if let Some(spare) = spare {
-            spare.shutdown().await;
+        // No worker is left to take them.
+        pool::end(self.shared.pool.take_beyond(0)).await;
+        let launcher = match &*self.shared.toolchain.borrow() {
+            ToolchainStatus::Ready(info) => Some(info.launcher.clone()),
+            _ => None,
+        };
+        if let Some(launcher) = launcher {
+            launcher.shutdown().await;
         }
     }
 }
 
 impl Shared {
-    fn spare(&self) -> MutexGuard<'_, Option<Executor>> {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn take_spare(&self) -> Option<Executor> {
-        self.spare().take()
-    }
-
-    /// The executor configuration of the toolchain, once it is known.
-    pub(crate) async fn executor_config(&self) -> Result<Arc<ExecutorConfig>, String> {
+    /// What starts executors of the toolchain, and its GPUs, once they are known.
+    pub(crate) async fn launcher(&self) -> Result<(Launcher, Vec<Gpu>), String> {
         let mut status = self.toolchain.clone();
         match status.wait_for(|status| !matches!(status, ToolchainStatus::Probing)).await.map(|it| it.clone()) {
-            Ok(ToolchainStatus::Ready(info)) => Ok(Arc::clone(&info.executor_config)),
+            Ok(ToolchainStatus::Ready(info)) => Ok((info.launcher.clone(), info.gpus.clone())),
             Ok(ToolchainStatus::Unusable { reason }) => Err(reason),
             Ok(ToolchainStatus::Probing) | Err(_) => Err("the daemon is ending".into()),
         }

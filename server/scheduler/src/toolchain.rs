@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use piecewised_executor::{ExecutorConfig, Hello};
+use piecewised_executor::{Gpu, Hello, Launcher};
 use piecewised_graph::{
     AllowList,
     request::{DeviceKind, Toolchain},
@@ -33,19 +33,22 @@ pub struct ToolchainInfo {
     pub allow: AllowList,
     /// The names of Inductor's configuration; true: reserved for the operator.
     pub options: BTreeMap<String, bool>,
-    /// How to start executors of it.
-    pub executor_config: Arc<ExecutorConfig>,
+    /// Its GPUs, each by itself.
+    pub gpus: Vec<Gpu>,
+    /// Starts executors of it.
+    pub launcher: Launcher,
 }
 
 impl ToolchainInfo {
     /// From what an executor of the toolchain said of itself.
-    pub fn new(hello: Hello, executor_config: Arc<ExecutorConfig>) -> Self {
+    pub fn new(hello: Hello, launcher: Launcher) -> Self {
         Self {
             toolchain: hello.toolchain,
             devices: hello.devices,
             allow: AllowList::new(hello.functions, hello.methods, hello.attributes),
             options: hello.options.into_iter().map(|option| (option.name, option.reserved)).collect(),
-            executor_config,
+            gpus: hello.gpus,
+            launcher,
         }
     }
 }

@@ -1,32 +1,32 @@
-//! A worker: takes one job after the other and runs it on its executor, which it keeps warm.
+//! A worker: takes one job after the other, finds it an executor, and tries until it ends.
 
 use std::{
-    sync::Arc,
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
 };
 
-use piecewised_executor::{CompileJob, CompileOutcome, Executor, ExecutorError};
+use piecewised_executor::{CompileJob, CompileOutcome, ExecutorError, Gpu, JobHost, Launcher, LeaseMode, Placement};
 use piecewised_graph::{Digest, Handle, check_segments};
 use tracing::Instrument as _;
 
-use crate::{JobFailure, Shared, VerifyPolicy, job::Job};
+use crate::{
+    JobFailure, Shared, ToolchainStatus, VerifyPolicy, failures,
+    job::Job,
+    leases::{Lease, Leases},
+    pool,
+    slots::{Grant, kind},
+};
+
+/// A compile that did not end within its deadline is tried this often: it may have hung, but it may also just take longer.
+const MAX_TIMEOUTS: u32 = 2;
 
 /// Runs until the queue is closed and empty, or everything is stopped.
-pub(crate) async fn run(shared: Arc<Shared>, number: usize) {
-    let mut executor: Option<Executor> = None;
+pub(crate) async fn run(shared: Arc<Shared>) {
     loop {
-        let next = tokio::time::timeout(shared.config.idle_timeout, shared.flights.next());
-        let job = tokio::select! {
-            next = next => match next {
-                Ok(Some(job)) => job,
-                Ok(None) => break,
-                Err(_) => {
-                    if let Some(idle) = executor.take().or_else(|| shared.take_spare()) {
-                        tracing::info!(worker = number, pid = idle.pid(), "ending an idle executor");
-                        idle.shutdown().await;
-                    }
-                    continue;
-                }
+        let (job, grant) = tokio::select! {
+            next = shared.flights.next() => match next {
+                Some(next) => next,
+                None => break,
             },
             () = shared.stop.cancelled() => break,
         };
@@ -36,13 +36,11 @@ pub(crate) async fn run(shared: Arc<Shared>, number: usize) {
             key = job.spec.key.short(),
             range = job.spec.range.map(tracing::field::display)
         );
+        // Where the compile is dropped half-way its executor goes with it.
         let outcome = tokio::select! {
-            outcome = compile(&shared, &job, &mut executor).instrument(span.clone()) => outcome,
-            () = shared.stop.cancelled() => {
-                // The compile was dropped half-way: the executor's protocol is not at a frame boundary.
-                executor = None;
-                Err(JobFailure::cancelled())
-            }
+            outcome = compile(&shared, &job, grant).instrument(span.clone()) => outcome,
+            () = job.end.cancelled() => Err(JobFailure::abandoned()),
+            () = shared.stop.cancelled() => Err(JobFailure::cancelled()),
         };
         match &outcome {
             Ok(handle) => tracing::info!(
@@ -54,12 +52,10 @@ pub(crate) async fn run(shared: Arc<Shared>, number: usize) {
             ),
             Err(failure) => {
                 tracing::warn!(parent: &span, reason = failure.reason, "failed: {}", first_line(&failure.message));
+                failures::remember(&shared.store, &job.spec.key, failure).await;
             }
         }
         shared.flights.finish(&job, outcome);
-    }
-    if let Some(executor) = executor {
-        executor.shutdown().await;
     }
 }
 
@@ -67,59 +63,134 @@ fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }
 
-/// Tries the job until it ends in a result, a failure of its own, or has used up its attempts.
-async fn compile(shared: &Shared, job: &Arc<Job>, slot: &mut Option<Executor>) -> Result<Handle, JobFailure> {
-    let config = shared.executor_config().await.map_err(|reason| JobFailure::new("NO_TOOLCHAIN", reason, true))?;
-    let mut attempt = 0;
-    loop {
-        attempt += 1;
-        // Taken out of its slot while it runs: only an executor that ended its job well goes back.
-        let mut executor = match slot.take().or_else(|| shared.take_spare()) {
-            Some(executor) => executor,
-            None => match Executor::spawn(&config).await {
-                Ok(executor) => executor,
-                Err(error) if attempt < shared.config.max_attempts && error.is_retryable() => {
-                    tracing::warn!(attempt, "an executor did not start, trying another: {error}");
-                    continue;
-                }
-                Err(error) => return Err(JobFailure::executor(&error)),
-            },
-        };
-        let now = Instant::now();
-        job.state.send_modify(|state| {
-            state.attempt = attempt;
-            state.executor_pid = Some(executor.pid());
-            state.phase = "started".into();
-            state.started.get_or_insert(now);
-        });
-        let result = executor
-            .compile(&compile_job(job, shared.config.verify), |phase| {
-                job.state.send_modify(|state| state.phase = phase.to_owned())
-            })
-            .await;
-        match result {
-            Ok(outcome) => {
-                *slot = Some(executor);
-                job.state.send_modify(|state| state.phase = "store".into());
-                return store(shared, job, outcome).await;
-            }
-            Err(error) => {
-                if error.executor_can_go_on() {
-                    *slot = Some(executor);
-                }
-                // A compile that was too slow once is too slow again.
-                let is_retryable = error.is_retryable() && !matches!(error, ExecutorError::TimedOut { .. });
-                if attempt < shared.config.max_attempts && is_retryable {
-                    tracing::warn!(attempt, "trying again on a new executor: {error}");
-                    continue;
-                }
-                return Err(JobFailure::executor(&error));
-            }
-        }
+/// Tells the queue which GPUs there are, once that is known.
+pub(crate) async fn list_gpus(shared: Weak<Shared>) {
+    let Some(mut status) = shared.upgrade().map(|shared| shared.toolchain.clone()) else { return };
+    let ready = status.wait_for(|status| matches!(status, ToolchainStatus::Ready(_)));
+    if let (Ok(status), Some(shared)) = (ready.await, shared.upgrade())
+        && let ToolchainStatus::Ready(info) = &*status
+    {
+        shared.flights.set_gpus(info.gpus.iter().map(|gpu| kind(&gpu.kind)));
     }
 }
 
-fn compile_job(job: &Job, policy: VerifyPolicy) -> CompileJob {
+/// Ends executors that have been idle for too long, as long as there is a scheduler.
+pub(crate) async fn end_idle(shared: Weak<Shared>) {
+    loop {
+        let Some(idle_timeout) = shared.upgrade().map(|shared| shared.config.idle_timeout) else { return };
+        tokio::time::sleep((idle_timeout / 8).clamp(Duration::from_millis(100), Duration::from_secs(5))).await;
+        let Some(old) = shared.upgrade().map(|shared| shared.pool.take_idle_for(idle_timeout)) else { return };
+        pool::end(old).await;
+    }
+}
+
+/// Tries the job until it ends in a result, a failure of its own, or has used up its attempts.
+async fn compile(shared: &Shared, job: &Arc<Job>, mut grant: Grant) -> Result<Handle, JobFailure> {
+    let (launcher, gpus) = shared.launcher().await.map_err(|reason| JobFailure::new("NO_TOOLCHAIN", reason, true))?;
+    let mut n_timeouts = 0;
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let gpu = grant.gpu.and_then(|at| gpus.get(at));
+        let placement = Placement {
+            gpu: gpu.cloned(),
+            max_memory_bytes: Some(shared.config.max_executor_memory_bytes),
+            ..Placement::default()
+        };
+        let error = match attempt_once(shared, job, attempt, &launcher, placement).await {
+            Ok(outcome) => {
+                shared.flights.measured(job, outcome.peak_memory_bytes);
+                job.state.send_modify(|state| state.phase = "store".into());
+                return store(shared, job, outcome).await;
+            }
+            Err(error) => error,
+        };
+        match &error {
+            ExecutorError::DeviceFault { .. } => grant = shared.flights.move_gpu(job).unwrap_or(grant),
+            // The next ones like it get more room.
+            ExecutorError::OutOfMemory { used_bytes, .. } => shared.flights.measured(job, *used_bytes),
+            ExecutorError::TimedOut { .. } => n_timeouts += 1,
+            _ => {}
+        }
+        if !error.is_retryable() || attempt >= shared.config.max_attempts || n_timeouts >= MAX_TIMEOUTS {
+            return Err(JobFailure::executor(&error));
+        }
+        tracing::warn!(attempt, "trying again on a new executor: {error}");
+    }
+}
+
+async fn attempt_once(
+    shared: &Shared,
+    job: &Arc<Job>,
+    attempt: u32,
+    launcher: &Launcher,
+    placement: Placement,
+) -> Result<CompileOutcome, ExecutorError> {
+    // Out of the pool while it runs: only an executor that is well goes back.
+    let mut executor = match shared.pool.take(&placement) {
+        Some(executor) => executor,
+        None => {
+            // Those that wait elsewhere hold memory and a GPU's context for nothing.
+            let (_, n_running) = shared.flights.counts();
+            pool::end(shared.pool.take_beyond(shared.config.n_executors.saturating_sub(n_running))).await;
+            launcher.launch(&placement).await?
+        }
+    };
+    let now = Instant::now();
+    job.state.send_modify(|state| {
+        state.attempt = attempt;
+        state.executor_pid = Some(executor.pid());
+        state.phase = "started".into();
+        state.started.get_or_insert(now);
+    });
+    let device = match &placement.gpu {
+        Some(Gpu { uuid, .. }) => uuid.clone(),
+        None => kind(&job.spec.device),
+    };
+    let mut host = Host { job, leases: &shared.leases, device };
+    let result =
+        executor.compile(&compile_job(job, &shared.config.verify, shared.config.job_deadline), &mut host).await;
+    shared.pool.put(executor, placement);
+    result
+}
+
+/// What a job's executor hears back from.
+struct Host<'a> {
+    job: &'a Job,
+    leases: &'a Leases,
+    /// Names what it leases.
+    device: String,
+}
+
+impl Host<'_> {
+    /// Enters a phase; the one that was left.
+    fn enter(&self, phase: &str) -> String {
+        let mut left = String::new();
+        self.job.state.send_modify(|state| left = std::mem::replace(&mut state.phase, phase.to_owned()));
+        left
+    }
+}
+
+impl JobHost for Host<'_> {
+    type Lease = Lease;
+
+    fn on_phase(&mut self, phase: &str) {
+        self.enter(phase);
+    }
+
+    async fn lease(&mut self, mode: LeaseMode) -> Lease {
+        if let Some(lease) = self.leases.try_lease(&self.device, mode) {
+            return lease;
+        }
+        // Told to the callers: it may take as long as another job's tuning.
+        let phase = self.enter("lease");
+        let lease = self.leases.lease(&self.device, mode).await;
+        self.enter(&phase);
+        lease
+    }
+}
+
+fn compile_job(job: &Job, policy: &VerifyPolicy, deadline: Duration) -> CompileJob {
     let spec = &job.spec;
     CompileJob {
         id: job.id.clone(),
@@ -131,10 +202,12 @@ fn compile_job(job: &Job, policy: VerifyPolicy) -> CompileJob {
         format: spec.format,
         device: spec.device.clone(),
         verify: policy.wants(&spec.key),
+        deadline,
     }
 }
 
-/// Makes the artifact durable; only then is there a handle.
+/// Stores the artifact; only then is there a handle. Where the disk is full or fails, the store holds it in memory and serves it: a
+/// compile is not lost for that.
 async fn store(shared: &Shared, job: &Job, outcome: CompileOutcome) -> Result<Handle, JobFailure> {
     let CompileOutcome {
         artifact,
@@ -146,6 +219,7 @@ async fn store(shared: &Shared, job: &Job, outcome: CompileOutcome) -> Result<Ha
         verification,
         tuning,
         latencies,
+        peak_memory_bytes: _,
     } = outcome;
     let size_bytes = artifact.len() as u64;
     let (artifact, digest) = tokio::task::spawn_blocking(move || {
@@ -155,7 +229,6 @@ async fn store(shared: &Shared, job: &Job, outcome: CompileOutcome) -> Result<Ha
     .await
     .map_err(|error| JobFailure::new("INTERNAL", format!("digesting the artifact failed: {error}"), true))?;
     let spec = &job.spec;
-    let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let handle = Handle {
         key: spec.key,
         graph_digest: spec.graph_digest,
@@ -175,7 +248,7 @@ async fn store(shared: &Shared, job: &Job, outcome: CompileOutcome) -> Result<Ha
         verification,
         tuning,
         latencies,
-        created_unix_ms: u64::try_from(created.as_millis()).unwrap_or(u64::MAX),
+        created_unix_ms: failures::unix_ms(),
     };
     check_segments(&handle.segments, &handle.guard_symbols, handle.range).map_err(|error| {
         JobFailure::new("INTERNAL", format!("the executor's segments are not usable: {error}"), false)

@@ -79,23 +79,24 @@ pub(crate) fn encode_frame(artifact: &Digest, frame: &Frame) -> Vec<u8> {
     bytes
 }
 
-/// Reads all frames that are whole, also those behind bytes that are none.
+/// Reads all frames that are whole, also those behind bytes that are none. Of each key the latest stamp counts, wherever it
+/// stands: what was held in memory for a while is written with the stamp of its time.
 pub(crate) fn decode_tail(artifact: &Digest, mut bytes: &[u8]) -> Tail {
-    let mut tail = Tail { handles: BTreeMap::new(), is_clean: true };
+    let mut is_clean = true;
+    let mut latest: BTreeMap<Digest, Frame> = BTreeMap::new();
     while !bytes.is_empty() {
         let Some((frame, rest)) = decode_frame(artifact, bytes) else {
-            tail.is_clean = false;
+            is_clean = false;
             bytes = &bytes[1..];
             continue;
         };
-        if frame.json.is_some() {
-            tail.handles.insert(frame.key, frame);
-        } else {
-            tail.handles.remove(&frame.key);
+        if latest.get(&frame.key).is_none_or(|known| known.stamp <= frame.stamp) {
+            latest.insert(frame.key, frame);
         }
         bytes = rest;
     }
-    tail
+    latest.retain(|_, frame| frame.json.is_some());
+    Tail { handles: latest, is_clean }
 }
 
 fn decode_frame<'a>(artifact: &Digest, bytes: &'a [u8]) -> Option<(Frame, &'a [u8])> {

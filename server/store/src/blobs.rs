@@ -20,7 +20,7 @@ use piecewised_graph::Digest;
 use crate::{
     StoreError,
     blob::{self, Frame, HEADER_LEN, Tail},
-    layout::{Layout, sync_dir},
+    layout::{Layout, is_full, sync_dir},
 };
 
 /// More bytes of frames than this and the file is written anew with the live ones.
@@ -115,6 +115,46 @@ impl Blobs {
         sync_dir(&self.layout.shard(digest.0[0]))
     }
 
+    /// Writes the file from a source of unknown length, if what comes from it has this digest. On the disk when it returns.
+    /// Returns the artifact's size, or what is wrong with the source; nothing is left of it then.
+    pub(crate) fn receive(
+        &self,
+        digest: &Digest,
+        source: &mut impl io::Read,
+        frames: &[Frame],
+        reserve_bytes: u64,
+    ) -> Result<Result<u64, String>, StoreError> {
+        const STEP: usize = 1 << 20;
+        let path = self.layout.artifact(digest);
+        let failed = |error| self.write_error(&path, 0, error);
+        self.forget(digest);
+        let mut file = tempfile::NamedTempFile::new_in(self.layout.tmp()).map_err(failed)?;
+        file.write_all(&[0; HEADER_LEN]).map_err(failed)?;
+        let (mut hasher, mut size_bytes, mut buffer) = (blake3::Hasher::new(), 0_u64, vec![0; STEP]);
+        loop {
+            let n = match source.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => n,
+                Err(error) => return Ok(Err(error.to_string())),
+            };
+            self.layout.ensure_room(n as u64, reserve_bytes)?;
+            hasher.update(&buffer[..n]);
+            file.write_all(&buffer[..n]).map_err(failed)?;
+            size_bytes += n as u64;
+        }
+        if hasher.finalize() != digest.0 {
+            return Ok(Err("it does not have its digest".into()));
+        }
+        for frame in frames {
+            file.write_all(&blob::encode_frame(digest, frame)).map_err(failed)?;
+        }
+        file.as_file().write_all_at(&blob::encode_header(digest, size_bytes), 0).map_err(failed)?;
+        file.as_file().sync_all().map_err(failed)?;
+        file.persist(&path).map_err(|error| failed(error.error))?;
+        sync_dir(&self.layout.shard(digest.0[0]))?;
+        Ok(Ok(size_bytes))
+    }
+
     /// Adds a frame at the end. `false`: the file cannot take it and wants to be written anew.
     pub(crate) fn append(&self, digest: &Digest, size_bytes: u64, frame: &Frame) -> Result<bool, StoreError> {
         let path = self.layout.artifact(digest);
@@ -199,11 +239,16 @@ impl Blobs {
 
     /// Deletes the file, for good when it returns. Open readers keep theirs.
     pub(crate) fn unlink(&self, digest: &Digest) -> Result<(), StoreError> {
+        if self.unlink_lazily(digest)? { sync_dir(&self.layout.shard(digest.0[0])) } else { Ok(()) }
+    }
+
+    /// Deletes the file; a power cut may bring it back. Returns whether there was one.
+    pub(crate) fn unlink_lazily(&self, digest: &Digest) -> Result<bool, StoreError> {
         let path = self.layout.artifact(digest);
         self.forget(digest);
         match fs::remove_file(&path) {
-            Ok(()) => sync_dir(&self.layout.shard(digest.0[0])),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(StoreError::io("delete", path)(error)),
         }
     }
@@ -217,12 +262,7 @@ impl Blobs {
     }
 
     fn write_error(&self, path: &Path, needed_bytes: u64, error: io::Error) -> StoreError {
-        if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
-            let available_bytes = self.layout.available_bytes().unwrap_or(0);
-            let path = self.layout.root().to_owned();
-            return StoreError::Full { path, needed_bytes, available_bytes, reserve_bytes: 0 };
-        }
-        StoreError::io("write", path)(error)
+        if is_full(&error) { self.layout.full(needed_bytes, 0) } else { StoreError::io("write", path)(error) }
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
-use crate::{StoreError, store::panic_text};
+use crate::{StoreError, inner::panic_text};
 
 pub(crate) const MAX_GROUP_RECORDS: usize = 128;
 const MAX_GROUP_BYTES: usize = 128 << 10;

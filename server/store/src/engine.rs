@@ -1,14 +1,16 @@
-//! The store's operations, blocking: one index, its catalogue, and the artifact files.
+//! The store's operations, blocking: one index, its catalogue, and the artifact files. What they do is in the files beside:
+//! lookups, puts, evictions, failures and manifests.
 //!
 //! Order of a write: file (temporary, fsync, rename, fsync of the folder), record, flush, fsync, and only then the
 //! catalogue, from which everything is answered. A removal goes the other way round. At any moment in between, a crash
 //! leaves either nothing or a whole file that the next open takes over.
 //!
-//! Locks, in this order: an artifact's lock (for everything that changes its file; held across the commit), the
-//! commit's turn, the catalogue's. The last is never held while sled or a file is touched.
+//! Locks, in this order: the manifests' turn; the evictions' turn; an artifact's lock (for everything that changes its file;
+//! held across the commit; only an eviction takes several, in order); the commit's turn; the catalogue's; the failures'; the
+//! programs'; the held artifacts'. The last four are never held while sled or a file is touched.
 
 use std::{
-    fs::File,
+    collections::BTreeSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -16,19 +18,20 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use bytes::Bytes;
-use piecewised_graph::{Digest, Handle};
+use piecewised_graph::Digest;
 
 use crate::{
     StoreConfig, StoreError,
-    blob::{Frame, MAX_HANDLE_BYTES},
-    blobs::{Blobs, Check, Identity},
+    blobs::Blobs,
     catalogue::Catalogue,
     commit::Committer,
     counters::Counters,
+    failures::{Failures, Remembered},
+    held::Held,
     index::{Fingerprint, Index},
     layout::Layout,
-    record::{Record, parse_handle},
+    programs::Programs,
+    record::Record,
 };
 
 /// What outlives an index that had to be reopened.
@@ -42,6 +45,19 @@ pub(crate) struct Shared {
     pub(crate) is_untidy: AtomicBool,
     /// An artifact's lock is the one of its first byte.
     locks: [Mutex<()>; 256],
+    manifest_turn: Mutex<()>,
+    /// With the first bytes of evicted artifacts whose folders were not synced since.
+    eviction_turn: Mutex<BTreeSet<u8>>,
+    programs: Mutex<Programs>,
+    held: Mutex<Held>,
+    /// The last write found no room.
+    pub(crate) is_full: AtomicBool,
+    /// The last write failed otherwise.
+    pub(crate) is_failing: AtomicBool,
+    /// It was said that manifests pin more than there may be.
+    pub(crate) warned_of_pins: AtomicBool,
+    /// Long work in the background ends early.
+    pub(crate) is_closing: AtomicBool,
     last_stamp: AtomicU64,
 }
 
@@ -54,12 +70,42 @@ impl Shared {
             counters: Counters::default(),
             is_untidy: AtomicBool::new(false),
             locks: std::array::from_fn(|_| Mutex::new(())),
+            manifest_turn: Mutex::new(()),
+            eviction_turn: Mutex::default(),
+            programs: Mutex::default(),
+            held: Mutex::default(),
+            is_full: AtomicBool::new(false),
+            is_failing: AtomicBool::new(false),
+            warned_of_pins: AtomicBool::new(false),
+            is_closing: AtomicBool::new(false),
             last_stamp: AtomicU64::new(0),
         }
     }
 
-    fn lock(&self, digest: &Digest) -> MutexGuard<'_, ()> {
-        self.locks[usize::from(digest.0[0])].lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn lock(&self, digest: &Digest) -> MutexGuard<'_, ()> {
+        guard(&self.locks[usize::from(digest.0[0])])
+    }
+
+    /// The locks of several artifacts. Under the evictions' turn only.
+    pub(crate) fn lock_all<'a>(&self, digests: impl Iterator<Item = &'a Digest>) -> Vec<MutexGuard<'_, ()>> {
+        let first_bytes: BTreeSet<u8> = digests.map(|digest| digest.0[0]).collect();
+        first_bytes.into_iter().map(|first| guard(&self.locks[usize::from(first)])).collect()
+    }
+
+    pub(crate) fn manifest_turn(&self) -> MutexGuard<'_, ()> {
+        guard(&self.manifest_turn)
+    }
+
+    pub(crate) fn eviction_turn(&self) -> MutexGuard<'_, BTreeSet<u8>> {
+        guard(&self.eviction_turn)
+    }
+
+    pub(crate) fn programs(&self) -> MutexGuard<'_, Programs> {
+        guard(&self.programs)
+    }
+
+    pub(crate) fn held(&self) -> MutexGuard<'_, Held> {
+        guard(&self.held)
     }
 
     /// Unix time in nanoseconds, but always later than any before.
@@ -79,13 +125,36 @@ impl Shared {
 }
 
 /// A change of the index.
-enum Op {
-    Put { key: Digest, digest: Digest, size_bytes: u64, record: Vec<u8> },
-    Remove { key: Digest, when: When },
+pub(crate) enum Op {
+    /// `held`: meant only if that is still what is held under the key, since this stamp.
+    Put {
+        key: Digest,
+        digest: Digest,
+        size_bytes: u64,
+        stamp: u64,
+        record: Vec<u8>,
+        held: bool,
+    },
+    Remove {
+        key: Digest,
+        when: When,
+    },
+    Fail {
+        key: Digest,
+        failure: Vec<u8>,
+        remembered: Remembered,
+    },
+    Forget {
+        keys: Vec<Digest>,
+    },
+    /// Keys, and the artifacts that they name.
+    Evict {
+        handles: Vec<(Digest, Digest)>,
+    },
 }
 
 /// Which record a removal is meant for, so that it never hits a newer one.
-enum When {
+pub(crate) enum When {
     Always,
     Names(Digest),
     Undecodable,
@@ -94,219 +163,44 @@ enum When {
 /// An open store.
 #[derive(Debug)]
 pub(crate) struct Engine {
-    shared: Arc<Shared>,
-    index: Index,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) index: Index,
     catalogue: Mutex<Catalogue>,
-    /// The effect of a change is the artifact that its key no longer names.
-    committer: Committer<Op, Option<Digest>>,
+    failures: Mutex<Failures>,
+    /// The effect of a change is the artifact that its key does not name, or no longer.
+    pub(crate) committer: Committer<Op, Option<Digest>>,
 }
 
 impl Engine {
-    pub(crate) fn new(shared: Arc<Shared>, index: Index, catalogue: Catalogue) -> Self {
-        Self { shared, index, catalogue: Mutex::new(catalogue), committer: Committer::new() }
+    pub(crate) fn new(shared: Arc<Shared>, index: Index, catalogue: Catalogue, failures: Failures) -> Self {
+        let (catalogue, failures) = (Mutex::new(catalogue), Mutex::new(failures));
+        Self { shared, index, catalogue, failures, committer: Committer::new() }
     }
 
     pub(crate) fn catalogue(&self) -> MutexGuard<'_, Catalogue> {
-        self.catalogue.lock().unwrap_or_else(PoisonError::into_inner)
+        guard(&self.catalogue)
+    }
+
+    pub(crate) fn failures(&self) -> MutexGuard<'_, Failures> {
+        guard(&self.failures)
     }
 
     pub(crate) fn n_flushes(&self) -> u64 {
         self.index.n_flushes()
     }
 
-    pub(crate) fn get(&self, key: &Digest) -> Result<Option<Handle>, StoreError> {
-        let found = self.look_up(key)?;
-        let counters = &self.shared.counters;
-        Counters::add(if found.is_some() { &counters.n_hits } else { &counters.n_misses });
-        if let Some(totals) = counters.due() {
-            self.index.put_totals(totals)?;
-        }
-        Ok(found)
-    }
-
-    fn look_up(&self, key: &Digest) -> Result<Option<Handle>, StoreError> {
-        // More than one round only while the key is being written.
-        for _ in 0..8 {
-            let Some(digest) = self.catalogue().key(key) else { return Ok(None) };
-            let Some(bytes) = self.index.record(key)? else {
-                self.committer.settle();
-                continue;
-            };
-            let Some(record) = Record::decode(key, &bytes) else {
-                self.drop_record(key, When::Undecodable)?;
-                return Ok(None);
-            };
-            if record.digest != digest {
-                self.committer.settle();
-                continue;
-            }
-            if !self.shared.blobs.looks_whole(&digest, record.size_bytes) {
-                self.drop_artifact(&digest, self.shared.blobs.identity(&digest))?;
-                return Ok(None);
-            }
-            let json = self.json(key, &record)?;
-            let handle = json.and_then(|json| parse_handle(key, &digest, record.size_bytes, &json));
-            if handle.is_none() {
-                self.drop_record(key, When::Names(digest))?;
-            }
-            return Ok(handle);
-        }
-        Ok(None)
-    }
-
-    /// The handle's JSON form; `None`: it is lost.
-    fn json(&self, key: &Digest, record: &Record<'_>) -> Result<Option<Vec<u8>>, StoreError> {
-        if let Some(json) = record.json {
-            return Ok(Some(json.to_vec()));
-        }
-        let described = self.shared.blobs.describe(&record.digest)?;
-        Ok(described.and_then(|(_, mut tail)| tail.handles.remove(key)?.json))
-    }
-
-    pub(crate) fn put(&self, handle: &Handle, artifact: &Bytes) -> Result<(), StoreError> {
-        let size_bytes = artifact.len() as u64;
-        if size_bytes != handle.size_bytes {
-            return Err(StoreError::SizeMismatch { expected: handle.size_bytes, found: size_bytes });
-        }
-        let digest = Digest::of(artifact);
-        if digest != handle.digest {
-            return Err(StoreError::DigestMismatch { expected: handle.digest, found: digest });
-        }
-        let key = handle.key;
-        let json = serde_json::to_vec(handle).map_err(|error| StoreError::Task { reason: error.to_string() })?;
-        if json.len() > MAX_HANDLE_BYTES {
-            return Err(StoreError::HandleTooLarge { key, n_bytes: json.len(), limit: MAX_HANDLE_BYTES });
-        }
-
-        let released = {
-            let _lock = self.shared.lock(&digest);
-            if self.holds(&key, &digest, size_bytes, &json)? {
-                return Ok(());
-            }
-            let needed_bytes = size_bytes + json.len() as u64;
-            self.shared.layout.ensure_room(needed_bytes, self.shared.config.reserve_bytes)?;
-            let stamp = self.shared.stamp();
-            let record = Record::new(digest, size_bytes, stamp, &json).encode(&key);
-            self.put_file(&digest, artifact, Frame { key, stamp, json: Some(json) })?;
-            let n_bytes = record.len();
-            self.submit(Op::Put { key, digest, size_bytes, record }, n_bytes)?
-        };
-        Counters::add(&self.shared.counters.n_puts);
-        if let Err(error) = self.collect(&key, released) {
-            // The put itself is done.
-            tracing::warn!(%key, %error, "cannot take back the space of a replaced artifact");
-        }
-        Ok(())
-    }
-
-    /// Whether exactly this is stored already, and whole.
-    fn holds(&self, key: &Digest, digest: &Digest, size_bytes: u64, json: &[u8]) -> Result<bool, StoreError> {
-        if self.catalogue().key(key) != Some(*digest) {
-            return Ok(false);
-        }
-        let Some(bytes) = self.index.record(key)? else { return Ok(false) };
-        let Some(record) = Record::decode(key, &bytes) else { return Ok(false) };
-        Ok(record.digest == *digest
-            && matches!(self.shared.blobs.check(digest, size_bytes)?, Check::Whole(_))
-            && self.json(key, &record)?.is_some_and(|found| found == json))
-    }
-
-    /// Makes the artifact's file hold the artifact and `frame`. Under the artifact's lock.
-    fn put_file(&self, digest: &Digest, artifact: &Bytes, frame: Frame) -> Result<(), StoreError> {
-        let size_bytes = artifact.len() as u64;
-        let Some(known) = self.catalogue().artifact(digest).cloned() else {
-            return self.shared.blobs.create(digest, artifact, &[frame]);
-        };
-        if let Check::Whole(_) = self.shared.blobs.check(digest, size_bytes)?
-            && self.shared.blobs.append(digest, size_bytes, &frame)?
-        {
-            return Ok(());
-        }
-        let mut frames = Vec::new();
-        for other in known.keys.iter().filter(|other| **other != frame.key) {
-            if let Some(bytes) = self.index.record(other)?
-                && let Some(record) = Record::decode(other, &bytes)
-                && let Some(json) = self.json(other, &record)?
-            {
-                frames.push(Frame { key: *other, stamp: record.stamp, json: Some(json) });
-            }
-        }
-        frames.push(frame);
-        self.shared.blobs.create(digest, artifact, &frames)
-    }
-
-    pub(crate) fn remove(&self, key: &Digest) -> Result<bool, StoreError> {
-        let released = self.submit(Op::Remove { key: *key, when: When::Always }, 64)?;
-        self.collect(key, released)?;
-        Ok(released.is_some())
-    }
-
-    /// The artifact's file, verified, and the artifact's size.
-    pub(crate) fn open_artifact(&self, digest: &Digest) -> Result<Option<(File, u64)>, StoreError> {
-        let Some(size_bytes) = self.catalogue().artifact(digest).map(|artifact| artifact.size_bytes) else {
-            return Ok(None);
-        };
-        match self.shared.blobs.check(digest, size_bytes)? {
-            Check::Whole(file) => Ok(Some((file, size_bytes))),
-            Check::Damaged(identity) => {
-                self.drop_artifact(digest, identity)?;
-                Ok(None)
-            }
-        }
-    }
-
-    /// Drops an artifact that does not verify, and its handles. `identity` is the file that was judged: one that was
-    /// written since stays.
-    fn drop_artifact(&self, digest: &Digest, identity: Option<Identity>) -> Result<(), StoreError> {
-        let _lock = self.shared.lock(digest);
-        let Some(artifact) = self.catalogue().artifact(digest).cloned() else { return Ok(()) };
-        if self.shared.blobs.identity(digest) != identity {
-            return Ok(());
-        }
-        tracing::warn!(%digest, n_handles = artifact.keys.len(), "a damaged artifact is dropped");
-        Counters::add(&self.shared.counters.n_damaged_dropped);
-        for key in artifact.keys {
-            self.submit(Op::Remove { key, when: When::Names(*digest) }, 64)?;
-        }
-        self.shared.blobs.unlink(digest)
-    }
-
-    fn drop_record(&self, key: &Digest, when: When) -> Result<(), StoreError> {
-        tracing::warn!(%key, "a damaged record is dropped");
-        Counters::add(&self.shared.counters.n_damaged_dropped);
-        let released = self.submit(Op::Remove { key: *key, when }, 64)?;
-        self.collect(key, released)
-    }
-
-    /// Takes back the space of the artifact that `key` no longer names, or notes in its file that it does not.
-    fn collect(&self, key: &Digest, released: Option<Digest>) -> Result<(), StoreError> {
-        let Some(digest) = released else { return Ok(()) };
-        let _lock = self.shared.lock(&digest);
-        let artifact = self.catalogue().artifact(&digest).cloned();
-        let result = match artifact {
-            None => self.shared.blobs.unlink(&digest),
-            Some(artifact) if artifact.keys.contains(key) => Ok(()),
-            Some(artifact) => {
-                let frame = Frame { key: *key, stamp: self.shared.stamp(), json: None };
-                self.shared.blobs.append(&digest, artifact.size_bytes, &frame).map(drop)
-            }
-        };
-        if result.is_err() {
-            self.shared.is_untidy.store(true, Relaxed);
-        }
-        result
-    }
-
-    fn submit(&self, op: Op, n_bytes: usize) -> Result<Option<Digest>, StoreError> {
+    pub(crate) fn submit(&self, op: Op, n_bytes: usize) -> Result<Option<Digest>, StoreError> {
         self.committer.submit(op, n_bytes, |ops| self.apply(ops))
     }
 
     fn apply(&self, ops: &[Op]) -> Result<Vec<Option<Digest>>, StoreError> {
         let mut is_applied = Vec::with_capacity(ops.len());
-        for op in ops {
+        for (i, op) in ops.iter().enumerate() {
             is_applied.push(match op {
+                Op::Put { key, stamp, held: true, .. } if !self.is_still_held(key, *stamp, &ops[..i]) => false,
                 Op::Put { key, record, .. } => {
                     self.index.put_record(key, record)?;
+                    self.index.remove_failure(&key.0)?;
                     true
                 }
                 Op::Remove { key, when } => {
@@ -321,6 +215,24 @@ impl Engine {
                     }
                     is_meant
                 }
+                Op::Fail { key, failure, .. } => {
+                    self.index.put_failure(key, failure)?;
+                    true
+                }
+                Op::Evict { handles } => {
+                    for (key, digest) in handles {
+                        let found = self.index.record(key)?;
+                        let other = found.and_then(|bytes| Record::decode(key, &bytes).map(|record| record.digest));
+                        if other.is_none_or(|other| other == *digest) {
+                            self.index.remove_record(&key.0)?;
+                        }
+                    }
+                    true
+                }
+                Op::Forget { keys } => {
+                    keys.iter().try_for_each(|key| self.index.remove_failure(&key.0))?;
+                    true
+                }
             });
         }
         if let Some(totals) = self.shared.counters.due() {
@@ -328,19 +240,51 @@ impl Engine {
         }
         self.index.flush()?;
 
-        let mut catalogue = self.catalogue();
+        let (mut catalogue, mut failures) = (self.catalogue(), self.failures());
         let effects = ops.iter().zip(is_applied).map(|(op, is_applied)| match op {
-            Op::Put { key, digest, size_bytes, .. } => catalogue.insert(*key, *digest, *size_bytes),
+            Op::Put { digest, .. } if !is_applied => Some(*digest),
+            Op::Put { key, digest, size_bytes, stamp, .. } => {
+                failures.remove(key);
+                self.shared.held().remove(key);
+                catalogue.insert(*key, *digest, *size_bytes, *stamp)
+            }
             Op::Remove { key, .. } if is_applied => catalogue.remove(key),
             Op::Remove { .. } => None,
+            Op::Fail { key, remembered, .. } => {
+                failures.insert(*key, *remembered);
+                None
+            }
+            Op::Evict { handles } => {
+                for (key, digest) in handles {
+                    if catalogue.key(key) == Some(*digest) {
+                        catalogue.remove(key);
+                    }
+                }
+                None
+            }
+            Op::Forget { keys } => {
+                keys.iter().for_each(|key| failures.remove(key));
+                None
+            }
         });
         Ok(effects.collect())
     }
 
+    /// Whether an artifact is still held under `key` since that stamp, and no operation before takes its place.
+    fn is_still_held(&self, key: &Digest, stamp: u64, before: &[Op]) -> bool {
+        let replaces = |op: &Op| matches!(op, Op::Put { key: other, held: false, .. } if other == key);
+        self.shared.held().has(key, stamp) && !before.iter().any(replaces)
+    }
+
     /// Makes everything durable, the counters too; returns what tells this state of the index.
     pub(crate) fn finish(&self) -> Result<Fingerprint, StoreError> {
+        self.save_uses(0)?;
         self.index.put_totals(self.shared.counters.totals())?;
         self.index.flush()?;
         Ok(self.index.scan()?.fingerprint)
     }
+}
+
+fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -12,11 +12,11 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum StoreError {
     /// Another process has the store open.
-    #[error("the store at {} is in use by {owner}", path.display())]
+    #[error("the store at {} is in use by {owner}; end that process first, or name another folder", path.display())]
     Locked {
         /// The store's folder.
         path: PathBuf,
-        /// What the owner wrote about itself: its pid and when it started.
+        /// What the owner wrote about itself: its pid, since when it has the store, and its command line.
         owner: String,
     },
     /// The folder holds something, and it is not a store.
@@ -26,6 +26,20 @@ pub enum StoreError {
         path: PathBuf,
         /// One name found there.
         found: String,
+    },
+    /// There is no store, and none was to be made.
+    #[error("there is no store at {}", path.display())]
+    Absent {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A file is no export that can be read, or an export cannot be made.
+    #[error("cannot use {}: {reason}", path.display())]
+    Archive {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
     },
     /// The artifact's bytes are not those that the handle names.
     #[error("the artifact's digest is {found}, its handle says {expected}")]
@@ -105,6 +119,15 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether the disk is at fault: what was to be written may be written later.
+    pub(crate) fn is_the_disks(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::Io { .. } | Self::Index { .. } | Self::IndexRefused { .. })
+    }
+
+    pub(crate) fn archive(path: impl Into<PathBuf>, reason: String) -> Self {
+        Self::Archive { path: path.into(), reason }
+    }
+
     /// An [`StoreError::Io`], in the order in which `map_err` closures read well.
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();

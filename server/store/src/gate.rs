@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
-use crate::{StoreError, store::panic_text};
+use crate::{StoreError, inner::panic_text};
 
 /// What an operation mostly waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +51,10 @@ impl Gate {
             Err(error) if error.is_panic() => Err(StoreError::Task { reason: panic_text(&*error.into_panic()) }),
             Err(_) => Err(StoreError::Closed),
         }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.all.is_closed()
     }
 
     /// Waits for everything that runs, and lets nothing in any more.

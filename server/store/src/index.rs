@@ -15,11 +15,16 @@ use piecewised_graph::Digest;
 
 use crate::{
     StoreConfig, StoreError,
+    counters::Totals,
+    failures::{self, Remembered},
     layout::sync_dir,
     record::{Record, checksum_of},
 };
 
 const HANDLES: &str = "handles.1";
+/// Artifacts' last uses.
+const ACCESSED: &str = "accessed.1";
+const FAILURES: &str = "failures.1";
 const COUNTERS: &str = "counters.1";
 const TOTALS: &str = "totals";
 /// sled's log, where everything that we store is.
@@ -30,6 +35,8 @@ const LOG_NAME: &str = "db";
 pub(crate) struct Index {
     db: sled::Db,
     handles: sled::Tree,
+    failures: sled::Tree,
+    accessed: sled::Tree,
     counters: sled::Tree,
     log: File,
     n_flushes: AtomicU64,
@@ -52,7 +59,11 @@ pub(crate) struct Scan {
     /// Keys, as stored, of what does not verify.
     pub(crate) damaged: Vec<Vec<u8>>,
     pub(crate) fingerprint: Fingerprint,
-    pub(crate) totals: [u64; 4],
+    /// `None`: one that does not verify.
+    pub(crate) failures: Vec<(Vec<u8>, Option<Remembered>)>,
+    /// Artifacts' last uses; `None`: it is none.
+    pub(crate) accessed: Vec<(Vec<u8>, Option<u64>)>,
+    pub(crate) totals: Totals,
 }
 
 /// Tells whether an index holds the same records as before: the sum of their checksums.
@@ -80,8 +91,9 @@ impl Index {
             .use_compression(false)
             .open()?;
         let (handles, counters) = (db.open_tree(HANDLES)?, db.open_tree(COUNTERS)?);
+        let (failures, accessed) = (db.open_tree(FAILURES)?, db.open_tree(ACCESSED)?);
         let log = File::open(path.join(LOG_NAME)).map_err(StoreError::io("open", path.join(LOG_NAME)))?;
-        let index = Self { db, handles, counters, log, n_flushes: AtomicU64::new(0) };
+        let index = Self { db, handles, failures, accessed, counters, log, n_flushes: AtomicU64::new(0) };
         index.flush()?;
         sync_dir(path)?;
         Ok(index)
@@ -99,6 +111,14 @@ impl Index {
                 continue;
             };
             scan.entries.push(Entry { key, digest, size_bytes, stamp, is_detached: json.is_none() });
+        }
+        for item in &self.failures {
+            let (key, value) = item?;
+            scan.failures.push((key.to_vec(), failures::when(&key, &value)));
+        }
+        for item in &self.accessed {
+            let (digest, value) = item?;
+            scan.accessed.push((digest.to_vec(), value.as_ref().try_into().ok().map(u64::from_le_bytes)));
         }
         if let Some(totals) = self.counters.get(TOTALS)? {
             for (total, bytes) in scan.totals.iter_mut().zip(totals.chunks_exact(8)) {
@@ -122,8 +142,33 @@ impl Index {
         Ok(())
     }
 
+    pub(crate) fn failure(&self, key: &Digest) -> Result<Option<sled::IVec>, StoreError> {
+        Ok(self.failures.get(key.0)?)
+    }
+
+    pub(crate) fn put_failure(&self, key: &Digest, failure: &[u8]) -> Result<(), StoreError> {
+        self.failures.insert(key.0, failure)?;
+        Ok(())
+    }
+
+    pub(crate) fn remove_failure(&self, key: &[u8]) -> Result<(), StoreError> {
+        self.failures.remove(key)?;
+        Ok(())
+    }
+
+    /// Goes to the disk with the next flush, as all that follow.
+    pub(crate) fn put_accessed(&self, digest: &Digest, stamp: u64) -> Result<(), StoreError> {
+        self.accessed.insert(digest.0, &stamp.to_le_bytes())?;
+        Ok(())
+    }
+
+    pub(crate) fn remove_accessed(&self, digest: &[u8]) -> Result<(), StoreError> {
+        self.accessed.remove(digest)?;
+        Ok(())
+    }
+
     /// Goes to the disk with the next flush, ours or sled's own.
-    pub(crate) fn put_totals(&self, totals: [u64; 4]) -> Result<(), StoreError> {
+    pub(crate) fn put_totals(&self, totals: Totals) -> Result<(), StoreError> {
         self.counters.insert(TOTALS, totals.map(u64::to_le_bytes).concat())?;
         Ok(())
     }

@@ -15,11 +15,13 @@ use std::{
 
 use crate::{
     OpenOutcome, StoreConfig, StoreError,
+    counters::Totals,
     engine::{Engine, Shared},
+    evict, failures,
     index::{Index, Scan},
+    inner::panic_text,
     layout::Layout,
     reconcile::reconcile,
-    store::panic_text,
 };
 
 /// How long an index that was just given up may hold on to its files.
@@ -28,7 +30,7 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
 const LEAST_ROOM_BYTES: u64 = 1 << 20;
 
 /// What opening an index took.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Climb {
     pub(crate) outcome: OpenOutcome,
     pub(crate) set_aside: Option<PathBuf>,
@@ -36,7 +38,7 @@ pub(crate) struct Climb {
     pub(crate) n_taken_over: usize,
     pub(crate) n_dropped: usize,
     /// The lifetime counters that the index had.
-    pub(crate) totals: [u64; 4],
+    pub(crate) totals: Totals,
 }
 
 /// Opens the index and matches it with the artifact files. `clean` is the note of the last close.
@@ -51,13 +53,15 @@ pub(crate) fn open(shared: &Arc<Shared>, clean: Option<String>) -> Result<(Engin
             Vec::new()
         }
     };
-    let matched = reconcile(shared, &index, scan, files, clean)?;
+    let mut matched = reconcile(shared, &index, &scan, files, clean)?;
+    let failures = failures::load(shared, &index, scan.failures, &matched.cleared)?;
+    evict::load(shared, &index, scan.accessed, &mut matched.catalogue)?;
     climb.n_taken_over = matched.n_taken_over;
     climb.n_dropped = matched.n_dropped;
     if climb.outcome == OpenOutcome::Fresh && climb.n_taken_over > 0 {
         climb.outcome = OpenOutcome::Rebuilt;
     }
-    Ok((Engine::new(shared.clone(), index, matched.catalogue), climb))
+    Ok((Engine::new(shared.clone(), index, matched.catalogue, failures), climb))
 }
 
 fn climb(layout: &Layout, config: &StoreConfig) -> Result<(Index, Scan, Climb), StoreError> {
@@ -68,7 +72,7 @@ fn climb(layout: &Layout, config: &StoreConfig) -> Result<(Index, Scan, Climb), 
         failures: Vec::new(),
         n_taken_over: 0,
         n_dropped: 0,
-        totals: [0; 4],
+        totals: Totals::default(),
     };
     if let Some((index, scan)) = step(layout, config, &mut climb)? {
         return Ok((index, scan, climb));
@@ -105,7 +109,7 @@ fn step(layout: &Layout, config: &StoreConfig, climb: &mut Climb) -> Result<Opti
 }
 
 /// Opens and reads an index on a thread of its own. A thread that hangs is left behind.
-fn attempt(path: PathBuf, config: &StoreConfig) -> Result<(Index, Scan), StoreError> {
+pub(crate) fn attempt(path: PathBuf, config: &StoreConfig) -> Result<(Index, Scan), StoreError> {
     let (sender, receiver) = mpsc::channel();
     let (timeout, config) = (config.open_timeout, config.clone());
     let work = move || {

@@ -76,30 +76,54 @@ impl Layout {
         self.shard(digest.0[0]).join(digest.to_string())
     }
 
+    pub(crate) fn manifests(&self) -> PathBuf {
+        self.root.join(MANIFESTS_NAME)
+    }
+
     pub(crate) fn manifest(&self, name: &str) -> PathBuf {
-        self.root.join(MANIFESTS_NAME).join(name)
+        self.manifests().join(name)
     }
 
     /// Writes a manifest's file whole. On the disk when it returns.
     pub(crate) fn write_manifest(&self, name: &str, text: &str) -> Result<(), StoreError> {
-        let folder = self.root.join(MANIFESTS_NAME);
+        let folder = self.manifests();
         make_dir(&folder)?;
-        self.write_whole(&folder, name, text)
+        self.write_whole(&folder, name, text).map_err(|error| match error {
+            StoreError::Io { source, .. } if is_full(&source) => self.full(text.len() as u64, 0),
+            error => error,
+        })
+    }
+
+    /// Deletes a manifest's file, for good when it returns. Returns whether it was there.
+    pub(crate) fn remove_manifest(&self, name: &str) -> Result<bool, StoreError> {
+        let path = self.manifest(name);
+        match fs::remove_file(&path) {
+            Ok(()) => sync_dir(&self.manifests()).map(|()| true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(StoreError::io("delete", path)(error)),
+        }
     }
 
     pub(crate) fn tmp(&self) -> PathBuf {
         self.root.join(TMP_NAME)
     }
 
-    /// Creates the folder, or makes sure that what is there is a store or empty.
-    pub(crate) fn claim_root(&self) -> Result<(), StoreError> {
-        make_dir(&self.root)?;
+    /// Makes sure that the folder is a store, or else creates it or takes an empty one, if that is wanted.
+    pub(crate) fn claim_root(&self, create: bool) -> Result<(), StoreError> {
+        if create {
+            make_dir(&self.root)?;
+        } else if !self.root.is_dir() {
+            return Err(StoreError::Absent { path: self.root.clone() });
+        }
         let names = names_in(&self.root)?;
         let has = |name: &str| names.iter().any(|found| found == name);
         let is_store = has(FORMAT_NAME) || (has(INDEX_NAME) && has(ARTIFACTS_NAME));
         let foreign = names.iter().find(|name| !OURS.contains(&name.as_str()) && *name != "lost+found");
         if let (false, Some(found)) = (is_store, foreign) {
             return Err(StoreError::NotAStore { path: self.root.clone(), found: found.clone() });
+        }
+        if !is_store && !create {
+            return Err(StoreError::Absent { path: self.root.clone() });
         }
         let mode = fs::metadata(&self.root).map_err(StoreError::io("stat", &self.root))?.permissions().mode();
         if mode & 0o077 != 0
@@ -228,6 +252,12 @@ impl Layout {
         Ok(())
     }
 
+    /// The error that says that a write of so many bytes did not fit.
+    pub(crate) fn full(&self, needed_bytes: u64, reserve_bytes: u64) -> StoreError {
+        let available_bytes = self.available_bytes().unwrap_or(0);
+        StoreError::Full { path: self.root.clone(), needed_bytes, available_bytes, reserve_bytes }
+    }
+
     pub(crate) fn available_bytes(&self) -> Result<u64, StoreError> {
         let stat =
             rustix::fs::statvfs(&self.root).map_err(|error| StoreError::io("statvfs", &self.root)(error.into()))?;
@@ -255,6 +285,11 @@ impl Layout {
             }
         }
     }
+}
+
+/// Whether the disk, or somebody's share of it, has no room.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Makes the names in a folder survive a power cut.

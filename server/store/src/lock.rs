@@ -42,7 +42,7 @@ impl Lock {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
                 let mut text = String::new();
-                let owner = match Read::take(&mut file, 200).read_to_string(&mut text) {
+                let owner = match Read::take(&mut file, 1000).read_to_string(&mut text) {
                     Ok(n) if n > 0 => text.trim().to_owned(),
                     _ => "another process".to_owned(),
                 };
@@ -50,8 +50,29 @@ impl Lock {
             }
             Err(error) => return Err(StoreError::io("lock", &path)(error.into())),
         }
-        let text = format!("process {} (since {})\n", std::process::id(), utc_stamp(SystemTime::now()));
-        file.set_len(0).and_then(|()| file.write_all(text.as_bytes())).map_err(StoreError::io("write", &path))?;
+        let text = format!(
+            "process {} (since {}): {}\n",
+            std::process::id(),
+            utc_stamp(SystemTime::now()),
+            command_line().unwrap_or_else(|| "its command line cannot be read".to_owned())
+        );
+        if let Err(error) = file.set_len(0).and_then(|()| file.write_all(text.as_bytes())) {
+            // As on a full disk. The lock is held all the same.
+            tracing::warn!(path = %path.display(), %error, "cannot note who has the store open");
+        }
         Ok(Self { _file: file })
     }
+}
+
+/// This process's command line, at most some line of text. Noted when the lock is taken and not looked up by those who find
+/// it taken: in containers these may not see the process, or see another one under its number.
+fn command_line() -> Option<String> {
+    const MAX_CHARS: usize = 200;
+    let bytes = std::fs::read("/proc/self/cmdline").ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let words: Vec<_> = text.trim_end_matches('\0').split('\0').collect();
+    let line: String = words.join(" ").chars().filter(|char| !char.is_control()).collect();
+    let is_long = line.chars().count() > MAX_CHARS;
+    let line: String = line.chars().take(MAX_CHARS).collect();
+    (!line.is_empty()).then(|| if is_long { line + "..." } else { line })
 }

@@ -1,7 +1,7 @@
 //! Reading a verified artifact by offset.
 //!
 //! The digest was checked when the reader was made; a reader keeps its artifact readable when the store drops it in the
-//! meantime. Bytes that change on disk after the check are not noticed here, only a file that got shorter: who fetches
+//! meantime, evictions included. Bytes that change on disk after the check are not noticed here, only a file that got shorter: who fetches
 //! an artifact checks the digest of what arrived.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _, sync::Arc};
@@ -23,13 +23,24 @@ const MAX_READ_BYTES: usize = 8 << 20;
 pub struct ArtifactReader {
     digest: Digest,
     size_bytes: u64,
-    file: Arc<File>,
+    source: Source,
     gate: Arc<Gate>,
+}
+
+#[derive(Debug, Clone)]
+enum Source {
+    File(Arc<File>),
+    /// It is not on the disk yet.
+    Memory(Bytes),
 }
 
 impl ArtifactReader {
     pub(crate) fn new(digest: Digest, file: File, size_bytes: u64, gate: Arc<Gate>) -> Self {
-        Self { digest, size_bytes, file: Arc::new(file), gate }
+        Self { digest, size_bytes, source: Source::File(Arc::new(file)), gate }
+    }
+
+    pub(crate) fn held(digest: Digest, artifact: Bytes, gate: Arc<Gate>) -> Self {
+        Self { digest, size_bytes: artifact.len() as u64, source: Source::Memory(artifact), gate }
     }
 
     /// The artifact's digest.
@@ -54,8 +65,17 @@ impl ArtifactReader {
         if n == 0 {
             return Ok(Bytes::new());
         }
-        let (file, digest) = (self.file.clone(), self.digest);
-        self.gate.run(Kind::Read, move || read(&file, &digest, offset, n)).await
+        match &self.source {
+            Source::File(file) => {
+                let (file, digest) = (file.clone(), self.digest);
+                self.gate.run(Kind::Read, move || read(&file, &digest, offset, n)).await
+            }
+            Source::Memory(_) if self.gate.is_closed() => Err(StoreError::Closed),
+            Source::Memory(artifact) => {
+                let at = usize::try_from(offset).expect("below the length of what is in memory");
+                Ok(artifact.slice(at..at + n))
+            }
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! in order, index and files are known to agree if the index's fingerprint is the noted one and the files' names are
 //! those of its artifacts. Otherwise (a crash, damage, a rebuild; sled may have lost its latest records without a word)
 //! the handles of all files are read: of each key the one with the latest stamp counts, the index is made to say so,
-//! what lost is marked as removed in its file, and files that no key names are deleted. Artifacts' bytes are not read
+//! what lost is marked as removed in its file, and files that neither a key nor a manifest names are deleted. Artifacts' bytes are not read
 //! here; they are verified when they are opened.
 
 use std::{
@@ -21,6 +21,7 @@ use crate::{
     catalogue::Catalogue,
     commit::MAX_GROUP_RECORDS,
     engine::Shared,
+    failures::Remembered,
     index::{Entry, Index, Scan},
     record::{Record, parse_handle},
 };
@@ -34,12 +35,14 @@ pub(crate) struct Matched {
     pub(crate) catalogue: Catalogue,
     pub(crate) n_taken_over: usize,
     pub(crate) n_dropped: usize,
+    /// Keys whose failure went because their artifact, which is newer, was taken over.
+    pub(crate) cleared: HashSet<Digest>,
 }
 
 pub(crate) fn reconcile(
     shared: &Shared,
     index: &Index,
-    scan: Scan,
+    scan: &Scan,
     files: Vec<Digest>,
     clean: Option<String>,
 ) -> Result<Matched, StoreError> {
@@ -48,19 +51,35 @@ pub(crate) fn reconcile(
     }
     let named: HashSet<Digest> = scan.entries.iter().map(|entry| entry.digest).collect();
     let files: HashSet<Digest> = files.into_iter().collect();
-    if scan.damaged.is_empty() && clean == Some(scan.fingerprint.text()) && named == files {
+    if scan.damaged.is_empty() && clean == Some(scan.fingerprint.text()) && named.is_subset(&files) {
         let mut matched = Matched::default();
-        for entry in scan.entries {
-            matched.catalogue.insert(entry.key, entry.digest, entry.size_bytes);
+        for entry in &scan.entries {
+            matched.catalogue.insert(entry.key, entry.digest, entry.size_bytes, entry.stamp);
         }
-        return Ok(matched);
+        if files.difference(&named).all(|digest| adopt_pinned(shared, digest, &mut matched.catalogue)) {
+            return Ok(matched);
+        }
     }
     tracing::info!(n_files = files.len(), "matching the store's index with its artifact files");
     let files = describe_all(shared, &files.into_iter().collect::<Vec<_>>());
     let winners = choose(shared, &scan.entries, &files);
-    let mut matched = apply(index, &scan, &winners, &files)?;
+    let mut matched = apply(index, scan, &winners, &files)?;
     tidy(shared, &winners, &files, &mut matched);
     Ok(matched)
+}
+
+/// Takes in an artifact that no key names, if a manifest does and its file is there.
+fn adopt_pinned(shared: &Shared, digest: &Digest, catalogue: &mut Catalogue) -> bool {
+    if !shared.programs().is_pinned(digest) {
+        return false;
+    }
+    match shared.blobs.describe(digest) {
+        Ok(Some((size_bytes, _))) => {
+            catalogue.adopt(*digest, size_bytes, 0);
+            true
+        }
+        _ => false,
+    }
 }
 
 /// What each file says of itself; `None`: nothing that can be trusted.
@@ -134,8 +153,10 @@ fn apply(
     winners: &HashMap<Digest, Winner<'_>>,
     files: &Files,
 ) -> Result<Matched, StoreError> {
-    let mut batch = Batch { index, n_records: 0 };
+    let mut batch = Batch::new(index);
     let mut matched = Matched::default();
+    let failed: HashMap<&[u8], Remembered> =
+        scan.failures.iter().filter_map(|(key, remembered)| Some((key.as_slice(), (*remembered)?))).collect();
     let mut known = HashMap::new();
     for entry in &scan.entries {
         if winners.contains_key(&entry.key) {
@@ -155,19 +176,24 @@ fn apply(
         {
             let record = Record::new(winner.digest, winner.size_bytes, winner.stamp, json).encode(key);
             batch.did(index.put_record(key, &record))?;
+            if failed.get(&key.0[..]).is_some_and(|failed| failed.stamp < winner.stamp) {
+                batch.did(index.remove_failure(&key.0))?;
+                matched.cleared.insert(*key);
+            }
             matched.n_taken_over += 1;
         }
-        matched.catalogue.insert(*key, winner.digest, winner.size_bytes);
+        matched.catalogue.insert(*key, winner.digest, winner.size_bytes, winner.stamp);
     }
     batch.flush()?;
     Ok(matched)
 }
 
-/// Deletes files that no key names, and marks in the others the handles that lost.
+/// Deletes files that neither a key nor a manifest names, and marks in the others the handles that lost.
 fn tidy(shared: &Shared, winners: &HashMap<Digest, Winner<'_>>, files: &Files, matched: &mut Matched) {
     let note = |result: Result<(), StoreError>| result.unwrap_or_else(|error| untidy(shared, &error));
     for (digest, described) in files {
-        if matched.catalogue.artifact(digest).is_none() {
+        let is_named = matched.catalogue.artifact(digest).is_some();
+        if !is_named && !adopt_pinned(shared, digest, &mut matched.catalogue) {
             matched.n_dropped += usize::from(described.is_none());
             note(shared.blobs.unlink(digest));
             continue;
@@ -181,19 +207,23 @@ fn tidy(shared: &Shared, winners: &HashMap<Digest, Winner<'_>>, files: &Files, m
 }
 
 /// Changes of the index, flushed as often as the index needs it.
-struct Batch<'a> {
+pub(crate) struct Batch<'a> {
     index: &'a Index,
     n_records: usize,
 }
 
-impl Batch<'_> {
-    fn did(&mut self, change: Result<(), StoreError>) -> Result<(), StoreError> {
+impl<'a> Batch<'a> {
+    pub(crate) fn new(index: &'a Index) -> Self {
+        Self { index, n_records: 0 }
+    }
+
+    pub(crate) fn did(&mut self, change: Result<(), StoreError>) -> Result<(), StoreError> {
         change?;
         self.n_records += 1;
         if self.n_records >= MAX_GROUP_RECORDS { self.flush() } else { Ok(()) }
     }
 
-    fn flush(&mut self) -> Result<(), StoreError> {
+    pub(crate) fn flush(&mut self) -> Result<(), StoreError> {
         if self.n_records > 0 {
             self.n_records = 0;
             self.index.flush()?;

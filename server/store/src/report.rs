@@ -3,7 +3,7 @@
 use std::{fmt, path::PathBuf, time::Duration};
 
 /// How the store came up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OpenOutcome {
     /// There was no store; there is an empty one now.
     Fresh,
@@ -13,6 +13,10 @@ pub enum OpenOutcome {
     WithoutSnapshot,
     /// The index was damaged: set aside, and rebuilt from the artifact files.
     Rebuilt,
+    /// The disk is full, or does not let the index be opened: until it does, nothing stored is found, and what is put is held
+    /// in memory.
+    #[default]
+    Unavailable,
     /// The folder held a store of another format version: set aside, and an empty one begun.
     ForeignFormat {
         /// The version found.
@@ -50,6 +54,7 @@ impl fmt::Display for OpenReport {
             OpenOutcome::Existing => write!(f, "as it was")?,
             OpenOutcome::WithoutSnapshot => write!(f, "index recovered without its snapshot")?,
             OpenOutcome::Rebuilt => write!(f, "index rebuilt from the artifacts")?,
+            OpenOutcome::Unavailable => write!(f, "the index cannot be opened for now")?,
             OpenOutcome::ForeignFormat { found } => write!(f, "new, in place of one of format version {found}")?,
         }
         let megabytes = self.artifact_bytes as f64 / 1e6;
@@ -69,6 +74,16 @@ impl fmt::Display for OpenReport {
     }
 }
 
+/// What became of a put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// It survives a power cut.
+    Durable,
+    /// It could not be written, because the disk is full or fails: it is held in memory, served from there, and written
+    /// once that is possible. It does not survive the end of the process.
+    Held,
+}
+
 /// Counters and sizes. Those marked *lifetime* survive a restart; a crash can lose the latest of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StoreStats {
@@ -78,6 +93,14 @@ pub struct StoreStats {
     pub n_artifacts: u64,
     /// Sum of the artifacts' sizes.
     pub artifact_bytes: u64,
+    /// What they are taken to need on the disk; this is what [`StoreConfig::max_bytes`](crate::StoreConfig::max_bytes) bounds.
+    pub disk_bytes: u64,
+    /// The part of it that stored manifests name, and that is never evicted.
+    pub pinned_bytes: u64,
+    /// Stored manifests.
+    pub n_manifests: u64,
+    /// Failures that are remembered.
+    pub n_failures: u64,
     /// Lifetime: lookups that found a handle.
     pub n_hits: u64,
     /// Lifetime: lookups that found none.
@@ -86,6 +109,20 @@ pub struct StoreStats {
     pub n_puts: u64,
     /// Lifetime: records and artifacts dropped because they did not verify.
     pub n_damaged_dropped: u64,
+    /// Lifetime: artifacts evicted, for the budget or for free space.
+    pub n_evicted: u64,
+    /// Lifetime: sum of their sizes.
+    pub evicted_bytes: u64,
+    /// Whether the last write found no room.
+    pub is_full: bool,
+    /// Whether the last write failed otherwise: the disk is read-only, or broken.
+    pub is_failing: bool,
+    /// Artifacts that are held in memory because they could not be written.
+    pub n_held: u64,
+    /// What they take, each with some 4 KiB for its handle.
+    pub held_bytes: u64,
+    /// Since the open: artifacts held that were given up for others.
+    pub n_held_dropped: u64,
     /// Since the open: flushes of the index. Concurrent puts share one.
     pub n_flushes: u64,
     /// Since the open: times the index had to be reopened or rebuilt while running.

@@ -1,4 +1,5 @@
-"""How the ranges of a plan are to be compiled, beside Inductor's own options, and what of it is taken: tuning, specialisation, hints, swap, guards.
+"""How the ranges of a plan are to be compiled, beside Inductor's own options, and what of it is taken: tuning, specialisation, hints, swap, guards,
+priority.
 
 What each means is said once, in the README's table and in ``piecewised/v1/compile_service.proto``.
 """
@@ -16,9 +17,10 @@ TUNINGS = ("fast", "full", "tiered")
 SPECIALISATIONS = ("range", "generic")
 SWAPS = ("auto", "never")
 GUARD_POLICIES = ("dispatch", "strict")
+PRIORITIES = ("interactive", "prefetch", "background")
 
 #: The options that make a Choices.
-CHOICE_OPTIONS = ("tuning", "specialisation", "compile_hints", "swap", "guards")
+CHOICE_OPTIONS = ("tuning", "specialisation", "compile_hints", "swap", "guards", "priority")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Choices:
     #: What follows where compiled code is valid for some calls of a range only: each call decides ("dispatch"), or the range fails
     #: ("strict").
     guards: str = "dispatch"
+    #: What goes before it: nothing ("interactive"), what somebody waits for ("prefetch"), everything ("background": no budget bounds it either).
+    priority: str = "interactive"
 
     @property
     def is_tiered(self) -> bool:
@@ -75,6 +79,7 @@ def parse_choices(given: Mapping[str, Any], entries: Sequence[Entry]) -> Choices
         hints=_hints(given.get("compile_hints"), entries),
         swap=_choice(given, "swap", SWAPS),
         guards=_choice(given, "guards", GUARD_POLICIES),
+        priority=_choice(given, "priority", PRIORITIES),
     )
 
 

@@ -45,14 +45,12 @@ class Request:
     choices: Choices = field(default_factory=Choices)
     #: The GPU that the piece's inputs are on; None: the current one, if any.
     device_index: int | None = None
-    #: Nobody waits for it: what somebody waits for goes first, and no budget bounds it.
-    is_background: bool = False
 
     def tuned(self) -> Request:
         """The request for the tuned code of the same, in the background."""
-        choices = replace(self.choices, tuning="full")
+        choices = replace(self.choices, tuning="full", priority="background")
         options = json.dumps(choices.in_options(json.loads(self.options)))
-        return replace(self, options=options, choices=choices, is_background=True)
+        return replace(self, options=options, choices=choices)
 
     def compile(
         self, client: _core.Client, plan: Plan, program: dict[str, Any] | None = None, stop: _core.Stop | None = None
@@ -65,7 +63,7 @@ class Request:
             stop=stop,
             is_tiered=self.choices.is_tiered,
             is_strict=self.choices.is_strict,
-            is_background=self.is_background,
+            priority=self.choices.priority,
         )
 
     def client(self) -> _core.Client:

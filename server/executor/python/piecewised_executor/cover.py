@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .errors import JobError, OperatorRefused, UnprovenRange, Unsupported
+from .errors import JobError, OperatorRefused, Outside, UnprovenRange, Unsupported
 from .guards import Guards
 from .prove import Interval, Proof, counterexamples, remainder, sizes_to_try
 from .symbols import Symbols
@@ -96,7 +96,7 @@ class Cover:
 
     def failed(self, task: Task, error: JobError) -> None:
         """A compile failed. Raises where the range fails by it."""
-        if self._n_tries == 1 or task.interval is None or isinstance(error, Unsupported):
+        if self._n_tries == 1 or task.interval is None or isinstance(error, (*Outside, Unsupported)):
             raise error
         if isinstance(error, OperatorRefused):
             self._n_compiles -= 1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import re
+
 MAX_MESSAGE_BYTES = 16 * 1024
 
 
@@ -35,6 +38,46 @@ class VerificationFailed(JobError):
     """Code came out, but it does not load as a worker loads it, or gives other values than eager."""
 
     reason = "VERIFICATION_FAILED"
+
+
+class OutOfMemory(JobError):
+    """An allocation failed, on the machine or on the GPU: nothing to hold against the graph, and this process has grown."""
+
+    reason = "OUT_OF_MEMORY"
+
+
+class Interrupted(JobError):
+    """Something from outside ended it: a compiler was killed, the disk is full. Nothing to hold against the graph."""
+
+    reason = "INTERRUPTED"
+
+
+#: What says nothing about the graph: the job is tried again, on an executor that has not grown.
+Outside = (OutOfMemory, Interrupted)
+
+_OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EROFS)
+
+#: How a killed compiler shows in what its driver prints: g++ says the first, a shell the second. Not SIGSEGV, which is the compiler's own
+#: answer to the source.
+_KILLED = re.compile(r"Killed signal terminated program|died with <Signals\.SIG(KILL|TERM)|No space left on device")
+
+
+def from_outside(error: BaseException) -> OutOfMemory | Interrupted | None:
+    """What lies outside the graph where that is what an error comes down to: compilers wrap what they stumble over. None: it is not."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        text = str(cause)
+        # torch.OutOfMemoryError by its name, since this module is imported before torch; the CPU's allocator has no type of its own.
+        is_short = isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError"
+        is_short |= isinstance(cause, OSError) and cause.errno == errno.ENOMEM
+        if is_short or "DefaultCPUAllocator: can't allocate memory" in text:
+            return OutOfMemory(describe(cause))
+        if (isinstance(cause, OSError) and cause.errno in _OUT_OF_ROOM) or _KILLED.search(text):
+            return Interrupted(describe(cause))
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def shorten(message: str, limit: int = MAX_MESSAGE_BYTES) -> str:

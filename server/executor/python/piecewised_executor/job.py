@@ -12,10 +12,11 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import check, program, tune
+from . import check, faults, lease, program, tune
 from .cover import Cover
-from .errors import JobError, Unsupported, describe, shorten
+from .errors import JobError, Outside, Unsupported, describe, from_outside, shorten
 from .guards import Guards
+from .lease import Leases
 from .pack import Container
 from .parts import Job, Part, Recipe, compile_interval, stock_recipe
 from .phases import Phases
@@ -26,18 +27,45 @@ from .runtime.outputs import returns_sequence
 from .trials import Nursery
 
 
-def run(channel: Channel, request: dict[str, Any], nursery: Nursery) -> None:
-    """Answers one `compile` message with `phase`s and then `done` or `failed`; never raises for the job's sake."""
+def run(channel: Channel, request: dict[str, Any], nursery: Nursery, leases: Leases) -> bool:
+    """Answers one `compile` message with `phase`s and then `done` or `failed`; never raises for the job's sake.
+
+    Gives whether this process can take another job. Before the answer everything that the job held is given back, since the daemon
+    counts it as free from then on.
+    """
     job = request.get("job")
+    can_go_on = True
+    blob = b""
     try:
-        fields, artifact = compile_job(request, Phases(channel, job), nursery)
-        channel.send("done", {"job": job, **fields}, artifact)
+        with lease.using(leases):
+            fields, blob = compile_job(request, Phases(channel, job), nursery)
+            # An access outside of a tensor may be noticed by whatever synchronises next.
+            faults.check()
+        name = "done"
+    except faults.DeviceFault as fault:
+        name, fields, can_go_on = "failed", _failure(job, "DEVICE_FAULT", str(fault)), False
     except JobError as error:
-        _fail(channel, job, error.reason, str(error))
+        name, fields, can_go_on = "failed", _failure(job, error.reason, str(error)), not isinstance(error, Outside)
     except Exception as error:
-        _fail(channel, job, "COMPILE_ERROR", f"{describe(error)}\n{traceback.format_exc()}")
-    finally:
-        program.reset()
+        outside = from_outside(error)
+        reason = "COMPILE_ERROR" if outside is None else outside.reason
+        fields = _failure(job, reason, f"{describe(error)}\n{traceback.format_exc()}")
+        name, can_go_on = "failed", outside is None
+    if can_go_on:
+        can_go_on, name, fields, blob = _cleaned(job, name, fields, blob)
+    channel.send(name, {"job": job, **fields}, blob)
+    return can_go_on
+
+
+def _cleaned(job: Any, name: str, fields: dict[str, Any], blob: bytes) -> tuple[bool, str, dict[str, Any], bytes]:
+    """Forgets the job; its answer, or a fault of the GPU that shows only now."""
+    program.reset()
+    try:
+        faults.check()
+        faults.give_back()
+    except (faults.DeviceFault, RuntimeError) as error:
+        return False, "failed", _failure(job, "DEVICE_FAULT", describe(error)), b""
+    return True, name, fields, blob
 
 
 def compile_job(request: dict[str, Any], phases: Phases, nursery: Nursery) -> tuple[dict[str, Any], bytes]:
@@ -160,7 +188,8 @@ def _dispatched_name(graph: dict[str, Any], position: int | None) -> str | None:
     return expr["symbol"]
 
 
-def _fail(channel: Channel, job: Any, reason: str, message: str) -> None:
+def _failure(job: Any, reason: str, message: str) -> dict[str, Any]:
+    """The fields of `failed`; also on stderr, for the log."""
     first_line = message.splitlines()[0] if message else ""
     print(f"piecewised_executor: job {job} failed, {reason}: {first_line}", file=sys.stderr, flush=True)
-    channel.send("failed", {"job": job, "reason": reason, "message": shorten(message)})
+    return {"reason": reason, "message": shorten(message)}

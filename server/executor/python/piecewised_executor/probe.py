@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .protocol import PROTOCOL
@@ -41,11 +41,12 @@ def import_torch() -> float:
             f"{MIN_TORCH[0]}.{MIN_TORCH[1]} or newer; install a newer torch there"
         )
     try:
-        with _without_asking_cuda():
+        with cuda_answers(lambda: any(os.path.exists(path) for path in _DEVICE_FILES)):
             import torch._inductor.compile_fx
 
-            from . import allowlist, check, job, trial
+            from . import allowlist, benchmarks, check, job, trial
 
+            benchmarks.install()
             del allowlist, check, job, trial
     except ImportError as error:
         raise Unusable(f"torch {torch.__version__} of {sys.executable} cannot import Inductor: {error}") from error
@@ -53,35 +54,88 @@ def import_torch() -> float:
 
 
 @contextlib.contextmanager
-def _without_asking_cuda() -> Iterator[None]:
-    """While inside, `torch.cuda.is_available` looks for the driver's device file and not into the driver.
+def cuda_answers(is_available: Callable[[], bool]) -> Iterator[None]:
+    """While inside, `torch.cuda.is_available` is answered without asking the driver.
 
-    Importing Inductor asks it once, to choose how to benchmark; asking the driver would start CUDA, and a process that has
-    done so cannot be forked into one that uses a GPU.
+    Asking it would start CUDA, and a process that has done so cannot be forked into one that uses a GPU. Importing Inductor asks once, to
+    choose how to benchmark: there the driver's device file is answer enough.
     """
     import torch
 
     original = torch.cuda.is_available
-    torch.cuda.is_available = lambda: any(os.path.exists(path) for path in _DEVICE_FILES)
+    torch.cuda.is_available = is_available
     try:
         yield
     finally:
         torch.cuda.is_available = original
 
 
-def ready(import_s: float) -> dict[str, Any]:
-    """The fields of `ready`. Starts CUDA, to see which devices there are."""
+@contextlib.contextmanager
+def without_cuda() -> Iterator[None]:
+    """While inside, this machine has no GPU, as far as Python can tell: what asks for one is refused as it would be without a driver."""
+    import torch
+
+    def refuse() -> None:
+        raise RuntimeError("no GPU is used in this process")
+
+    # Fake tensors ask the driver whether there is a GPU, to do without its guards for good where there is none.
+    replaced = [
+        (torch.cuda, "_lazy_init", refuse),
+        (torch.cuda, "device_count", lambda: 0),
+        (torch._C, "_ensureCUDADeviceGuardSet", lambda: None),
+    ]
+    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced if hasattr(owner, name)]
+    try:
+        for owner, name, value in replaced:
+            setattr(owner, name, value)
+        with cuda_answers(lambda: False):
+            yield
+    finally:
+        for owner, name, original in originals:
+            setattr(owner, name, original)
+
+
+def ready(import_s: float, *, is_known: bool) -> dict[str, Any]:
+    """The fields of `ready`. Without `is_known` they say what this interpreter can do, and CUDA is started to see which devices there are:
+    that takes longer than forking an executor, and is the same for all of them."""
+    base = {"protocol": PROTOCOL, "pid": os.getpid(), "import_s": import_s}
+    if is_known:
+        return base
     from . import allowlist, settings
     from .runtime import fingerprint
 
     return {
-        "protocol": PROTOCOL,
-        "pid": os.getpid(),
+        **base,
         "toolchain": fingerprint.toolchain(),
         "devices": fingerprint.devices(),
+        "gpus": gpus(),
         "functions": allowlist.function_names(),
         "methods": allowlist.method_names(),
         "attributes": allowlist.attribute_names(),
         "options": settings.inductor_options(),
-        "import_s": import_s,
     }
+
+
+def gpus() -> list[dict[str, Any]]:
+    """Every GPU that this process sees: its kind, and the name that CUDA_VISIBLE_DEVICES takes. Starts CUDA."""
+    import torch
+
+    from .runtime import fingerprint
+
+    if not torch.cuda.is_available():
+        return []
+    # Where the operator chose by name (as with a slice of a GPU, whose own properties name the whole), those names are what works.
+    chosen = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    named = chosen if all(name.startswith(("GPU-", "MIG-")) for name in chosen) else []
+    found = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        found.append(
+            {
+                "index": index,
+                "uuid": named[index] if index < len(named) else f"GPU-{properties.uuid}",
+                "kind": fingerprint.cuda_device(index),
+                "memory_bytes": properties.total_memory,
+            }
+        )
+    return found

@@ -27,12 +27,13 @@ import torch._inductor.metrics
 from torch._inductor import codecache, compile_fx, cpp_builder, select_algorithm
 from torch._inductor.codecache import PyCodeCache
 from torch._inductor.output_code import CompiledFxGraph
+from torch._inductor.runtime import cache_dir_utils
 from torch._inductor.select_algorithm import TritonTemplate
 from torch._inductor.standalone_compile import standalone_compile
 from torch._inductor.utils import fresh_cache
 
-from . import direct, settings, winners
-from .errors import CompileError, JobError, Unsupported, describe
+from . import direct, faults, settings, winners
+from .errors import CompileError, JobError, Unsupported, describe, from_outside
 from .rebuild import Rebuilt
 from .runtime import devices, kernels
 
@@ -55,11 +56,16 @@ _PATCHES: dict[str, Any] = {
 # Tables of every choice that was measured, on stderr: the handle has what was chosen.
 select_algorithm.PRINT_AUTOTUNE = False
 
-# Where g++'s precompiled headers lie: a folder that executors share, since making them takes seconds. Inductor takes the
-# folder from TMPDIR, which is each executor's own, and guards it with file locks.
-if _headers := os.environ.get("PIECEWISED_PRECOMPILED_HEADERS"):
-    codecache._HEADER_DIR = _headers
-    codecache._HEADER_LOCK_DIR = os.path.join(_headers, "locks")
+
+def place_headers() -> None:
+    """Says where g++'s precompiled headers lie: in a folder that executors share, since making them takes seconds, where the daemon names one.
+    Inductor's own choice, which it makes when it is imported, is below TMPDIR, which is each executor's. File locks guard either."""
+    own = os.path.join(cache_dir_utils.default_cache_dir(), "precompiled_headers")
+    codecache._HEADER_DIR = os.environ.get("PIECEWISED_PRECOMPILED_HEADERS") or own
+    codecache._HEADER_LOCK_DIR = os.path.join(codecache._HEADER_DIR, "locks")
+
+
+place_headers()
 
 
 @dataclass(frozen=True)
@@ -130,8 +136,11 @@ def compile_program(
             serialized = b"" if found else pickle.dumps((entry, triton_kernels, constant_args))
         except JobError:
             raise
+        except faults.DeviceFault:
+            raise
         except Exception as error:
-            raise CompileError(describe(error)) from error
+            faults.check()
+            raise (from_outside(error) or CompileError(describe(error))) from error
         contents = {digest: Path(path).read_bytes() for digest, path in recorded.items()}
     return Program(found, serialized, {} if found else files, contents, gpu_kernels)
 

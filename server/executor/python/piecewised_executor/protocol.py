@@ -10,7 +10,7 @@ import struct
 import threading
 from typing import Any, BinaryIO
 
-PROTOCOL = 2
+PROTOCOL = 3
 # A graph of the largest size that the daemon accepts is far below it; what is above is not a frame.
 MAX_JSON_BYTES = 1 << 30
 
@@ -25,20 +25,21 @@ class Channel:
     """One direction of reading and one of writing."""
 
     def __init__(self, reader: BinaryIO, writer: BinaryIO) -> None:
-        self._reader = reader
+        #: What is read from.
+        self.reader = reader
         self._writer = writer
         self._lock = threading.Lock()
 
     def receive(self) -> tuple[str, dict[str, Any], bytes] | None:
         """The next frame as (message name, fields, blob); None at the end of the stream. Blocks."""
-        header = self._reader.read(_HEADER.size)
+        header = self.reader.read(_HEADER.size)
         if len(header) < _HEADER.size:
             return None
         json_len, blob_len = _HEADER.unpack(header)
         if json_len > MAX_JSON_BYTES or blob_len > MAX_JSON_BYTES:
             raise ProtocolError(f"a frame of {json_len} + {blob_len} bytes")
-        text = self._reader.read(json_len)
-        blob = self._reader.read(blob_len)
+        text = self.reader.read(json_len)
+        blob = self.reader.read(blob_len)
         if len(text) < json_len or len(blob) < blob_len:
             return None
         try:

@@ -92,7 +92,9 @@ def torch_settings(settings: dict[str, Any]) -> Iterator[None]:
 
 
 def compile_threads() -> int:
-    """How many compilers to run at once: as many as this process may use CPUs, within reason."""
+    """How many compilers to run at once: as many as the daemon says, else as many as this process may use CPUs, within reason."""
+    if (n := os.environ.get("TORCHINDUCTOR_COMPILE_THREADS", "")).isdecimal():
+        return max(1, int(n))
     return max(1, min(len(os.sched_getaffinity(0)), 32))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from . import inputs
+from . import faults, inputs, lease
 from .errors import describe
 
 _SHARE_OF_MEMORY = 0.5
@@ -55,7 +55,8 @@ class Settler:
         size = self._size
         while True:
             try:
-                self._call(compiled, size)
+                with lease.running("cuda"):
+                    self._call(compiled, size)
             except torch.OutOfMemoryError as error:
                 torch.cuda.empty_cache()
                 if size is None or size // 2 < self._low:
@@ -64,6 +65,7 @@ class Settler:
                 size //= 2
                 continue
             except Exception as error:
+                faults.check()
                 # Whether the code is right is found out elsewhere; here it only could not be timed.
                 self.note = f"autotuning is not settled, a call with made-up inputs failed: {describe(error)[:300]}"
             if not self.note and size != self._size:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from . import compare, inputs, settings, timing
+from . import compare, inputs, lease, settings, timing
 from .errors import OperatorRefused, VerificationFailed, describe
 from .points import Picker, Point
 from .rebuild import Rebuilt
@@ -88,6 +88,7 @@ class Trial:
         self.precision: str = request["torch"].get("float32_matmul_precision", "highest")
         self.notes: list[str] = []
         self.integer_bounds: list[int] = list(request["integer_bounds"])
+        self.compares: bool = request["compare"]
         # Seconds of one eager call, by elements of the dispatched dimension: what larger sizes are estimated from.
         self.eager_s: tuple[int, float] | None = None
 
@@ -184,11 +185,16 @@ def _check(trial: Trial, fake: Rebuilt, point: Point) -> dict[str, Any] | None:
     case, expected, eager_s = made
     if size is not None and (trial.eager_s is None or size > trial.eager_s[0]):
         trial.eager_s = (size, eager_s)
+    call = artifact.callable(point)
     ours = inputs.copied(case)
     torch.manual_seed(_SEED)
     try:
-        returned = compare.flatten(artifact.callable(point)(*ours.arguments))
-        _synchronise(trial.device_type)
+        with lease.running(trial.device_type):
+            returned = compare.flatten(call(*ours.arguments))
+            _synchronise(trial.device_type)
+    except torch.OutOfMemoryError as error:
+        trial.note(f"the compiled code ran out of memory{_at(point)}: {describe(error)[:200]}")
+        return None
     except Exception as error:
         raise VerificationFailed(
             f"the compiled code fails{_at(point)}, where eager does not: {describe(error)}"
@@ -218,8 +224,9 @@ def _eager(trial: Trial, fake: Rebuilt, point: Point) -> tuple[inputs.Case, list
         case = inputs.make_case(fake, point.size, _SEED, trial.integer_bounds[0])
         started = time.monotonic()
         try:
-            expected = _call_eager(inputs.copied(case), _SEED)
-            _synchronise(trial.device_type)
+            with lease.running(trial.device_type):
+                expected = _call_eager(inputs.copied(case), _SEED)
+                _synchronise(trial.device_type)
             return case, expected, time.monotonic() - started
         except torch.OutOfMemoryError as error:
             trial.note(f"eager ran out of memory{_at(point)}: {describe(error)[:200]}")
@@ -265,7 +272,9 @@ def _measure(trial: Trial, fake: Rebuilt, point: Point, latencies: list[list[Any
     case = inputs.make_case(fake, size, _SEED, bound)
     calls = [trial.artifacts[i].callable(point) for i in positions]
     try:
-        medians = timing.medians_us(calls, case.arguments, trial.device_type, seconds)
+        # Latencies in a handle are for people, and a CPU has other users anyhow; what tuning chooses by is timed alone.
+        with lease.timing(trial.device_type, is_tuning=not trial.compares):
+            medians = timing.medians_us(calls, case.arguments, trial.device_type, seconds)
     except Exception as error:
         trial.note(f"not timed{_at(point)}: {describe(error)[:300]}")
         return

@@ -9,7 +9,8 @@ Where importing torch has started CUDA (it should not, but a build may), a forke
 an interpreter of its own, which takes the seconds of an import, and says so once.
 
 Wire: frames of `protocol.Channel` on a socket pair. The executor sends `try`, the child answers `started` and `result`,
-the nursery `ended` when the child is gone.
+the nursery `ended` when the child is gone. In between the child may send `lease`, which the executor answers with `leased`, and
+`release`. The nursery also guards the executor's group (`guard`).
 """
 
 from __future__ import annotations
@@ -24,11 +25,16 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
-from .errors import VerificationFailed, describe
+from . import lease
+from .errors import Interrupted, VerificationFailed, describe
+from .guard import Guard
+from .lease import Leases
 from .protocol import Channel
 
 # What starts a process, by the names of Python's audit events.
@@ -43,16 +49,17 @@ class TrialDied(VerificationFailed):
 class Nursery:
     """The executor's side. One trial at a time."""
 
-    def __init__(self) -> None:
-        """Forks. To be called while the process has imported torch and not yet started CUDA."""
+    def __init__(self, stdin: int) -> None:
+        """Forks. To be called while the process has imported torch and not yet started CUDA. `stdin`: the pipe from the daemon."""
         ours, theirs = socket.socketpair()
+        leader = os.getpid()
         with warnings.catch_warnings():
             # One other thread exists, which only reads a pipe that the child closes.
             warnings.simplefilter("ignore", DeprecationWarning)
             self.pid = os.fork()
         if self.pid == 0:
             ours.close()
-            _run_nursery(theirs)
+            _run_nursery(theirs, Guard(stdin, leader))
             os._exit(0)
         theirs.close()
         self._socket = ours
@@ -74,7 +81,9 @@ class Nursery:
                         "piecewised_executor: importing torch started CUDA; trials take an import each", file=sys.stderr
                     )
                 self._can_fork = False
-                result = _in_a_fresh_interpreter(request, deadline_s)
+                # Such a process has no way to ask: it has the GPU for itself all the time.
+                with lease.holding(lease.EXCLUSIVE):
+                    result = _in_a_fresh_interpreter(request, deadline_s)
         if (problem := result.get("failed")) is not None:
             raise VerificationFailed(problem)
         return result
@@ -82,25 +91,65 @@ class Nursery:
     def _exchange(self, request: dict[str, Any], deadline_s: float) -> dict[str, Any]:
         self._channel.send("try", request)
         result: dict[str, Any] | None = None
-        overdue = threading.Event()
-        timer: threading.Timer | None = None
-        try:
+        # The trial has no way to the daemon: its leases are this process's, and end with it.
+        with contextlib.ExitStack() as leased, contextlib.closing(_Deadline(deadline_s)) as deadline:
             while (frame := self._channel.receive()) is not None:
                 name, fields, _ = frame
                 if name == "started":
-                    timer = threading.Timer(deadline_s, _kill, [fields["pid"], overdue])
-                    timer.start()
+                    deadline.start(fields["pid"])
+                elif name == "lease":
+                    with deadline.stopped():
+                        leased.enter_context(lease.holding(fields["mode"]))
+                    self._channel.send("leased", {})
+                elif name == "release":
+                    leased.close()
                 elif name == "result":
                     result = fields
                 elif result is not None:
                     return result
                 else:
-                    how = f"did not end within {deadline_s:.0f} s" if overdue.is_set() else _ending(fields["status"])
-                    raise TrialDied(f"the process that loaded and ran the artifact {how}")
-        finally:
-            if timer is not None:
-                timer.cancel()
-        raise TrialDied("the process that tries artifacts is gone")
+                    raise _died(fields["status"], deadline_s if deadline.is_over else None)
+        raise Interrupted("the process that tries artifacts is gone")
+
+
+class _Deadline:
+    """Kills a trial that takes longer than `seconds`, in which waiting for a lease does not count."""
+
+    def __init__(self, seconds: float) -> None:
+        self.is_over = False
+        self._left = seconds
+        self._pid: int | None = None
+        self._timer: threading.Timer | None = None
+        self._since = 0.0
+
+    def start(self, pid: int) -> None:
+        """From now on the time of `pid` runs."""
+        self._pid = pid
+        self._since = time.monotonic()
+        self._timer = threading.Timer(max(self._left, 0.0), self._end)
+        self._timer.start()
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Stands still while inside."""
+        self.close()
+        self._left -= time.monotonic() - self._since
+        yield
+        if self._pid is not None:
+            self.start(self._pid)
+
+    def close(self) -> None:
+        """The time runs no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            # Should it be under way: `pid` is only this child's for as long as its end was not told.
+            self._timer.join()
+
+    def _end(self) -> None:
+        self.is_over = True
+        # The nursery reaps it only after it has ended, and tells before it starts another: the number is still the child's.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid or 0, signal.SIGKILL)
 
 
 def _in_a_fresh_interpreter(request: dict[str, Any], deadline_s: float) -> dict[str, Any]:
@@ -138,11 +187,14 @@ def main(folder: str) -> None:
         json.dump(result, file)
 
 
-def _kill(pid: int, overdue: threading.Event) -> None:
-    overdue.set()
-    # The nursery reaps it only after it has ended, and tells before it starts another: the number is still the child's.
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+def _died(status: int, overdue_s: float | None) -> TrialDied | Interrupted:
+    """What the end of a trial without a result means. Code does not kill itself with SIGKILL: somebody did, or the system for want of
+    memory."""
+    if overdue_s is not None:
+        return TrialDied(f"the process that loaded and ran the artifact did not end within {overdue_s:.0f} s")
+    how = f"the process that loaded and ran the artifact {_ending(status)}"
+    is_from_outside = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGTERM)
+    return Interrupted(how) if is_from_outside else TrialDied(how)
 
 
 def _ending(status: int) -> str:
@@ -152,11 +204,14 @@ def _ending(status: int) -> str:
     return f"ended with exit code {os.WEXITSTATUS(status)}"
 
 
-def _run_nursery(link: socket.socket) -> None:
+def _run_nursery(link: socket.socket, guard: Guard) -> None:
     """Forks a child for each request until the executor is gone."""
-    _close_all_but(link.fileno())
+    _close_all_but(link.fileno(), guard.fd)
     channel = Channel(link.makefile("rb"), link.makefile("wb"))
-    while (frame := channel.receive()) is not None:
+    while True:
+        guard.wait_for(link.fileno())
+        if (frame := channel.receive()) is None:
+            return
         _, request, _ = frame
         # Its own folder, removed here because the child may die in any way.
         folder = tempfile.mkdtemp(prefix="piecewised-trial-")
@@ -164,7 +219,7 @@ def _run_nursery(link: socket.socket) -> None:
         if child == 0:
             _run_trial(channel, request, folder)
             os._exit(0)
-        _, status = os.waitpid(child, 0)
+        status = guard.wait_for_end_of(child)
         shutil.rmtree(folder, ignore_errors=True)
         try:
             channel.send("ended", {"status": status})
@@ -172,11 +227,11 @@ def _run_nursery(link: socket.socket) -> None:
             return
 
 
-def _close_all_but(keep: int) -> None:
-    """Closes the executor's pipes and whatever else it had open, but for standard streams and one socket."""
+def _close_all_but(*keep: int) -> None:
+    """Closes the executor's pipes and whatever else it had open, but for standard streams and what is to be kept."""
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
-        if fd > 2 and fd != keep:
+        if fd > 2 and fd not in keep:
             with contextlib.suppress(OSError):
                 os.close(fd)
 
@@ -185,11 +240,19 @@ def _run_trial(channel: Channel, request: dict[str, Any], folder: str) -> None:
     try:
         channel.send("started", {"pid": os.getpid()})
         _isolate(folder)
-        channel.send("result", _result(request))
+        with lease.using(Leases(lambda mode: _ask(channel, mode), lambda: channel.send("release", {}))):
+            result = _result(request)
+        channel.send("result", result)
     finally:
         sys.stderr.flush()
         # Neither the parent's exit handlers nor destructors: they belong to what the parent has.
         os._exit(0)
+
+
+def _ask(channel: Channel, mode: str) -> None:
+    channel.send("lease", {"mode": mode})
+    if channel.receive() is None:
+        raise EOFError("the executor is gone")
 
 
 def _result(request: dict[str, Any]) -> dict[str, Any]:

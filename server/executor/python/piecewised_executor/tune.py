@@ -23,7 +23,7 @@ from typing import Any
 
 from . import check
 from .choose import CPU, GPU, Measured, choose
-from .errors import JobError, describe
+from .errors import Interrupted, JobError, describe
 from .pack import Container
 from .parts import Job, Part, Recipe, compile_interval, stock_recipe
 from .prove import Interval, remainder
@@ -99,6 +99,8 @@ def tune(job: Job, nursery: Nursery, whole: Interval | None) -> Tuned:
         is_first = not tuned.candidates
         try:
             candidates = _compile_all(job, interval, _MAX_CANDIDATES - len(tuned.candidates))
+        except Interrupted:
+            raise
         except JobError:
             if is_first:
                 raise
@@ -175,6 +177,9 @@ def _compile_all(job: Job, interval: Interval | None, room: int) -> list[Candida
             intervals = part.proof.intervals or ([interval] if interval is not None else [])
             failure = "" if _is_proven(part) else "its code is right under guards only, so that it is not compared"
             candidates.append(Candidate(recipe, part.seconds, part, intervals, failure))
+        except Interrupted:
+            # Whatever this one would have been: a try without it would choose differently.
+            raise
         except JobError as error:
             # The narrowed code's own words are the ones that a caller without tuning would hear.
             first = error if first is None or recipe.name == "range" else first

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod real;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -9,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use piecewised_executor::{CompileJob, Executor, ExecutorConfig};
+use piecewised_executor::{CompileJob, Executor, ExecutorConfig, Placement};
 use piecewised_graph::request::{ArtifactFormat, CompileOptions, DeviceKind};
 use piecewised_plan::Range;
 use tempfile::TempDir;
@@ -35,7 +37,7 @@ pub(crate) fn misbehaving(start: &str) -> (ExecutorConfig, TempDir) {
 /// A running misbehaving.
 pub(crate) async fn started() -> (Executor, TempDir) {
     let (config, root) = misbehaving("ready");
-    (Executor::spawn(&config).await.unwrap(), root)
+    (Executor::spawn(&config, &Placement::default()).await.unwrap(), root)
 }
 
 /// A job that tells the misbehaving what to do.
@@ -50,6 +52,7 @@ pub(crate) fn job(id: &str) -> CompileJob {
         format: ArtifactFormat::Inductor,
         device: DeviceKind { r#type: "cpu".into(), name: "misbehaving".into(), capability: String::new() },
         verify: false,
+        deadline: Duration::from_secs(3600),
     }
 }
 
@@ -80,5 +83,6 @@ pub(crate) async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
 /// Waits until nothing is left of an executor: neither a process of its group nor a file of its own.
 pub(crate) async fn nothing_left(group: u32, root: &TempDir) {
     eventually("no process of the group is left", || members(group).is_empty()).await;
-    eventually("no folder is left", || fs::read_dir(root.path()).unwrap().next().is_none()).await;
+    let folders = || fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    eventually("no folder is left", || folders().is_empty()).await;
 }

@@ -33,7 +33,7 @@ async fn the_same_key_put_and_read_by_many_ends_in_one_of_the_puts() {
                             );
                         }
                     }
-                    _ => store.put(handle(key, artifact), artifact.clone()).await.unwrap(),
+                    _ => drop(store.put(handle(key, artifact), artifact.clone()).await.unwrap()),
                 }
             }
         });

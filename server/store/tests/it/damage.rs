@@ -10,12 +10,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use piecewised_graph::Handle;
-use piecewised_store::Store;
+use piecewised_graph::{Handle, Manifest, ManifestPiece};
+use piecewised_store::{FailureRecord, OpenReport, Store, StoreConfig};
 use tokio::task::JoinSet;
 
 use crate::support::{
-    Dice, artifact, assert_stored, config, copy_tree, files_below, handle, key, long_handle, memory_dir, open, read,
+    self, Dice, artifact, assert_stored, copy_tree, files_below, handle, key, long_handle, memory_dir, read,
 };
 
 const N_KEYS: u64 = 60;
@@ -38,10 +38,43 @@ async fn put_all(store: &Store) {
     while let Some(result) = puts.join_next().await {
         result.unwrap();
     }
+    store.put_manifest(program()).await.unwrap();
+    for n in FAILED {
+        store.put_failure(&key(n), failure(n)).await.unwrap();
+    }
+}
+
+/// Keys without an artifact, that failed.
+const FAILED: std::ops::Range<u64> = 1000..1010;
+
+/// Old enough to be the same each time, and remembered all the same: see [`config`].
+fn failure(n: u64) -> FailureRecord {
+    FailureRecord { reason: "COMPILE_ERROR".into(), message: "no".repeat(500), failed_unix_ms: n }
+}
+
+fn program() -> Manifest {
+    let handles = vec![stored(1).0, stored(9).0];
+    Manifest {
+        program: "model".parse().unwrap(),
+        toolchain: handles[0].toolchain.clone(),
+        devices: vec![handles[0].device.clone()],
+        pieces: vec![ManifestPiece { index: 0, entries: vec![], handles }],
+        n_distinct_pieces: 1,
+        created_unix_ms: 5,
+    }
+}
+
+fn config(path: &Path) -> StoreConfig {
+    let open_timeout = Duration::from_secs(5);
+    StoreConfig { failure_ttl: Duration::MAX, open_timeout, ..support::config(path) }
+}
+
+async fn open(path: &Path) -> (Store, OpenReport) {
+    Store::open(config(path)).await.unwrap()
 }
 
 /// Does something bad to a file.
-fn damage(path: &Path, dice: &mut Dice) {
+pub(crate) fn damage(path: &Path, dice: &mut Dice) {
     let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
     let len = file.metadata().unwrap().len();
     let at = dice.below(len);
@@ -97,9 +130,7 @@ async fn damage_at_rest_costs_at_most_what_it_hit() {
             damage(target, &mut dice);
         }
         let context = format!("round {round}, damaged {targets:?}");
-        let mut config = config(&path);
-        config.open_timeout = Duration::from_secs(5);
-        let (store, report) = Store::open(config).await.unwrap_or_else(|error| panic!("{context}: {error}"));
+        let (store, report) = Store::open(config(&path)).await.unwrap_or_else(|error| panic!("{context}: {error}"));
         for n in 0..N_KEYS {
             let (handle, artifact) = stored(n);
             let found = store.get(&handle.key).await.unwrap_or_else(|error| panic!("{context}: {error}"));
@@ -110,9 +141,20 @@ async fn damage_at_rest_costs_at_most_what_it_hit() {
                 assert!(found.is_some() && bytes.is_some(), "{context}: key {n} is lost, {report:?}");
             }
         }
+        let manifest = store.get_manifest(&program().program).await.unwrap();
+        assert!(manifest.as_ref().is_none_or(|found| *found == program()), "{context}");
+        assert!(manifest.is_some() || !only_index, "{context}: the manifest is lost");
+        for n in FAILED {
+            let found = store.get_failure(&key(n)).await.unwrap();
+            assert!(found.is_none_or(|found| found == failure(n)), "{context}: failure {n}");
+        }
         put_all(&store).await;
         store.close().await.unwrap();
         let (store, report) = open(&path).await;
+        assert_eq!(store.get_manifest(&program().program).await.unwrap(), Some(program()), "{context}");
+        for n in FAILED {
+            assert_eq!(store.get_failure(&key(n)).await.unwrap(), Some(failure(n)), "{context}");
+        }
         assert_eq!(report.n_handles as u64, N_KEYS, "{context}: {report:?}");
         for n in 0..N_KEYS {
             let (handle, artifact) = stored(n);

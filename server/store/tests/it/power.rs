@@ -11,11 +11,12 @@ use std::{
     path::Path,
 };
 
+use piecewised_store::Stored;
 use tempfile::tempdir;
 
 use crate::{
     crash::{check, start_writer},
-    support::{Dice, Mount, run, skipped},
+    support::{Dice, Mount, assert_stored, bytes, handle, key, open, run, skipped},
 };
 
 /// `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH`. A line in the journal says when: an fsync that is under way at
@@ -72,4 +73,43 @@ async fn nothing_acknowledged_is_lost_by_a_power_cut() {
         journal = found;
         run("umount", [disk.path()]).unwrap();
     }
+}
+
+/// The disk goes away under an open store: what is compiled from then on is served from memory, and what was durable is
+/// there when the disk is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_goes_away_does_not_cost_a_compile() {
+    let dir = tempdir().unwrap();
+    let image = dir.path().join("image");
+    if let Err(why) = prepare(&image) {
+        return skipped("a disk that goes away", &why);
+    }
+    let disk = mount(&image).unwrap();
+    let path = disk.path().join("store");
+    let (store, _) = open(&path).await;
+    let (old, new) = (bytes(1, 50_000), bytes(2, 50_000));
+    store.put(handle(key(1), &old), old.clone()).await.unwrap();
+    cut(disk.path(), &dir.path().join("journal")).unwrap();
+
+    assert_eq!(store.put(handle(key(2), &new), new.clone()).await.unwrap(), Stored::Held);
+    for _ in 0..3 {
+        assert_stored(&store, &handle(key(2), &new), &new).await;
+        // Found or not, but answered.
+        let found = store.get(&key(1)).await.unwrap();
+        assert!(found.is_none_or(|found| found == handle(key(1), &old)));
+        assert_eq!(store.get(&key(3)).await.unwrap(), None);
+        assert_eq!(store.get_failure(&key(3)).await.unwrap(), None);
+    }
+    let stats = store.stats();
+    assert_eq!((stats.is_full, stats.is_failing, stats.n_held), (false, true, 1));
+    // It cannot be closed well any more; it ends all the same.
+    let _ = store.close().await;
+    let unmounted = run("umount", [disk.path()]).or_else(|_| run("umount", ["-l".as_ref(), disk.path().as_os_str()]));
+    unmounted.unwrap();
+
+    let disk = mount(&image).unwrap();
+    let (store, report) = open(&disk.path().join("store")).await;
+    assert_eq!(report.n_dropped, 0, "{report}");
+    assert_stored(&store, &handle(key(1), &old), &old).await;
+    store.close().await.unwrap();
 }

@@ -52,7 +52,7 @@ def ready(**other):
         "executable": sys.executable,
     }
     fields = {
-        "protocol": 2,
+        "protocol": 3,
         "pid": os.getpid(),
         "toolchain": toolchain,
         "devices": [{"type": "cpu", "name": "misbehaving", "capability": ""}],
@@ -86,6 +86,12 @@ def leave_children():
             time.sleep(600)
         os._exit(0)
     os.waitpid(child, 0)
+
+
+def lease(job, mode):
+    send("lease", {"job": job["job"], "mode": mode})
+    name, fields = receive()
+    assert (name, fields) == ("leased", {"job": job["job"]}), (name, fields)
 
 
 def forever():
@@ -157,6 +163,40 @@ def act(job):
     elif what == "outside":
         done(job, segments=[{"range": [1, 17], "entry": "e0"}])
         forever()
+    elif what == "leases":
+        for mode in ("shared", "exclusive"):
+            lease(job, mode)
+            os.write(2, b"holding a lease\n")
+            send("release", {"job": job["job"]})
+        lease(job, "exclusive")
+        done(job)
+    elif what == "leased and dead":
+        lease(job, "exclusive")
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "never leased":
+        lease(job, "exclusive")
+        done(job)
+    elif what == "leased twice":
+        lease(job, "shared")
+        lease(job, "exclusive")
+    elif what == "released":
+        send("release", {"job": job["job"]})
+        forever()
+    elif what == "device fault":
+        send("failed", {"job": job["job"], "reason": "DEVICE_FAULT", "message": "an illegal memory access"})
+        forever()
+    elif what == "no allocation":
+        send("failed", {"job": job["job"], "reason": "OUT_OF_MEMORY", "message": "tried to allocate 80 GiB"})
+        forever()
+    elif what == "grow":
+        hold = "import time; held = bytearray(b'x' * (480 << 20)); time.sleep(600)"
+        subprocess.Popen([sys.executable, "-c", hold])
+        forever()
+    elif what == "peak":
+        held = bytearray(b"x" * (160 << 20))
+        time.sleep(1)
+        del held
+        done(job)
     elif what == "unverified":
         done(job)
         forever()

@@ -1,0 +1,29 @@
+//! Where an executor runs and what it may take: decided by the scheduler, for each executor apart.
+
+use piecewised_graph::request::DeviceKind;
+use serde::Deserialize;
+
+/// One GPU of this machine, as a process with the daemon's environment sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
+pub struct Gpu {
+    /// Its position among the GPUs that are visible to the daemon. It names the GPU for people; [`Gpu::uuid`] is what does not move.
+    pub index: u32,
+    /// "GPU-…" or "MIG-…", as `CUDA_VISIBLE_DEVICES` takes it.
+    pub uuid: String,
+    /// What it is to a key.
+    pub kind: DeviceKind,
+    /// All of its memory, in bytes, free or not.
+    pub memory_bytes: u64,
+}
+
+/// Where an executor runs, and what it may take. The default restricts nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Placement {
+    /// The only GPU that it sees, as its `cuda:0`; none: those that the daemon sees.
+    pub gpu: Option<Gpu>,
+    /// Processes that Inductor compiles kernels with; none: as the config has it.
+    pub n_compile_threads: Option<usize>,
+    /// What its whole process group may hold of the machine's memory, in bytes, with shared pages counted in shares; none: no limit.
+    /// A group that holds more is killed.
+    pub max_memory_bytes: Option<u64>,
+}
