@@ -35,7 +35,8 @@ endpoint, folder, graphs = sys.argv[1], sys.argv[2], json.load(open(sys.argv[3])
 print("ready", flush=True); sys.stdin.readline()
 started = time.monotonic()
 client = _core.Client(endpoint, cache_dir=folder)
-options = json.dumps({"torch": {"num_threads": 1}})
+torch = {"default_dtype": "float32", "float32_matmul_precision": "highest", "deterministic_algorithms": False, "num_threads": 1}
+options = json.dumps({"torch": torch | {"autocast": []}})
 streams = [client.compile(json.dumps(graph), [(2, 16), (17, 512)], [], options) for graph in graphs]
 for stream in streams:
     for event in map(json.loads, stream):

@@ -149,6 +149,12 @@ def check_all(client: Client, acknowledged: Acknowledged, n_latest: int | None) 
         assert client.manifest(name).manifest_digest == acknowledged.manifests[name]
 
 
+def something_new(acknowledged: Acknowledged, threads: list[threading.Thread]) -> Callable[[], bool]:
+    """Whether more was acknowledged since, or nobody is left who asks."""
+    n_before = len(acknowledged.handles)
+    return lambda: len(acknowledged.handles) > n_before or not any(thread.is_alive() for thread in threads)
+
+
 def family(pid: int) -> list[int]:
     """A process's descendants."""
     return [descendant for child in children(pid) for descendant in [child, *family(child)]]
@@ -174,11 +180,7 @@ def test_kill_nine_of_the_daemon_under_mixed_load(tmp_path: pathlib.Path) -> Non
                 thread.start()
             if round_ % 3 == 0:
                 # Else a kill may come before the first compile is through, which takes seconds after a start.
-                n_before = len(acknowledged.handles)
-                until(
-                    lambda: len(acknowledged.handles) > n_before or not any(map(threading.Thread.is_alive, threads)),
-                    "a result",
-                )  # noqa: B023
+                until(something_new(acknowledged, threads), "a result")
                 time.sleep(dice.uniform(0, 2))
             else:
                 time.sleep(dice.uniform(0.1, 6))
