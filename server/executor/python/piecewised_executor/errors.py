@@ -59,7 +59,9 @@ _OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFIL
 
 #: How a killed compiler shows in what its driver prints: g++ says the first, a shell the second. Not SIGSEGV, which is the compiler's own
 #: answer to the source.
-_KILLED = re.compile(r"Killed signal terminated program|died with <Signals\.SIG(KILL|TERM)|No space left on device")
+_KILLED = re.compile(
+    r"Killed signal terminated program|terminated with signal (9|15)\b|died with <Signals\.SIG(KILL|TERM)|No space left on device"
+)
 
 
 def from_outside(error: BaseException) -> OutOfMemory | Interrupted | None:
