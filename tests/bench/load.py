@@ -25,6 +25,17 @@ sys.path.insert(0, str(ROOT / "tests/python"))
 import executor_harness as h  # noqa: E402
 import torch  # noqa: E402
 
+# What both ways end with, once `run` is loaded.
+_CALL = """
+loaded = time.perf_counter()
+args = torch.load(sys.argv[3], weights_only=False)
+called = time.perf_counter()
+with torch.no_grad():
+    result = run(*args)
+first = time.perf_counter() - called
+print(json.dumps({"load_ms": (loaded - started) * 1e3, "first_call_ms": first * 1e3}))
+"""
+
 _OURS = """
 import json, sys, time, types
 import torch
@@ -36,13 +47,6 @@ sys.addaudithook(refuse)
 started = time.perf_counter()
 from piecewised.runtime.load import load_entry
 run = load_entry(sys.argv[1], "e0")
-loaded = time.perf_counter()
-args = torch.load(sys.argv[3], weights_only=False)
-called = time.perf_counter()
-with torch.no_grad():
-    result = run(*args)
-first = time.perf_counter() - called
-print(json.dumps({"load_ms": (loaded - started) * 1e3, "first_call_ms": first * 1e3}))
 """
 
 _STOCK = """
@@ -52,13 +56,6 @@ from torch._inductor.standalone_compile import AOTCompiledArtifact
 data = open(sys.argv[1], "rb").read()
 started = time.perf_counter()
 run = AOTCompiledArtifact.deserialize(data)
-loaded = time.perf_counter()
-args = torch.load(sys.argv[3], weights_only=False)
-called = time.perf_counter()
-with torch.no_grad():
-    result = run(*args)
-first = time.perf_counter() - called
-print(json.dumps({"load_ms": (loaded - started) * 1e3, "first_call_ms": first * 1e3}))
 """
 
 
@@ -116,8 +113,8 @@ def main() -> None:
         torch.save([8 if isinstance(value, torch.SymInt) else next(values) for value in inputs], call)
         rows: dict[str, list[dict[str, float]]] = {"ours": [], "stock": []}
         for _ in range(rounds):
-            rows["ours"].append(run(_OURS, ours, str(h.CLIENT_SOURCE / "piecewised"), str(call), bare=True))
-            rows["stock"].append(run(_STOCK, data, "", str(call), bare=False))
+            rows["ours"].append(run(_OURS + _CALL, ours, str(h.CLIENT_SOURCE / "piecewised"), str(call), bare=True))
+            rows["stock"].append(run(_STOCK + _CALL, data, "", str(call), bare=False))
     print(f"artifact {len(blob)} bytes; {rounds} rounds")
     for what in ("load_ms", "first_call_ms"):
         medians = {name: statistics.median(row[what] for row in found) for name, found in rows.items()}

@@ -25,6 +25,7 @@ sys.path[:0] = [str(HERE.parents[0] / "python"), str(HERE)]
 
 import service_harness  # noqa: E402 - found by the line above
 from bench import chain_graph, machine  # noqa: E402
+from processes import stat  # noqa: E402
 from service_harness import Daemon  # noqa: E402
 
 # A worker: connects, asks for every piece of a model, fetches and unpacks all of it, and ends. Importing torch is not what is measured.
@@ -118,11 +119,10 @@ def cpu_seconds(daemon: Daemon) -> float:
     ticks = os.sysconf("SC_CLK_TCK")
 
     def of(pid: int) -> float:
-        try:
-            stat = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
+        fields = stat(pid)
+        if fields is None:
             return 0.0
-        return sum(map(int, stat[11:15])) / ticks + sum(map(of, service_harness.children(pid)))
+        return sum(map(int, fields[11:15])) / ticks + sum(map(of, service_harness.children(pid)))
 
     return of(daemon.process.pid)
 

@@ -361,3 +361,11 @@ def output_node(value: Any) -> dict[str, Any]:
 
 def ref(name: str) -> dict[str, Any]:
     return {"node": name}
+
+
+def one_kernel(function: str = "torch.exp") -> dict[str, Any]:
+    """A graph of one small kernel over `x: f32[s0, 64]`, for sizes from 2 up: every candidate is a compile of its own."""
+    n = symbol("s0")
+    x = tensor_input("x", [n, number(64)], [number(64), number(1)])
+    nodes = [int_input("n", n), x, function_node("y", function, ref("x")), output_node({"tuple": [ref("y")]})]
+    return {"nodes": nodes, "symbols": [{"name": "s0", "hint": 8, "min": 2}]}

@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 from google.protobuf import descriptor_pool, json_format, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from processes import stat
 
 DAEMON = pathlib.Path(os.environ.get("PIECEWISED_TEST_DAEMON", "target/debug/piecewised")).resolve()
 SERVICE = "piecewised.v1.CompileService"
@@ -94,17 +95,9 @@ class Daemon:
 
 
 def children(parent: int) -> list[int]:
-    """Direct children of a process."""
-    found = []
-    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        try:
-            # pid (comm) state ppid ...; the name may hold anything, so look behind its last parenthesis.
-            ppid = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
-            continue
-        if ppid == parent:
-            found.append(int(stat.parent.name))
-    return found
+    """Direct children of a process, zombies too."""
+    pids = [int(entry.name) for entry in pathlib.Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in pids if (fields := stat(pid)) is not None and int(fields[1]) == parent]
 
 
 def command_line(pid: int) -> str:
@@ -113,14 +106,6 @@ def command_line(pid: int) -> str:
         return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return ""
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; a zombie doesn't."""
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 class Client:

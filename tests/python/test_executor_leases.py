@@ -11,16 +11,7 @@ from piecewised_executor import benchmarks, lease
 from piecewised_executor.lease import EXCLUSIVE, SHARED, Leases
 from torch._inductor.runtime import benchmarking
 
-N = h.symbol("s0")
-EXP: dict[str, Any] = {
-    "nodes": [
-        h.int_input("n", N),
-        h.tensor_input("x", [N, h.number(64)], [h.number(64), h.number(1)]),
-        h.function_node("y", "torch.exp", h.ref("x")),
-        h.output_node({"tuple": [h.ref("y")]}),
-    ],
-    "symbols": [{"name": "s0", "hint": 8, "min": 2}],
-}
+EXP = h.one_kernel()
 JOB: dict[str, Any] = {"range": [2, 16], "dispatch_argument": 0, "hint": 8}
 
 

@@ -16,16 +16,7 @@ from piecewised_executor.choose import CPU, Measured, choose
 
 N = h.symbol("s0")
 
-# One small kernel: every candidate is a compile of its own.
-EXP: dict[str, Any] = {
-    "nodes": [
-        h.int_input("n", N),
-        h.tensor_input("x", [N, h.number(64)], [h.number(64), h.number(1)]),
-        h.function_node("y", "torch.exp", h.ref("x")),
-        h.output_node({"tuple": [h.ref("y")]}),
-    ],
-    "symbols": [{"name": "s0", "hint": 8, "min": 2}],
-}
+EXP = h.one_kernel()
 
 # The transposed view that has other strides at size 1 only: proven from 2 up.
 FROM_TWO: dict[str, Any] = {

@@ -6,25 +6,14 @@ import hashlib
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import executor_harness as h
 import pytest
 import torch
-
-N = h.symbol("s0")
-ROWS = h.tensor_input("x", [N, h.number(64)], [h.number(64), h.number(1)])
-
-
-def graph(function: str) -> dict[str, Any]:
-    """One small kernel."""
-    y = h.function_node("y", function, h.ref("x"))
-    nodes = [h.int_input("n", N), ROWS, y, h.output_node({"tuple": [h.ref("y")]})]
-    return {"nodes": nodes, "symbols": [{"name": "s0", "hint": 8, "min": 2}]}
-
+from processes import members, until
 
 JOB: dict[str, Any] = {"range": [2, 16], "dispatch_argument": 0, "hint": 8}
 
@@ -47,27 +36,6 @@ def status(pid: int, name: str) -> str:
     raise KeyError(name)
 
 
-def members(group: int) -> list[int]:
-    """The living processes of a group."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[2]) == group and fields[0] != "Z":
-                found.append(int(entry.name))
-    return found
-
-
-def eventually(what: str, so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not so():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.01)
-
-
 def test_it_has_one_thread_and_does_not_collect_what_it_shares(zygote: h.Zygote) -> None:
     assert status(zygote.process.pid, "Threads") == "1"
     name, fields = zygote.ask("check", {})
@@ -83,7 +51,7 @@ def test_forked_and_started_executors_make_the_same_artifact(zygote: h.Zygote, e
     assert {**ready, "pid": 0, "import_s": 0} == {**expected, "pid": 0, "import_s": 0}
     digests = []
     for process in (forked, executor, again, forked):
-        message, fields, blob = process.compile(graph("torch.exp"), **JOB)
+        message, fields, blob = process.compile(h.one_kernel("torch.exp"), **JOB)
         assert message == "done", fields
         assert fields["verification"]["outcome"] == "passed"
         digests.append(hashlib.sha256(blob).hexdigest())
@@ -114,12 +82,12 @@ def test_each_has_its_own_surroundings(zygote: h.Zygote) -> None:
 def test_the_end_of_the_pipe_ends_the_whole_group_in_the_middle_of_a_compile(zygote: h.Zygote) -> None:
     forked = zygote.fork()
     forked.hello(is_known=True)
-    forked.send("compile", job=1, graph=graph("torch.cos"), options={}, format="inductor", verify=False,
+    forked.send("compile", job=1, graph=h.one_kernel("torch.cos"), options={}, format="inductor", verify=False,
                 device=h.cpu_device(), **JOB)  # fmt: skip
-    eventually("a compiler runs", lambda: len(members(forked.pid)) > 2)
+    until(lambda: len(members(forked.pid)) > 2, "a compiler runs")
     forked.stdin.close()
     assert forked.ended() == -signal.SIGKILL
-    eventually("the group is gone", lambda: members(forked.pid) == [])
+    until(lambda: members(forked.pid) == [], "the group is gone")
 
 
 def test_an_executor_that_is_stuck_is_ended_with_the_daemon_too(zygote: h.Zygote) -> None:
@@ -127,10 +95,10 @@ def test_an_executor_that_is_stuck_is_ended_with_the_daemon_too(zygote: h.Zygote
     forked.hello(is_known=True)
     # As one is that waits in native code with the interpreter's lock: its own thread cannot see the pipe's end.
     os.kill(forked.pid, signal.SIGSTOP)
-    eventually("it stands still", lambda: status(forked.pid, "State") == "T")
+    until(lambda: status(forked.pid, "State") == "T", "it stands still")
     forked.stdin.close()
     assert forked.ended() == -signal.SIGKILL
-    eventually("the group is gone", lambda: members(forked.pid) == [])
+    until(lambda: members(forked.pid) == [], "the group is gone")
 
 
 def test_what_is_forked_outlives_the_zygote() -> None:
@@ -139,7 +107,7 @@ def test_what_is_forked_outlives_the_zygote() -> None:
         forked.hello(is_known=True)
         zygote.process.kill()
         zygote.process.wait()
-        message, fields, _ = forked.compile(graph("torch.sin"), **JOB)
+        message, fields, _ = forked.compile(h.one_kernel("torch.sin"), **JOB)
         assert message == "done", fields
 
 

@@ -8,12 +8,12 @@ import itertools
 import os
 import pathlib
 import signal
-import time
 from collections.abc import Iterator
 
 import grpc
 import pytest
-from service_harness import Client, Daemon, children, is_alive, results, small_request
+from processes import is_alive, until
+from service_harness import Client, Daemon, children, results, small_request
 
 
 @pytest.fixture
@@ -25,14 +25,6 @@ def daemon(service_daemon: Daemon) -> Daemon:
 def client(daemon: Daemon) -> Iterator[Client]:
     with Client(daemon.endpoint) as client:
         yield client
-
-
-def until(condition: object, what: str, seconds: float = 60) -> None:
-    """Waits for something that another process does."""
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.02)
 
 
 def test_capabilities(client: Client) -> None:

@@ -24,7 +24,8 @@ from typing import Any
 import grpc
 import pytest
 from piecewised import _core
-from service_harness import Client, Daemon, children, command_line, is_alive, results, small_request
+from processes import descendants, is_alive, until
+from service_harness import Client, Daemon, command_line, results, small_request
 
 DAEMON_KILL_ROUNDS = int(os.environ.get("PIECEWISED_TEST_DAEMON_KILL_ROUNDS", "3"))
 EXECUTOR_KILLS = int(os.environ.get("PIECEWISED_TEST_EXECUTOR_KILLS", "4"))
@@ -37,14 +38,6 @@ COMPILED = re.compile(r"job\{id=\S+ key=(\S+).*compiled")
 def say_the_seed() -> None:
     """So that a failure can be tried again."""
     print(f"PIECEWISED_TEST_LOAD_SEED={SEED}")
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
-    """Waits for something that another process does."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.02)
 
 
 def test_sixty_four_clients_sixteen_keys_and_random_cancellations(tmp_path: pathlib.Path) -> None:
@@ -155,11 +148,6 @@ def something_new(acknowledged: Acknowledged, threads: list[threading.Thread]) -
     return lambda: len(acknowledged.handles) > n_before or not any(thread.is_alive() for thread in threads)
 
 
-def family(pid: int) -> list[int]:
-    """A process's descendants."""
-    return [descendant for child in children(pid) for descendant in [child, *family(child)]]
-
-
 def test_kill_nine_of_the_daemon_under_mixed_load(tmp_path: pathlib.Path) -> None:
     """Whatever was acknowledged before a kill is there and whole after it, nothing of the dead daemon is left, and the next one serves."""
     acknowledged = Acknowledged()
@@ -180,17 +168,17 @@ def test_kill_nine_of_the_daemon_under_mixed_load(tmp_path: pathlib.Path) -> Non
                 thread.start()
             if round_ % 3 == 0:
                 # Else a kill may come before the first compile is through, which takes seconds after a start.
-                until(something_new(acknowledged, threads), "a result")
+                until(something_new(acknowledged, threads), "a result", 120)
                 time.sleep(dice.uniform(0, 2))
             else:
                 time.sleep(dice.uniform(0.1, 6))
-            descendants = family(daemon.process.pid)
+            started = descendants(daemon.process.pid)
             daemon.kill()
         for thread in threads:
             thread.join()
         for loader in loaders:
             assert loader.problem is None, loader.problem
-        until(lambda: not any(map(is_alive, descendants)), "what the dead daemon started ends")  # noqa: B023 - called at once
+        until(lambda: not any(map(is_alive, started)), "what the dead daemon started ends", 120)  # noqa: B023 - called at once
     # Digests too, with the client that workers use.
     with daemon.start(), Client(daemon.endpoint) as client:
         check_all(client, acknowledged, None)
@@ -238,7 +226,7 @@ def test_executors_killed_at_random_under_load(tmp_path: pathlib.Path) -> None:
             while n_killed < EXECUTOR_KILLS and not any(one.done() for one in asking):
                 time.sleep(dice.uniform(0, 2))
                 # The zygote and trials are fair game too; compilers where that is asked for (PIECEWISED_TEST_KILL_COMPILERS=1).
-                victims = family(daemon.process.pid)  # type: ignore[union-attr]
+                victims = list(descendants(daemon.process.pid))  # type: ignore[union-attr]
                 if not os.environ.get("PIECEWISED_TEST_KILL_COMPILERS"):
                     victims = [pid for pid in victims if "piecewised_executor" in command_line(pid)]
                 if victims:
@@ -344,6 +332,6 @@ def test_clients_that_vanish_in_the_middle_of_a_fetch_leave_nothing_behind(large
             [sys.executable, "-c", READER, *arguments], stdout=subprocess.PIPE, text=True, check=False
         )
         assert (done.stdout, done.returncode) == ("reading\n", -signal.SIGKILL)
-    until(lambda: n_of_artifacts() == 0, "the artifact's file is closed")
+    until(lambda: n_of_artifacts() == 0, "the artifact's file is closed", 120)
     with Client(daemon.endpoint) as client:
         assert sum(len(chunk.data) for chunk in client.fetch(handle.digest)) == handle.size_bytes

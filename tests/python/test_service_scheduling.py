@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import pathlib
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import grpc
 import pytest
-from service_harness import Client, Daemon, is_alive, node, results, small_request
-
-
-def until(condition: Any, what: str, seconds: float = 60) -> None:
-    """Waits for something that another process does."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.02)
+from processes import is_alive, until
+from service_harness import Client, Daemon, node, results, small_request
 
 
 @pytest.fixture(scope="module")

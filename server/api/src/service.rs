@@ -78,8 +78,8 @@ impl CompileService for Compiler {
         let key = request.into_inner().key;
         let key = match key.len() {
             0 => None,
-            _ => Some(<[u8; 32]>::try_from(key.as_slice()).map(Digest).map_err(|_| {
-                let message = format!("a key has 32 bytes, this one {}; copy it from Failed.key", key.len());
+            _ => Some(Digest::from_slice(&key).map_err(|error| {
+                let message = format!("{error}; copy it from Failed.key");
                 ApiError::new(Code::InvalidArgument, "BAD_KEY", message).with("field", "key")
             })?),
         };

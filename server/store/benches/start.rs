@@ -12,54 +12,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use piecewised_graph::{
-    Digest, Handle, Segment, Timings,
-    request::{ArtifactFormat, DeviceKind, Toolchain},
-};
 use piecewised_store::{Store, StoreConfig};
 use tokio::task::JoinSet;
 
-fn key(n: u64) -> Digest {
-    Digest::of(&n.to_le_bytes())
-}
+// What the tests make handles and artifacts with.
+#[path = "../tests/it/support.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
+mod support;
 
-fn artifact(n: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    blake3::Hasher::new().update(&n.to_le_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
-}
-
-fn handle(n: u64, artifact: &[u8]) -> Handle {
-    Handle {
-        key: key(n),
-        graph_digest: Digest::of(b"graph"),
-        range: None,
-        digest: Digest::of(artifact),
-        size_bytes: artifact.len() as u64,
-        format: ArtifactFormat::Inductor,
-        toolchain: Toolchain {
-            fingerprint: Digest::of(b"toolchain").to_string(),
-            python_version: "3.11".into(),
-            torch_version: "2.11.0+cu130".into(),
-            torch_git_version: "70d99e998b4955e0049d13a98d77ae1b14db1f45".into(),
-            triton_version: "3.6.0".into(),
-            cuda_version: "13.0".into(),
-            executable: "/usr/bin/python3".into(),
-        },
-        device: DeviceKind { r#type: "cuda".into(), name: "NVIDIA H200".into(), capability: "9.0".into() },
-        segments: vec![Segment { range: None, entry: "whole".into(), guards: Vec::new() }],
-        dispatch_argument: Some(0),
-        hint: Some(16),
-        returns_tuple: true,
-        n_arguments: 7,
-        timings: Timings::default(),
-        created_unix_ms: 1_760_000_000_000,
-        guard_symbols: Vec::new(),
-        verification: Default::default(),
-        tuning: Default::default(),
-        latencies: Vec::new(),
-    }
-}
+use support::{bytes, handle, key};
 
 async fn fill(path: &Path, n_artifacts: u64, len: usize) {
     let (store, _) = Store::open(StoreConfig::new(path)).await.unwrap();
@@ -68,8 +29,8 @@ async fn fill(path: &Path, n_artifacts: u64, len: usize) {
         let store = store.clone();
         writers.spawn(async move {
             for n in (writer..n_artifacts).step_by(4) {
-                let artifact = artifact(n, len);
-                store.put(handle(n, &artifact), artifact.into()).await.unwrap();
+                let artifact = bytes(n, len);
+                store.put(handle(key(n), &artifact), artifact).await.unwrap();
             }
         });
     }

@@ -94,6 +94,17 @@ def serve(channel: Channel, inbox: Inbox, stdin: int, import_s: float, *, is_kno
             os._exit(1)
 
 
+def greeted(channel: Channel) -> dict[str, Any] | None:
+    """The fields of the daemon's first frame. None: it is gone, or speaks another version, which it was told."""
+    frame = channel.receive()
+    if frame is None:
+        return None
+    if problem := wrong_version(frame[0], frame[1]):
+        channel.send("unusable", {"reason": problem})
+        return None
+    return frame[1]
+
+
 def wrong_version(name: str, fields: dict[str, Any]) -> str:
     """Empty where the first message is the `hello` of this protocol, else what to say about it."""
     if name == "hello" and fields.get("protocol") == PROTOCOL:

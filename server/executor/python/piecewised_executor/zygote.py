@@ -30,7 +30,7 @@ from typing import Any
 
 from .probe import without_cuda
 from .protocol import Channel
-from .serve import Inbox, serve, set_standard_streams, wrong_version
+from .serve import Inbox, greeted, serve, set_standard_streams
 
 _N_STREAMS = 3
 _HEADER = struct.Struct(">IQ")
@@ -44,11 +44,7 @@ def main() -> None:
     control = socket.socket(fileno=os.dup(0))
     set_standard_streams()
     channel = Channel(_Reader(control), control.makefile("wb"))
-    frame = channel.receive()
-    if frame is None:
-        return
-    if problem := wrong_version(frame[0], frame[1]):
-        channel.send("unusable", {"reason": problem})
+    if greeted(channel) is None:
         return
 
     # numpy's linear algebra would start threads when it is imported. Nothing here calculates with it.
@@ -224,14 +220,11 @@ def _be_executor(fds: list[int], environment: bytes, import_s: float) -> None:
 
     warm.forget()
     channel = Channel(os.fdopen(stdin, "rb"), os.fdopen(stdout, "wb"))
-    frame = channel.receive()
-    if frame is None:
-        return
-    if problem := wrong_version(frame[0], frame[1]):
-        channel.send("unusable", {"reason": problem})
+    fields = greeted(channel)
+    if fields is None:
         return
     inbox = Inbox(channel)
-    serve(channel, inbox, stdin, import_s, is_known=bool(frame[1].get("is_known")))
+    serve(channel, inbox, stdin, import_s, is_known=bool(fields.get("is_known")))
 
 
 if __name__ == "__main__":
