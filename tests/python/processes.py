@@ -49,6 +49,14 @@ def descendants(root: int) -> set[int]:
     return found
 
 
+def command_line(pid: int) -> str:
+    """The command line of a process; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
 def until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
     """Waits for something that another process does."""
     deadline = time.monotonic() + seconds

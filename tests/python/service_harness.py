@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 from google.protobuf import descriptor_pool, json_format, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from processes import stat
+from processes import command_line, stat
 
 DAEMON = pathlib.Path(os.environ.get("PIECEWISED_TEST_DAEMON", "target/debug/piecewised")).resolve()
 SERVICE = "piecewised.v1.CompileService"
@@ -98,14 +98,6 @@ def children(parent: int) -> list[int]:
     """Direct children of a process, zombies too."""
     pids = [int(entry.name) for entry in pathlib.Path("/proc").iterdir() if entry.name.isdigit()]
     return [pid for pid in pids if (fields := stat(pid)) is not None and int(fields[1]) == parent]
-
-
-def command_line(pid: int) -> str:
-    """The command line of a process; empty if it is gone."""
-    try:
-        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
 
 
 class Client:

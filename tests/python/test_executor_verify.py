@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 
 import executor_harness as h
 import pytest
+from processes import command_line, descendants
 
 N = h.symbol("s0")
 
@@ -244,6 +246,23 @@ def tried(executor: h.Executor, tmp_path_factory: pytest.TempPathFactory) -> dic
 def test_a_changed_artifact(tried: dict[str, str], name: str, words: list[str]) -> None:
     for word in words:
         assert word in tried[name], tried[name]
+
+
+@pytest.mark.parametrize("phase", ["compile", "verify"])
+def test_the_end_of_the_process_that_tries_artifacts_says_nothing_about_the_graph(phase: str) -> None:
+    """Killed before it is asked, or while it is: the daemon is told to try elsewhere, not that the graph does not compile."""
+    with h.Executor() as process:
+        process.hello()
+        (nursery,) = [pid for pid in descendants(process.process.pid) if "piecewised_executor" in command_line(pid)]
+
+        def kill(entered: str) -> None:
+            if entered == phase:
+                os.kill(nursery, signal.SIGKILL)
+
+        process.on_phase = kill
+        message, fields, _ = process.compile(TANH, **DYNAMIC)
+        assert (message, fields["reason"]) == ("failed", "INTERRUPTED"), fields
+        assert process.ended() == 1
 
 
 def test_where_a_fork_cannot_use_the_gpu_each_trial_is_an_interpreter(executor: h.Executor, tmp_path: Path) -> None:

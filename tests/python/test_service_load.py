@@ -25,7 +25,7 @@ import grpc
 import pytest
 from piecewised import _core
 from processes import descendants, is_alive, until
-from service_harness import Client, Daemon, command_line, results, small_request
+from service_harness import Client, Daemon, results, small_request
 
 DAEMON_KILL_ROUNDS = int(os.environ.get("PIECEWISED_TEST_DAEMON_KILL_ROUNDS", "3"))
 EXECUTOR_KILLS = int(os.environ.get("PIECEWISED_TEST_EXECUTOR_KILLS", "4"))
@@ -225,10 +225,8 @@ def test_executors_killed_at_random_under_load(tmp_path: pathlib.Path) -> None:
             asking = [pool.submit(ask, number) for number in range(4)]
             while n_killed < EXECUTOR_KILLS and not any(one.done() for one in asking):
                 time.sleep(dice.uniform(0, 2))
-                # The zygote and trials are fair game too; compilers where that is asked for (PIECEWISED_TEST_KILL_COMPILERS=1).
+                # The zygote, trials and compilers are fair game too.
                 victims = list(descendants(daemon.process.pid))  # type: ignore[union-attr]
-                if not os.environ.get("PIECEWISED_TEST_KILL_COMPILERS"):
-                    victims = [pid for pid in victims if "piecewised_executor" in command_line(pid)]
                 if victims:
                     n_killed += 1
                     try:

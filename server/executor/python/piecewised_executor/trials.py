@@ -35,7 +35,7 @@ from . import lease
 from .errors import Interrupted, VerificationFailed, describe
 from .guard import Guard
 from .lease import Leases
-from .protocol import Channel
+from .protocol import Channel, ProtocolError
 
 # What starts a process, by the names of Python's audit events.
 _REQUEST, _RESULT = "request.json", "result.json"
@@ -74,7 +74,7 @@ class Nursery:
         found wrong.
         """
         with self._lock:
-            result = self._exchange(request, deadline_s) if self._can_fork else {"cuda_is_lost": True}
+            result = self._ask_nursery(request, deadline_s) if self._can_fork else {"cuda_is_lost": True}
             if result.get("cuda_is_lost"):
                 if self._can_fork:
                     print(
@@ -87,6 +87,13 @@ class Nursery:
         if (problem := result.get("failed")) is not None:
             raise VerificationFailed(problem)
         return result
+
+    def _ask_nursery(self, request: dict[str, Any], deadline_s: float) -> dict[str, Any]:
+        try:
+            return self._exchange(request, deadline_s)
+        except (OSError, ProtocolError) as error:
+            # It was killed: before it was asked, with the question unread, or within a frame.
+            raise Interrupted(f"the process that tries artifacts is gone: {describe(error)}") from error
 
     def _exchange(self, request: dict[str, Any], deadline_s: float) -> dict[str, Any]:
         self._channel.send("try", request)
