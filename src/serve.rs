@@ -1,7 +1,7 @@
 //! `piecewised serve`: puts the parts together, runs them, and takes them apart in the right order.
 //!
 //! Up: private folder, sockets, store, scheduler, services; the toolchain is looked for meanwhile, since importing torch takes
-//! seconds and hits need none. Down: no new calls; running jobs get their time; executors end; the store is closed; the private
+//! seconds, or taken as it was found the last time. Down: no new calls; running jobs get their time; executors end; the store is closed; the private
 //! folder and the socket file go.
 
 use std::{io::Write, sync::Arc, time::Duration};
@@ -49,7 +49,13 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
 
     let (status, toolchain) = watch::channel(ToolchainStatus::Probing);
     let scheduler = Scheduler::start(scheduler_config(&config), store.clone(), toolchain);
-    let probe = AbortOnDropHandle::new(tokio::spawn(probe(Arc::clone(&config), executors, scheduler.clone(), status)));
+    let probe = AbortOnDropHandle::new(tokio::spawn(probe(
+        Arc::clone(&config),
+        executors,
+        scheduler.clone(),
+        store.clone(),
+        status,
+    )));
 
     announce(&config, &listeners);
     let result = serve(listeners, scheduler, store.clone(), &config, probe, &shutdown).await;
@@ -125,9 +131,10 @@ async fn probe(
     config: Arc<Config>,
     executors: ExecutorConfig,
     scheduler: Scheduler,
+    store: Store,
     status: watch::Sender<ToolchainStatus>,
 ) -> Result<(), NoToolchain> {
-    toolchain::find(&config, &executors, &scheduler, &status).await?;
+    toolchain::find(&config, &executors, &scheduler, &store, &status).await?;
     status.closed().await;
     Ok(())
 }

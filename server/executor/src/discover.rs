@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::{Executor, ExecutorConfig, ExecutorError, Launcher, Placement};
+use crate::{Executor, ExecutorConfig, ExecutorError, Launcher};
 
 /// How often an interpreter is tried whose processes are killed before they can say anything.
 const MAX_TRIES: u32 = 3;
@@ -56,14 +56,8 @@ pub struct NoToolchain {
 /// # Errors
 /// [`NoToolchain`] where none works.
 pub async fn find_python(explicit: Option<&Path>, config: &ExecutorConfig) -> Result<Found, NoToolchain> {
-    let path = config.environment.get(OsStr::new("PATH")).map(|path| path.as_os_str());
-    let candidates = match explicit {
-        // A bare name that is nowhere on PATH is tried all the same: the failure says so.
-        Some(python) => vec![look_up(python, path).unwrap_or_else(|| python.to_owned())],
-        None => candidates(path),
-    };
     let mut rejected = Vec::new();
-    for python in candidates {
+    for python in candidates(explicit, config) {
         tracing::debug!(python = %python.display(), "trying an interpreter");
         let launcher = Launcher::new(Arc::new(config.with_python(&python)));
         match prove(&launcher).await {
@@ -74,18 +68,31 @@ pub async fn find_python(explicit: Option<&Path>, config: &ExecutorConfig) -> Re
     Err(NoToolchain { explicit: explicit.map(Path::to_owned), rejected })
 }
 
+/// The interpreters to try, in this order.
+pub(crate) fn candidates(explicit: Option<&Path>, config: &ExecutorConfig) -> Vec<PathBuf> {
+    let path = config.environment.get(OsStr::new("PATH")).map(|path| path.as_os_str());
+    match explicit {
+        // A bare name that is nowhere on PATH is tried all the same: the failure says so.
+        Some(python) => vec![look_up(python, path).unwrap_or_else(|| python.to_owned())],
+        None => on_path(path),
+    }
+}
+
 /// Starts an executor, which proves the interpreter. One that is killed meanwhile (by the kernel for want of memory, by an operator's
 /// mistake) proves nothing, and a daemon must not end for it.
-async fn prove(launcher: &Launcher) -> Result<Executor, ExecutorError> {
+///
+/// # Errors
+/// As [`Launcher::prove`].
+pub async fn prove(launcher: &Launcher) -> Result<Executor, ExecutorError> {
     for _ in 1..MAX_TRIES {
-        match launcher.launch(&Placement::default()).await {
+        match launcher.prove().await {
             Err(error @ ExecutorError::NotReady { was_killed: true, .. }) => {
                 tracing::warn!("trying the interpreter again: {error}");
             }
             result => return result,
         }
     }
-    launcher.launch(&Placement::default()).await
+    launcher.prove().await
 }
 
 /// The reason without the interpreter's name, which stands before it.
@@ -115,7 +122,7 @@ fn look_up(python: &Path, path: Option<&OsStr>) -> Option<PathBuf> {
 
 /// Every interpreter on `PATH` in the order to try. The same file under two names in one folder is tried once; the same file in
 /// two folders is not the same, since a virtual environment is known by where it is called from.
-fn candidates(path: Option<&OsStr>) -> Vec<PathBuf> {
+fn on_path(path: Option<&OsStr>) -> Vec<PathBuf> {
     let mut seen = HashSet::new();
     ["python3", "python"]
         .iter()
@@ -184,9 +191,9 @@ mod tests {
         program(&root.path().join("d"), "python3", 0o644); // Not a program.
         let path = format!("{0}/a:relative:{0}/b:{0}/c:{0}/d:{0}/b:{0}/missing", root.path().display());
 
-        let found = candidates(Some(OsStr::new(&path)));
+        let found = on_path(Some(OsStr::new(&path)));
         assert_eq!(found, [b.join("python3"), c.join("python3"), a.join("python")]);
-        assert_eq!(candidates(None), Vec::<PathBuf>::new());
+        assert_eq!(on_path(None), Vec::<PathBuf>::new());
         assert_eq!(look_up(Path::new("python3"), Some(OsStr::new(&path))), Some(b.join("python3")));
         assert_eq!(look_up(Path::new("./python3"), Some(OsStr::new(&path))), None);
     }

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
@@ -22,6 +23,8 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A zygote that breaks this often without an executor in between is not started again.
 const MAX_BREAKS: u32 = 3;
+
+const CHANGED: &str = "the interpreter is not what it was when the daemon last ran";
 
 /// How a launcher starts executors.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +46,10 @@ pub struct Launcher {
 
 struct Shared {
     config: Arc<ExecutorConfig>,
+    /// What the interpreter is taken to be before one of its executors has said so.
+    expected: Option<Hello>,
+    /// Whether an executor said what is expected; `None`: none has started yet.
+    verdict: watch::Sender<Option<bool>>,
     /// What the first executor said.
     hello: OnceLock<Arc<Hello>>,
     kind: Mutex<LaunchKind>,
@@ -62,8 +69,19 @@ struct Slot {
 impl Launcher {
     /// For the interpreter of `config`. Nothing is started yet.
     pub fn new(config: Arc<ExecutorConfig>) -> Self {
+        Self::with_expected(config, None)
+    }
+
+    /// As `new`, for an interpreter that is known from before: nothing is launched until [`Launcher::prove`] has heard the same as then.
+    pub fn expecting(config: Arc<ExecutorConfig>, hello: Hello) -> Self {
+        Self::with_expected(config, Some(hello))
+    }
+
+    fn with_expected(config: Arc<ExecutorConfig>, expected: Option<Hello>) -> Self {
         let kind = Mutex::new(LaunchKind::Fresh { reason: "no executor was started yet".into() });
-        let shared = Shared { config, hello: OnceLock::new(), kind, slot: Default::default(), keeper: OnceLock::new() };
+        let verdict = watch::Sender::new(expected.is_none().then_some(true));
+        let (hello, slot, keeper) = Default::default();
+        let shared = Shared { config, expected, verdict, hello, kind, slot, keeper };
         Self { shared: Arc::new(shared) }
     }
 
@@ -73,6 +91,34 @@ impl Launcher {
     /// [`ExecutorError::Spawn`], [`ExecutorError::NotReady`], [`ExecutorError::Unusable`] or [`ExecutorError::Protocol`]. Nothing
     /// of it is left then, nor where the future is dropped.
     pub async fn launch(&self, placement: &Placement) -> Result<Executor, ExecutorError> {
+        let mut verdict = self.shared.verdict.subscribe();
+        let agrees = verdict.wait_for(Option::is_some).await.is_ok_and(|verdict| *verdict == Some(true));
+        if !agrees {
+            return Err(ExecutorError::NotReady {
+                python: self.shared.config.python.clone(),
+                problem: CHANGED.into(),
+                tail: String::new(),
+                was_killed: false,
+            });
+        }
+        self.start(placement).await
+    }
+
+    /// Starts the first executor, placed nowhere, which says what the interpreter can do.
+    ///
+    /// # Errors
+    /// As [`Launcher::launch`]; [`ExecutorError::Unusable`] also where it says something else than was expected.
+    pub async fn prove(&self) -> Result<Executor, ExecutorError> {
+        let executor = self.start(&Placement::default()).await?;
+        let agrees = self.shared.expected.as_ref().is_none_or(|expected| executor.hello().agrees_with(expected));
+        self.shared.verdict.send_replace(Some(agrees));
+        if agrees {
+            return Ok(executor);
+        }
+        Err(ExecutorError::Unusable { python: self.shared.config.python.clone(), reason: CHANGED.into() })
+    }
+
+    async fn start(&self, placement: &Placement) -> Result<Executor, ExecutorError> {
         let shared = &self.shared;
         let executor = match shared.fork(placement).await? {
             Some(executor) => {
@@ -117,6 +163,12 @@ impl Launcher {
     pub async fn shutdown(self) {
         let mut slot = self.shared.slot.lock().await;
         slot.is_given_up = true;
+        // Nobody waits for a proof that will not come.
+        self.shared.verdict.send_if_modified(|verdict| {
+            let is_open = verdict.is_none();
+            verdict.get_or_insert(false);
+            is_open
+        });
         self.shared.set_kind(LaunchKind::Fresh { reason: "the launcher was shut down".into() });
         if let Some(zygote) = slot.zygote.take() {
             zygote.end().await;

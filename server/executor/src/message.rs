@@ -3,6 +3,8 @@
 //! An executor's answer is checked against the job before anything is built on it ([`piecewised_graph::check_segments`]): a segment
 //! outside the job's range would be dispatched to without proof.
 
+use std::path::PathBuf;
+
 use piecewised_graph::{
     Verification, VerificationOutcome,
     request::{ArtifactFormat, CompileOptions, DeviceKind, Toolchain},
@@ -17,7 +19,7 @@ use crate::{CompileJob, CompileOutcome, FailureReason, Gpu, LeaseMode};
 pub(crate) const PROTOCOL: u32 = 3;
 
 /// What an interpreter says of itself once it has imported torch.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Hello {
     /// The interpreter and its torch.
     pub toolchain: Toolchain,
@@ -34,12 +36,22 @@ pub struct Hello {
     pub attributes: Vec<String>,
     /// Inductor's options.
     pub options: Vec<InductorOption>,
+    /// Files and folders that change when what is said here does: the interpreter's, torch's, the module path.
+    #[serde(default)]
+    pub witnesses: Vec<PathBuf>,
     /// Seconds that importing torch took.
     pub import_s: f64,
 }
 
+impl Hello {
+    /// Whether it says the same of the interpreter; how long this process took does not count.
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        Self { import_s: other.import_s, ..self.clone() } == *other
+    }
+}
+
 /// One option of `torch._inductor.config`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InductorOption {
     /// "max_autotune", "triton.cudagraphs".
     pub name: String,

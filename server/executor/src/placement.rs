@@ -1,10 +1,10 @@
 //! Where an executor runs and what it may take: decided by the scheduler, for each executor apart.
 
 use piecewised_graph::request::DeviceKind;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// One GPU of this machine, as a process with the daemon's environment sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Gpu {
     /// Its position among the GPUs that are visible to the daemon. It names the GPU for people; [`Gpu::uuid`] is what does not move.
     pub index: u32,

@@ -13,7 +13,7 @@ use std::{
 
 use piecewised_graph::Digest;
 
-use crate::StoreError;
+use crate::{StoreError, notes::Note};
 
 /// Version of everything on disk but sled's own files. Another one is set aside, never read.
 pub(crate) const FORMAT_VERSION: u32 = 1;
@@ -26,8 +26,18 @@ const TMP_NAME: &str = "tmp";
 const SET_ASIDE_NAME: &str = "set-aside";
 const CLEAN_NAME: &str = "clean";
 const MANIFESTS_NAME: &str = "manifests";
-const OURS: [&str; 8] =
-    [FORMAT_NAME, CLEAN_NAME, LOCK_NAME, INDEX_NAME, ARTIFACTS_NAME, MANIFESTS_NAME, TMP_NAME, SET_ASIDE_NAME];
+const NOTES_NAME: &str = "notes";
+const OURS: [&str; 9] = [
+    FORMAT_NAME,
+    CLEAN_NAME,
+    LOCK_NAME,
+    INDEX_NAME,
+    ARTIFACTS_NAME,
+    MANIFESTS_NAME,
+    NOTES_NAME,
+    TMP_NAME,
+    SET_ASIDE_NAME,
+];
 
 /// Damaged indexes that are kept for people to look at; older ones are deleted.
 const N_DAMAGED_KEPT: usize = 3;
@@ -102,6 +112,17 @@ impl Layout {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(StoreError::io("delete", path)(error)),
         }
+    }
+
+    pub(crate) fn note(&self, note: Note) -> PathBuf {
+        self.root.join(NOTES_NAME).join(note.file_name())
+    }
+
+    /// Writes a note whole. On the disk when it returns.
+    pub(crate) fn write_note(&self, note: Note, text: &str) -> Result<(), StoreError> {
+        let folder = self.root.join(NOTES_NAME);
+        make_dir(&folder)?;
+        self.write_whole(&folder, note.file_name(), text)
     }
 
     pub(crate) fn tmp(&self) -> PathBuf {
@@ -201,7 +222,7 @@ impl Layout {
     pub(crate) fn set_aside_format(&self, found: u32) -> Result<PathBuf, StoreError> {
         let target = self.dated(&format!("format-{found}"))?;
         make_dir(&target)?;
-        for name in [CLEAN_NAME, INDEX_NAME, ARTIFACTS_NAME, MANIFESTS_NAME, FORMAT_NAME] {
+        for name in [CLEAN_NAME, INDEX_NAME, ARTIFACTS_NAME, MANIFESTS_NAME, NOTES_NAME, FORMAT_NAME] {
             move_into(&self.root.join(name), &target)?;
         }
         sync_dir(&target)?;

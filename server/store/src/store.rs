@@ -14,6 +14,7 @@ use crate::{
     inner::Inner,
     keeper::Keeper,
     manifests::{self, Found},
+    notes::{self, Note},
 };
 
 /// Handles and artifacts of one folder. Clones share it.
@@ -156,6 +157,24 @@ impl Store {
     pub async fn remove_manifest(&self, program: &ProgramName) -> Result<bool, StoreError> {
         let program = program.clone();
         self.run(Kind::Write, move |engine| engine.remove_manifest(&program)).await
+    }
+
+    /// What was noted by this store's daemon or the one before. One that does not verify is absent.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Closed`].
+    pub async fn note(&self, note: Note) -> Result<Option<String>, StoreError> {
+        let shared = self.inner.shared.clone();
+        self.inner.gate.run(Kind::Read, move || notes::read(&shared.layout, note)).await
+    }
+
+    /// Notes something for the next daemon, in place of what is there.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Closed`].
+    pub async fn put_note(&self, note: Note, text: String) -> Result<(), StoreError> {
+        let shared = self.inner.shared.clone();
+        self.inner.gate.run(Kind::Write, move || notes::write(&shared.layout, note, &text)).await
     }
 
     /// Remembers why `key` failed, until that is older than [`StoreConfig::failure_ttl`], forgotten, or an artifact is

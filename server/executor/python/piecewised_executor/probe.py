@@ -113,7 +113,25 @@ def ready(import_s: float, *, is_known: bool) -> dict[str, Any]:
         "methods": allowlist.method_names(),
         "attributes": allowlist.attribute_names(),
         "options": settings.inductor_options(),
+        "witnesses": witnesses(),
     }
+
+
+def witnesses() -> list[str]:
+    """Files and folders whose length or time changes with what `ready` says: a daemon that starts again looks at them before it believes what
+    was said to the one before. A package that is installed or removed changes the folder that it lies in."""
+    import torch
+
+    # What each daemon makes anew: the executor's own source, which is known by its digest, and the working directories beside it.
+    made_anew = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
+    folder = os.path.dirname(torch.__file__)
+    found = {sys.executable, os.path.realpath(sys.executable), os.path.join(sys.prefix, "pyvenv.cfg")}
+    found |= {os.path.abspath(path) for path in sys.path if path}
+    found |= {os.path.join(folder, "lib", name) for name in ("libtorch_cpu.so", "libtorch_cuda.so", "libc10.so")}
+    for name in ("torch", "torch._C", "torch.version", "torch._inductor.config", "triton", "triton._C.libtriton"):
+        if (path := getattr(sys.modules.get(name), "__file__", None)) is not None:
+            found.add(path)
+    return sorted(path for path in found if not path.startswith(made_anew))
 
 
 def gpus() -> list[dict[str, Any]]:
