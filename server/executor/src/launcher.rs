@@ -2,8 +2,12 @@
 //!
 //! The zygote is started with the first executor, looked after from then on, and started again when it has died. What it cannot do
 //! is said once in the log; executors are then started fresh, which takes seconds and memory and changes nothing else.
+//!
+//! Executors with a frontend are forked from a zygote of that frontend, which has imported it too: such an import takes seconds, and changes
+//! torch, so that other executors must come from a process that never saw it.
 
 use std::{
+    collections::HashMap,
     fmt,
     sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
     time::Duration,
@@ -41,17 +45,26 @@ pub enum LaunchKind {
 /// Starts the executors of one toolchain. Cheap to clone; its zygote ends with the last clone.
 #[derive(Clone)]
 pub struct Launcher {
+    /// Of executors without a frontend.
     shared: Arc<Shared>,
+    /// By frontend.
+    others: Arc<Mutex<HashMap<String, Arc<Shared>>>>,
+    proof: Arc<Proof>,
 }
 
-struct Shared {
-    config: Arc<ExecutorConfig>,
-    /// What the interpreter is taken to be before one of its executors has said so.
+/// What the interpreter is taken to be before one of its executors has said so.
+struct Proof {
     expected: Option<Hello>,
     /// Whether an executor said what is expected; `None`: none has started yet.
     verdict: watch::Sender<Option<bool>>,
-    /// What the first executor said.
-    hello: OnceLock<Arc<Hello>>,
+}
+
+/// The executors of one frontend, or of none.
+struct Shared {
+    config: Arc<ExecutorConfig>,
+    frontend: Option<String>,
+    /// What the first executor of all said.
+    hello: Arc<OnceLock<Arc<Hello>>>,
     kind: Mutex<LaunchKind>,
     /// Held while a zygote starts, so that there is one.
     slot: tokio::sync::Mutex<Slot>,
@@ -69,20 +82,28 @@ struct Slot {
 impl Launcher {
     /// For the interpreter of `config`. Nothing is started yet.
     pub fn new(config: Arc<ExecutorConfig>) -> Self {
-        Self::with_expected(config, None)
+        Self::with_proof(config, Proof { expected: None, verdict: watch::Sender::new(Some(true)) })
     }
 
     /// As `new`, for an interpreter that is known from before: nothing is launched until [`Launcher::prove`] has heard the same as then.
     pub fn expecting(config: Arc<ExecutorConfig>, hello: Hello) -> Self {
-        Self::with_expected(config, Some(hello))
+        Self::with_proof(config, Proof { expected: Some(hello), verdict: watch::Sender::new(None) })
     }
 
-    fn with_expected(config: Arc<ExecutorConfig>, expected: Option<Hello>) -> Self {
-        let kind = Mutex::new(LaunchKind::Fresh { reason: "no executor was started yet".into() });
-        let verdict = watch::Sender::new(expected.is_none().then_some(true));
-        let (hello, slot, keeper) = Default::default();
-        let shared = Shared { config, expected, verdict, hello, kind, slot, keeper };
-        Self { shared: Arc::new(shared) }
+    fn with_proof(config: Arc<ExecutorConfig>, proof: Proof) -> Self {
+        let shared = Arc::new(Shared::new(config, None, Arc::default()));
+        Self { shared, others: Arc::default(), proof: Arc::new(proof) }
+    }
+
+    /// Those of a frontend.
+    fn of(&self, frontend: Option<&str>) -> Arc<Shared> {
+        let Some(name) = frontend else { return Arc::clone(&self.shared) };
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = || {
+            let (config, hello) = (Arc::clone(&self.shared.config), Arc::clone(&self.shared.hello));
+            Arc::new(Shared::new(config, Some(name.to_owned()), hello))
+        };
+        Arc::clone(others.entry(name.to_owned()).or_insert_with(made))
     }
 
     /// Starts an executor and waits until it is ready.
@@ -91,7 +112,7 @@ impl Launcher {
     /// [`ExecutorError::Spawn`], [`ExecutorError::NotReady`], [`ExecutorError::Unusable`] or [`ExecutorError::Protocol`]. Nothing
     /// of it is left then, nor where the future is dropped.
     pub async fn launch(&self, placement: &Placement) -> Result<Executor, ExecutorError> {
-        let mut verdict = self.shared.verdict.subscribe();
+        let mut verdict = self.proof.verdict.subscribe();
         let agrees = verdict.wait_for(Option::is_some).await.is_ok_and(|verdict| *verdict == Some(true));
         if !agrees {
             return Err(ExecutorError::NotReady {
@@ -110,8 +131,8 @@ impl Launcher {
     /// As [`Launcher::launch`]; [`ExecutorError::Unusable`] also where it says something else than was expected.
     pub async fn prove(&self) -> Result<Executor, ExecutorError> {
         let executor = self.start(&Placement::default()).await?;
-        let agrees = self.shared.expected.as_ref().is_none_or(|expected| executor.hello().agrees_with(expected));
-        self.shared.verdict.send_replace(Some(agrees));
+        let agrees = self.proof.expected.as_ref().is_none_or(|expected| executor.hello().agrees_with(expected));
+        self.proof.verdict.send_replace(Some(agrees));
         if agrees {
             return Ok(executor);
         }
@@ -119,10 +140,10 @@ impl Launcher {
     }
 
     async fn start(&self, placement: &Placement) -> Result<Executor, ExecutorError> {
-        let shared = &self.shared;
+        let shared = self.of(placement.frontend.as_deref());
         let executor = match shared.fork(placement).await? {
             Some(executor) => {
-                let weak = Arc::downgrade(shared);
+                let weak = Arc::downgrade(&shared);
                 shared.keeper.get_or_init(|| AbortOnDropHandle::new(tokio::spawn(keep(weak))));
                 executor
             }
@@ -135,12 +156,12 @@ impl Launcher {
         Ok(executor)
     }
 
-    /// How executors are started now.
+    /// How executors without a frontend are started now.
     pub fn kind(&self) -> LaunchKind {
         self.shared.kind.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The process that executors are forked from, where there is one.
+    /// The process that executors without a frontend are forked from, where there is one.
     pub async fn zygote_pid(&self) -> Option<u32> {
         self.shared.slot.lock().await.zygote.as_ref().filter(|zygote| zygote.is_running()).map(|zygote| zygote.pid())
     }
@@ -159,24 +180,37 @@ impl Launcher {
         &self.shared.config
     }
 
-    /// Ends the process that executors are forked from. Executors that run go on; no further one can be launched by a clone of this but fresh.
+    /// Ends the processes that executors are forked from. Executors that run go on; no further one can be launched by a clone of this but fresh.
     pub async fn shutdown(self) {
-        let mut slot = self.shared.slot.lock().await;
-        slot.is_given_up = true;
         // Nobody waits for a proof that will not come.
-        self.shared.verdict.send_if_modified(|verdict| {
+        self.proof.verdict.send_if_modified(|verdict| {
             let is_open = verdict.is_none();
             verdict.get_or_insert(false);
             is_open
         });
-        self.shared.set_kind(LaunchKind::Fresh { reason: "the launcher was shut down".into() });
-        if let Some(zygote) = slot.zygote.take() {
-            zygote.end().await;
+        let others: Vec<_> =
+            self.others.lock().unwrap_or_else(PoisonError::into_inner).values().map(Arc::clone).collect();
+        for shared in others.iter().chain([&self.shared]) {
+            shared.shutdown().await;
         }
     }
 }
 
 impl Shared {
+    fn new(config: Arc<ExecutorConfig>, frontend: Option<String>, hello: Arc<OnceLock<Arc<Hello>>>) -> Self {
+        let kind = Mutex::new(LaunchKind::Fresh { reason: "no executor was started yet".into() });
+        Self { config, frontend, hello, kind, slot: Default::default(), keeper: OnceLock::new() }
+    }
+
+    async fn shutdown(&self) {
+        let mut slot = self.slot.lock().await;
+        slot.is_given_up = true;
+        self.set_kind(LaunchKind::Fresh { reason: "the launcher was shut down".into() });
+        if let Some(zygote) = slot.zygote.take() {
+            zygote.end().await;
+        }
+    }
+
     /// An executor from the zygote; none where there is no zygote to be had.
     async fn fork(&self, placement: &Placement) -> Result<Option<Executor>, ExecutorError> {
         // Once more where the zygote died between two requests: that is noticed only by asking it.
@@ -211,7 +245,7 @@ impl Shared {
                 tracing::warn!(zygote = dead.pid(), last, "the zygote died; starting another");
             }
             let started = match become_subreaper() {
-                Ok(()) => Zygote::start(&self.config).await,
+                Ok(()) => Zygote::start(&self.config, self.frontend.as_deref()).await,
                 Err(error) => {
                     Err(ZygoteError::Refused(format!("the system does not give orphans to the daemon: {error}")))
                 }
@@ -259,9 +293,9 @@ impl Shared {
         };
         slot.zygote = None;
         if slot.is_given_up {
-            tracing::warn!(python = %self.config.python.display(), "executors are started fresh and not forked: {reason}");
+            tracing::warn!(python = %self.config.python.display(), frontend = self.frontend, "executors are started fresh and not forked: {reason}");
         } else {
-            tracing::info!(python = %self.config.python.display(), "the zygote broke: {reason}");
+            tracing::info!(python = %self.config.python.display(), frontend = self.frontend, "the zygote broke: {reason}");
         }
         self.set_kind(LaunchKind::Fresh { reason });
         Ok(())
