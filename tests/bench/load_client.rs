@@ -6,6 +6,7 @@
 //!
 //! * `hit`: Compile of a stored key, to the end of its stream;
 //! * `whole`: the same, and every byte of the artifact (FetchArtifact);
+//! * `fetch`: the bytes alone;
 //! * `redis`: GET of a value of the artifact's bytes.
 //!
 //! In turn, round by round, so that all see the same machine.
@@ -55,7 +56,7 @@ async fn main() -> Result<(), Error> {
         }
     };
 
-    let (mut hits, mut wholes, mut gets) = (Samples::default(), Samples::default(), Samples::default());
+    let [mut hits, mut wholes, mut fetches, mut gets] = <[Samples; 4]>::default();
     for _ in 0..n_rounds {
         let call = || hit(service.clone(), Arc::clone(&request));
         hits.take(n_calls, n_in_flight, call).await?;
@@ -67,6 +68,7 @@ async fn main() -> Result<(), Error> {
             }
         };
         wholes.take(n_calls, n_in_flight, call).await?;
+        fetches.take(n_calls, n_in_flight, || fetch(service.clone(), handle.digest.clone())).await?;
         if let Some(cache) = &cache {
             let call = || {
                 let mut cache = cache.clone();
@@ -85,6 +87,7 @@ async fn main() -> Result<(), Error> {
             "n_in_flight": n_in_flight,
             "hit": hits.summary(0),
             "whole": wholes.summary(artifact.len()),
+            "fetch": fetches.summary(artifact.len()),
             "redis": gets.summary(artifact.len()),
         })
     );

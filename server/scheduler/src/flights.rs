@@ -164,9 +164,14 @@ impl Flights {
         }
     }
 
-    /// Another GPU for a job whose own has failed it, where there is one.
-    pub(crate) fn move_gpu(&self, job: &Job) -> Option<Grant> {
-        self.lock().queue.move_gpu(job.number)
+    /// Another GPU for a job whose own has failed it, where there is one; and the one that failed, where it is quarantined by this.
+    pub(crate) fn gpu_failed(&self, job: &Job) -> Option<(Grant, Option<usize>)> {
+        self.lock().queue.gpu_failed(job.number)
+    }
+
+    /// A job has come through. Gives its GPU where that ends a quarantine.
+    pub(crate) fn gpu_worked(&self, job: &Job) -> Option<usize> {
+        self.lock().queue.gpu_worked(job.number)
     }
 
     /// Notes what a job took at most, for those like it.

@@ -236,12 +236,18 @@ impl Queue {
         self.remove(id);
     }
 
-    /// Another GPU for a running job whose own has failed it, where there is one.
-    pub(crate) fn move_gpu(&mut self, id: JobId) -> Option<Grant> {
+    /// Another GPU for a running job whose own has failed it, where there is one; and the one that failed, where it is quarantined by this.
+    pub(crate) fn gpu_failed(&mut self, id: JobId) -> Option<(Grant, Option<usize>)> {
         let job = self.jobs.get_mut(&id)?;
         let Stage::Running { grant, .. } = &mut job.stage else { return None };
-        self.slots.move_gpu(&job.ask.need, grant);
-        Some(*grant)
+        let quarantined = self.slots.gpu_failed(&job.ask.need, grant);
+        Some((*grant, quarantined))
+    }
+
+    /// A running job has come through. Gives its GPU where that ends a quarantine.
+    pub(crate) fn gpu_worked(&mut self, id: JobId) -> Option<usize> {
+        let Stage::Running { grant, .. } = self.jobs.get(&id)?.stage else { return None };
+        self.slots.gpu_worked(grant)
     }
 
     /// One who waits no longer.

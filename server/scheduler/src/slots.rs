@@ -9,6 +9,10 @@ use piecewised_graph::request::DeviceKind;
 /// What one job is taken to need before any job like it was measured: a Python with torch in it, and a compiler beside it.
 const UNMEASURED_BYTES: u64 = 1536 << 20;
 
+/// Faults in a row after which a GPU gets no jobs any more while another of its kind is well. A graph whose own code faults does so on each GPU that it is
+/// tried on: that alone must not be taken for a broken GPU.
+const MAX_FAULTS: u32 = 3;
+
 /// What a job has to have to run. Jobs with equal needs are taken to use as much memory as each other.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Need {
@@ -56,6 +60,14 @@ pub(crate) enum Fit {
 struct Gpu {
     kind: String,
     n_jobs: usize,
+    /// Jobs in a row that lost their context on it; not counted beyond [`MAX_FAULTS`].
+    n_faults: u32,
+}
+
+impl Gpu {
+    fn is_quarantined(&self) -> bool {
+        self.n_faults >= MAX_FAULTS
+    }
 }
 
 /// What there is, and what of it is in use.
@@ -87,7 +99,7 @@ impl Slots {
 
     /// The GPUs, by kind, once they are known.
     pub(crate) fn set_gpus(&mut self, kinds: impl IntoIterator<Item = String>) {
-        self.gpus = kinds.into_iter().map(|kind| Gpu { kind, n_jobs: 0 }).collect();
+        self.gpus = kinds.into_iter().map(|kind| Gpu { kind, n_jobs: 0, n_faults: 0 }).collect();
     }
 
     /// Whether a job of this need can start now, and with what.
@@ -108,12 +120,15 @@ impl Slots {
         }
     }
 
-    /// The idlest GPU that will do and is not `avoided`; `Err`: each has enough.
+    /// The idlest GPU that will do and is not `avoided`, among those that are well, or, where none is, among all; `Err`: each has enough.
     fn gpu(&self, need: &Need, avoided: Option<usize>) -> Result<Option<usize>, ()> {
         let Some(kind) = &need.gpu_kind else { return Ok(None) };
-        let fitting: Vec<_> = self.gpus.iter().enumerate().filter(|(_, gpu)| gpu.kind == *kind).collect();
+        let mut fitting: Vec<_> = self.gpus.iter().enumerate().filter(|(_, gpu)| gpu.kind == *kind).collect();
         if fitting.is_empty() {
             return Ok(None);
+        }
+        if fitting.iter().any(|(_, gpu)| !gpu.is_quarantined()) {
+            fitting.retain(|(_, gpu)| !gpu.is_quarantined());
         }
         let free = fitting.into_iter().filter(|(at, gpu)| gpu.n_jobs < self.max_jobs_per_gpu && Some(*at) != avoided);
         free.min_by_key(|(_, gpu)| gpu.n_jobs).map(|(at, _)| Some(at)).ok_or(())
@@ -137,14 +152,25 @@ impl Slots {
         }
     }
 
-    /// Another GPU of the same kind in place of the one of `grant`, where one is free: that one has failed the job.
-    pub(crate) fn move_gpu(&mut self, need: &Need, grant: &mut Grant) {
-        let Some(old) = grant.gpu else { return };
+    /// The GPU of `grant` has failed the job: another one of its kind takes its place, where one is free. Gives the GPU where it is quarantined by this.
+    pub(crate) fn gpu_failed(&mut self, need: &Need, grant: &mut Grant) -> Option<usize> {
+        let old = grant.gpu?;
+        let was_quarantined = self.gpus[old].is_quarantined();
+        self.gpus[old].n_faults = (self.gpus[old].n_faults + 1).min(MAX_FAULTS);
         if let Ok(Some(new)) = self.gpu(need, Some(old)) {
             self.gpus[old].n_jobs -= 1;
             self.gpus[new].n_jobs += 1;
             grant.gpu = Some(new);
         }
+        (self.gpus[old].is_quarantined() && !was_quarantined).then_some(old)
+    }
+
+    /// A job has come through on the GPU of `grant`. Gives the GPU where that ends its quarantine.
+    pub(crate) fn gpu_worked(&mut self, grant: Grant) -> Option<usize> {
+        let at = grant.gpu?;
+        let was_quarantined = self.gpus[at].is_quarantined();
+        self.gpus[at].n_faults = 0;
+        was_quarantined.then_some(at)
     }
 
     /// Notes what a job of this need took at most. Larger ones count at once; smaller ones let an old peak fade, since one large graph
@@ -233,12 +259,41 @@ mod tests {
         assert_eq!(take(&mut slots, &l4).unwrap().gpu, Some(1));
         assert_eq!(take(&mut slots, &cpu).unwrap().gpu, None);
         // A GPU that failed a job is left for the other one, where that has room.
-        slots.move_gpu(&h200, &mut gpus[0]);
+        slots.gpu_failed(&h200, &mut gpus[0]);
         assert_eq!(gpus[0].gpu, Some(0), "the other one is full");
         slots.release(gpus[3]);
-        slots.move_gpu(&h200, &mut gpus[0]);
+        slots.gpu_failed(&h200, &mut gpus[0]);
         assert_eq!(gpus[0].gpu, Some(2));
         assert_eq!(take(&mut slots, &h200).unwrap().gpu, Some(0));
+    }
+
+    #[test]
+    fn a_gpu_that_fails_job_after_job_gets_no_more_while_another_is_well() {
+        let mut slots = Slots::new(8, 100 * GIB, 1);
+        let h200 = need("cuda", "H200");
+        slots.set_gpus([h200.clone(), h200.clone()].map(|need| need.gpu_kind.unwrap()));
+        let fail = |slots: &mut Slots, on: usize| {
+            let mut grant = take(slots, &h200).unwrap();
+            assert_eq!(grant.gpu, Some(on));
+            let quarantined = slots.gpu_failed(&h200, &mut grant);
+            slots.release(grant);
+            quarantined
+        };
+        // One that works between two faults is well.
+        assert_eq!((fail(&mut slots, 0), fail(&mut slots, 0)), (None, None));
+        let grant = take(&mut slots, &h200).unwrap();
+        assert_eq!(slots.gpu_worked(grant), None);
+        slots.release(grant);
+        assert_eq!([0; 3].map(|on| fail(&mut slots, on)), [None, None, Some(0)]);
+
+        let other = take(&mut slots, &h200).unwrap();
+        assert_eq!(other.gpu, Some(1));
+        assert_eq!(take(&mut slots, &h200), Err(Fit::NoGpu), "waits for the one that is well");
+        slots.release(other);
+        // Where none is well, any is better than none, and the first success ends it.
+        assert_eq!([1; 3].map(|on| fail(&mut slots, on)), [None, None, Some(1)]);
+        let grant = take(&mut slots, &h200).unwrap();
+        assert_eq!(slots.gpu_worked(grant), grant.gpu);
     }
 
     #[test]

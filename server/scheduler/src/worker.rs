@@ -107,13 +107,26 @@ async fn compile(shared: &Shared, job: &Arc<Job>, mut grant: Grant) -> Result<Ha
         let error = match attempt_once(shared, job, attempt, &launcher, placement).await {
             Ok(outcome) => {
                 shared.flights.measured(job, outcome.peak_memory_bytes);
+                if let Some(gpu) = shared.flights.gpu_worked(job).and_then(|at| gpus.get(at)) {
+                    tracing::info!(gpu = gpu.uuid, index = gpu.index, "the GPU works again");
+                }
                 job.state.send_modify(|state| state.phase = "store".into());
                 return store(shared, job, outcome).await;
             }
             Err(error) => error,
         };
         match &error {
-            ExecutorError::DeviceFault { .. } => grant = shared.flights.move_gpu(job).unwrap_or(grant),
+            ExecutorError::DeviceFault { .. } => {
+                let (next, quarantined) = shared.flights.gpu_failed(job).unwrap_or((grant, None));
+                if let Some(gpu) = quarantined.and_then(|at| gpus.get(at)) {
+                    tracing::error!(
+                        gpu = gpu.uuid,
+                        index = gpu.index,
+                        "jobs keep losing this GPU; others of its kind are taken first"
+                    );
+                }
+                grant = next;
+            }
             // The next ones like it get more room.
             ExecutorError::OutOfMemory { used_bytes, .. } => shared.flights.measured(job, *used_bytes),
             ExecutorError::TimedOut { .. } => n_timeouts += 1,

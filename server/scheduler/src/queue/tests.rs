@@ -158,7 +158,7 @@ impl Queue {
                     Stage::Running { grant, .. } => *grant,
                     stage => panic!("{stage:?}"),
                 };
-                let after = self.move_gpu(*id).unwrap();
+                let after = self.gpu_failed(*id).unwrap().0;
                 assert_eq!(before.gpu.is_some(), after.gpu.is_some());
             }
             Step::Leave(id, waiter) => {
