@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
 use crate::{
-    config::{AbandonedJobs, LogFormat, Verify},
+    config::{AbandonedJobs, LogFormat, Trusted, Verify},
     exit,
     store_command::StoreCommand,
 };
@@ -120,6 +120,18 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "NAME", help_heading = "Executors")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     executor_environment: Vec<String>,
+
+    /// A module that is a frontend, by its full name, importable by the interpreter that compiles; may be repeated. Frontends that piecewised
+    /// brings along (vllm) need not be named.
+    #[arg(long, value_name = "MODULE", help_heading = "Frontends")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    frontends: Vec<String>,
+
+    /// Who may send a frontend's configuration, which executors unpickle, and its snapshots. same_uid: processes of the daemon's own user,
+    /// through the Unix socket; all: whoever can connect, who may then run code as that user [default: same_uid].
+    #[arg(long, value_name = "WHO", help_heading = "Frontends")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trusted_frontend_peers: Option<Trusted>,
 
     /// How long an executor may take to import torch [default: 120].
     #[arg(long, value_name = "SECONDS", help_heading = "Executors")]

@@ -5,6 +5,7 @@
 use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::ValueEnum;
+use piecewised_api::TrustedPeers;
 use piecewised_graph::Limits;
 use piecewised_scheduler::{Abandoned, VerifyPolicy};
 use piecewised_store::StoreConfig;
@@ -33,6 +34,8 @@ pub(crate) const KEYS: &[&str] = &[
     "max_jobs_per_gpu",
     "executor_nice",
     "executor_environment",
+    "frontends",
+    "trusted_frontend_peers",
     "executor_ready_deadline_s",
     "executor_idle_timeout_s",
     "job_deadline_s",
@@ -89,6 +92,19 @@ pub(crate) enum AbandonedJobs {
     End,
 }
 
+/// Who may have executors unpickle what it sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub(crate) enum Trusted {
+    /// Processes of the daemon's own user, through the Unix socket.
+    SameUid,
+    /// Whoever can connect: they may then run code as the daemon's user.
+    All,
+    /// Nobody.
+    None,
+}
+
 /// The configuration; [`crate::cli::ServeArguments`] says what each key means.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Config {
@@ -108,6 +124,8 @@ pub(crate) struct Config {
     pub(crate) max_jobs_per_gpu: usize,
     pub(crate) executor_nice: u8,
     pub(crate) executor_environment: Vec<String>,
+    pub(crate) frontends: Vec<String>,
+    pub(crate) trusted_frontend_peers: Trusted,
     pub(crate) executor_ready_deadline_s: u64,
     pub(crate) executor_idle_timeout_s: u64,
     pub(crate) job_deadline_s: u64,
@@ -154,6 +172,8 @@ impl Config {
             max_jobs_per_gpu: 2,
             executor_nice: 5,
             executor_environment: Vec::new(),
+            frontends: Vec::new(),
+            trusted_frontend_peers: Trusted::SameUid,
             executor_ready_deadline_s: 120,
             executor_idle_timeout_s: 60,
             job_deadline_s: 1800,
@@ -236,6 +256,15 @@ impl Config {
         }
     }
 
+    /// Who may send frontends.
+    pub(crate) fn trusted_peers(&self) -> TrustedPeers {
+        match self.trusted_frontend_peers {
+            Trusted::SameUid => TrustedPeers::SameUid,
+            Trusted::All => TrustedPeers::All,
+            Trusted::None => TrustedPeers::None,
+        }
+    }
+
     /// The first key whose value will not do, and why.
     fn check(&self) -> Result<(), (&'static str, String)> {
         let within = |key, value: u64, least: u64, most: u64| {
@@ -274,6 +303,15 @@ impl Config {
         within("max_constant_bytes", self.max_constant_bytes as u64, 0, 2 * GIB - 1)?;
         within("max_ranges", self.max_ranges as u64, 1, 100_000)?;
         within("max_artifact_bytes", self.max_artifact_bytes, 1 << 20, 64 * GIB)?;
+        let is_module = |name: &String| {
+            let is_part =
+                |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+            name.contains('.') && name.len() <= 128 && name.split('.').all(is_part)
+        };
+        if let Some(name) = self.frontends.iter().find(|name| !is_module(name)) {
+            let problem = format!("{name:?} is not the full name of a module in a package, as in my_package.frontend");
+            return Err(("frontends", problem));
+        }
         for (key, path) in [("socket", &self.socket), ("store_dir", &self.store_dir), ("temp_dir", &self.temp_dir)] {
             if path.as_os_str().is_empty() {
                 return Err((key, "a path is needed".into()));

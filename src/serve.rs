@@ -201,6 +201,8 @@ fn api_config(config: &Config) -> ApiConfig {
         max_pieces: MAX_PIECES,
         n_executors: config.n_executors,
         toolchain_timeout: Duration::from_secs(config.executor_ready_deadline_s),
+        trusted_frontend_peers: config.trusted_peers(),
+        uid: config.surroundings.uid,
     }
 }
 

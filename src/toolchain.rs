@@ -22,6 +22,7 @@ pub(crate) fn executor_config(config: &Config, folder: &RuntimeFolder) -> std::i
         max_artifact_bytes: config.max_artifact_bytes,
         environment: config.surroundings.variables.clone(),
         extra_environment: config.executor_environment.clone(),
+        frontends: config.frontends.clone(),
         nice: config.executor_nice,
         n_compile_threads: config.n_compile_threads,
         ..ExecutorConfig::new("python3", source_dir, temp_root)

@@ -40,6 +40,8 @@ async fn main() -> Result<(), Error> {
         toolchain: None,
         device: None,
         program: None,
+        frontend: None,
+        label: String::new(),
     };
     let client = Client::connect(endpoint, ClientOptions::default()).await?;
     // The first may compile; what is measured is what follows.

@@ -73,9 +73,9 @@ class Spoken:
         """Waits for its end; the exit code, or minus the signal."""
         raise NotImplementedError
 
-    def send(self, name: str, **fields: Any) -> None:
+    def send(self, name: str, blob: bytes = b"", **fields: Any) -> None:
         text = json.dumps({name: fields}).encode()
-        self.stdin.write(_HEADER.pack(len(text), 0) + text)
+        self.stdin.write(_HEADER.pack(len(text), len(blob)) + text + blob)
         self.stdin.flush()
 
     def receive(self) -> tuple[str, dict[str, Any], bytes]:
@@ -86,8 +86,8 @@ class Spoken:
         ((name, fields),) = json.loads(text).items()
         return name, fields, blob
 
-    def hello(self, *, is_known: bool = False) -> dict[str, Any]:
-        self.send("hello", protocol=3, is_known=is_known)
+    def hello(self, *, is_known: bool = False, frontend: str | None = None) -> dict[str, Any]:
+        self.send("hello", protocol=4, is_known=is_known, frontend=frontend)
         name, fields, _ = self.receive()
         assert name == "ready", fields
         return fields
@@ -165,7 +165,7 @@ class Forked(Spoken):
 class Zygote:
     """The process that executors are forked from, asked as the daemon asks; a context manager."""
 
-    def __init__(self, env: dict[str, str] | None = None) -> None:
+    def __init__(self, env: dict[str, str] | None = None, frontend: str | None = None) -> None:
         # Forked executors become this process's children.
         assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
         self._folder = tempfile.TemporaryDirectory(prefix="piecewised-zygote-")
@@ -179,7 +179,7 @@ class Zygote:
         )
         theirs.close()
         self._forked: list[Forked] = []
-        self.hello = self.ask("hello", {"protocol": 3})
+        self.hello = self.ask("hello", {"protocol": 4, "frontend": frontend})
 
     def __enter__(self) -> Zygote:
         return self

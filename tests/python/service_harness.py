@@ -27,8 +27,9 @@ SERVICE = "piecewised.v1.CompileService"
 class Daemon:
     """`piecewised serve` on a private socket and store."""
 
-    def __init__(self, folder: pathlib.Path, *flags: str) -> None:
+    def __init__(self, folder: pathlib.Path, *flags: str, python: str = sys.executable) -> None:
         self.folder = folder
+        self.python = python
         self.socket = folder / "piecewised.sock"
         self.endpoint = f"unix://{self.socket}"
         self.flags = flags
@@ -47,7 +48,7 @@ class Daemon:
                     "--store-dir",
                     self.folder / "store",
                     "--python",
-                    sys.executable,
+                    self.python,
                     *self.flags,
                 ],
                 stderr=log,

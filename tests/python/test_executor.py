@@ -238,7 +238,7 @@ def results(artifacts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
 
 def test_ready_says_what_the_interpreter_is(executor: h.Executor) -> None:
     ready = executor.ready
-    assert ready["protocol"] == 3
+    assert ready["protocol"] == 4
     assert ready["gpus"] == [] or ready["gpus"][0]["uuid"].startswith(("GPU-", "MIG-"))
     assert ready["pid"] == executor.process.pid
     assert ready["toolchain"] == h.client_module("runtime.fingerprint").toolchain()
@@ -406,7 +406,7 @@ def test_an_interpreter_without_torch_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('no torch here')")
     path = f"{tmp_path}:{h.EXECUTOR_SOURCE}"
     with h.Executor({"PYTHONPATH": path}) as process:
-        process.send("hello", protocol=3)
+        process.send("hello", protocol=4)
         name, fields, _ = process.receive()
     assert name == "unusable"
     assert "cannot import torch (no torch here)" in fields["reason"] and "--python" in fields["reason"]

@@ -8,12 +8,15 @@ use std::{
 };
 
 use piecewised_graph::{
+    Frontend,
     model::Graph,
     request::{ArtifactFormat, CompileOptions, DeviceKind, Toolchain},
 };
 use piecewised_plan::{Plan, Range};
 use piecewised_proto::v1::{self, client::compile_service_client::CompileServiceClient};
-use piecewised_wire::{Delivery, device_to_proto, graph_to_proto, options_to_proto, plan_to_proto, toolchain_to_proto};
+use piecewised_wire::{
+    Delivery, device_to_proto, frontend_to_proto, graph_to_proto, options_to_proto, plan_to_proto, toolchain_to_proto,
+};
 use tokio::time::Sleep;
 use tokio_stream::Stream;
 use tonic::{Streaming, transport::Channel};
@@ -106,6 +109,10 @@ pub struct CompileRequest {
     pub device: Option<DeviceKind>,
     /// Which piece of which program it is; `None`: a piece by itself.
     pub program: Option<ProgramPiece>,
+    /// What takes part in the compile, and its payload.
+    pub frontend: Option<(Frontend, Vec<u8>)>,
+    /// What the caller calls the piece; empty: nothing.
+    pub label: String,
 }
 
 impl Client {
@@ -205,6 +212,8 @@ impl CompileRequest {
                 Priority::Background => v1::Priority::Background,
             }
             .into(),
+            frontend: self.frontend.as_ref().map(|(frontend, payload)| frontend_to_proto(frontend, payload)),
+            label: self.label,
         }
     }
 }

@@ -33,6 +33,10 @@ pub struct Capabilities {
     pub tunings: Vec<String>,
     /// "range", "generic".
     pub specialisations: Vec<String>,
+    /// Those that the toolchain has.
+    pub frontends: Vec<String>,
+    /// Whether the daemon takes one from this process.
+    pub trusts_frontend: bool,
 }
 
 /// What a request may hold.
@@ -86,6 +90,8 @@ impl From<v1::GetCapabilitiesResponse> for Capabilities {
             verify_sample_percent: response.verify_sample_percent,
             tunings,
             specialisations,
+            frontends: response.frontends,
+            trusts_frontend: response.trusts_frontend,
         }
     }
 }

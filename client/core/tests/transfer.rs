@@ -231,6 +231,8 @@ fn request() -> CompileRequest {
         toolchain: None,
         device: None,
         program: None,
+        frontend: None,
+        label: String::new(),
     }
 }
 

@@ -10,7 +10,7 @@ use piecewised_client::{
     Cache, Client as CoreClient, ClientError, ClientOptions, CompileRequest, CompileStream, Delivery, Endpoint, Event,
     Fetched as CoreFetched, Priority,
 };
-use piecewised_graph::{Handle, ProgramName, request::ArtifactFormat};
+use piecewised_graph::{Frontend, Handle, ProgramName, request::ArtifactFormat};
 use pyo3::{
     exceptions::{PyRuntimeError, PyValueError},
     prelude::*,
@@ -86,10 +86,11 @@ impl Client {
 
     /// Asks to compile a graph for ranges and sizes; what comes back says what happens to each. `is_tiered`: tuned artifacts where the
     /// store has them, whatever tuning the options name. `is_strict`: a range that is not proven as a whole fails. `priority`:
-    /// "interactive", "prefetch" (somebody will wait for it soon) or "background" (nobody does, and no budget bounds it).
+    /// "interactive", "prefetch" (somebody will wait for it soon) or "background" (nobody does, and no budget bounds it). `frontend`: name,
+    /// version, identity (JSON text) and payload of what takes part in the compile.
     #[pyo3(signature = (
         graph, ranges, sizes, options, toolchain = None, device = None, hints = Vec::new(), program = None, stop = None, *,
-        is_tiered = false, is_strict = false, priority = "interactive"
+        is_tiered = false, is_strict = false, priority = "interactive", frontend = None, label = ""
     ))]
     #[expect(clippy::too_many_arguments, reason = "Python's keyword arguments")]
     fn compile(
@@ -107,6 +108,8 @@ impl Client {
         is_tiered: bool,
         is_strict: bool,
         priority: &str,
+        frontend: Option<(String, String, Vec<u8>, Vec<u8>)>,
+        label: &str,
     ) -> PyResult<Events> {
         let request = CompileRequest {
             plan: plan(py, &ranges, &sizes)?,
@@ -118,6 +121,8 @@ impl Client {
             toolchain: toolchain.map(|text| parse(py, "toolchain", text)).transpose()?,
             device: device.map(|text| parse(py, "device", text)).transpose()?,
             program: program.map(|text| parse(py, "program", text)).transpose()?,
+            frontend: frontend.map(self::frontend).transpose()?,
+            label: label.to_owned(),
         };
         let client = self.connected(py)?;
         let stop = stop.map(Stop::subscribe);
@@ -255,6 +260,11 @@ impl Fetched {
     fn size_bytes(&self) -> u64 {
         self.0.size_bytes
     }
+}
+
+fn frontend((name, version, identity, payload): (String, String, Vec<u8>, Vec<u8>)) -> PyResult<(Frontend, Vec<u8>)> {
+    let frontend = Frontend::new(name, version, identity).map_err(|error| PyValueError::new_err(error.to_string()))?;
+    Ok((frontend, payload))
 }
 
 fn priority(name: &str) -> PyResult<Priority> {

@@ -11,6 +11,7 @@ pub(crate) fn capabilities(
     status: &ToolchainStatus,
     scheduler: &SchedulerConfig,
     config: &ApiConfig,
+    trusts_frontend: bool,
 ) -> v1::GetCapabilitiesResponse {
     let (toolchains, devices, not_ready_reason) = match status {
         ToolchainStatus::Ready(info) => (
@@ -22,6 +23,10 @@ pub(crate) fn capabilities(
             (Vec::new(), Vec::new(), "the daemon has just started and is importing torch".to_owned())
         }
         ToolchainStatus::Unusable { reason } => (Vec::new(), Vec::new(), reason.clone()),
+    };
+    let frontends = match status {
+        ToolchainStatus::Ready(info) => info.frontends.clone(),
+        _ => Vec::new(),
     };
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let limits = &config.graph_limits;
@@ -55,6 +60,8 @@ pub(crate) fn capabilities(
         verify: verify.into(),
         verify_sample_percent,
         tunings: [v1::Tuning::Fast, v1::Tuning::Full, v1::Tuning::Tiered].map(Into::into).to_vec(),
+        frontends,
+        trusts_frontend,
         specialisations: [v1::Specialisation::Range, v1::Specialisation::Generic].map(Into::into).to_vec(),
     }
 }

@@ -10,6 +10,7 @@ mod peer;
 mod request;
 mod service;
 pub mod status;
+mod trust;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -24,6 +25,7 @@ use tonic::transport::Server;
 use tower::util::MapResponseLayer;
 
 pub use service::Compiler;
+pub use trust::TrustedPeers;
 
 /// What requests may hold, and how long they wait.
 #[derive(Debug, Clone)]
@@ -42,6 +44,10 @@ pub struct ApiConfig {
     pub n_executors: usize,
     /// How long a Compile waits for a toolchain that is still being probed.
     pub toolchain_timeout: Duration,
+    /// Who may send what executors unpickle.
+    pub trusted_frontend_peers: TrustedPeers,
+    /// The daemon's own user.
+    pub uid: u32,
 }
 
 /// Where to listen.

@@ -25,6 +25,11 @@ pub(crate) fn peer<T>(request: &Request<T>) -> Peer {
     }
 }
 
+/// The caller's user, where it comes through the Unix socket.
+pub(crate) fn uid<T>(request: &Request<T>) -> Option<u32> {
+    Some(request.extensions().get::<UdsConnectInfo>()?.peer_cred?.uid())
+}
+
 /// How long the caller waits, as gRPC's `grpc-timeout` header has it: up to eight digits and a unit. One that is malformed counts as none.
 pub(crate) fn deadline(metadata: &MetadataMap) -> Option<Duration> {
     let text = metadata.get("grpc-timeout")?.to_str().ok()?;

@@ -4,13 +4,13 @@
 use std::sync::Arc;
 
 use piecewised_graph::{
-    CanonicalGraph, Digest, GraphError, KeyParts, canonicalise, options_for_key,
+    CanonicalGraph, Digest, GraphError, KeyParts, Trust, canonicalise, options_for_key,
     request::{CompileOptions, DeviceKind, Specialisation, Toolchain, Tuning},
     validate,
 };
 use piecewised_plan::{Plan, Range, default_hint, generic_hint};
 use piecewised_proto::v1;
-use piecewised_scheduler::{JobSpec, Place, Priority, ToolchainInfo};
+use piecewised_scheduler::{JobFrontend, JobSpec, Place, Priority, ToolchainInfo};
 use piecewised_wire as wire;
 use tonic::Code;
 
@@ -66,14 +66,19 @@ pub(crate) fn check(
         check_toolchain(&wire::toolchain_from_proto(toolchain), &info.toolchain)?;
     }
 
+    let frontend = request.frontend.map(|it| frontend(it, info)).transpose()?;
+    let label = label(request.label)?;
     let graph = wire::graph_from_proto(graph)?;
-    validate(&graph, &config.graph_limits, &info.allow)?;
+    // Who may send a frontend was asked before.
+    let trust = if frontend.is_some() { Trust::Frontend } else { Trust::AllowList };
+    validate(&graph, &config.graph_limits, &info.allow, trust)?;
     let canonical = canonicalise(&graph)?;
     drop(graph);
     let entries = entries(&plan, &canonical)?;
     let targets = targets(&entries, plan.hull(), &delivery.hints, options.specialisation)?;
     let (devices, device) = devices(&canonical, request.device.map(wire::device_from_proto), info)?;
     let options = options_for_key(&options, &canonical.device_types);
+    let frontend_digest = frontend.as_ref().map(|it| it.frontend.digest());
     let json: Arc<str> = canonical.json.as_str().into();
     let key = |target: Target, options: &CompileOptions| {
         let parts = KeyParts {
@@ -82,7 +87,7 @@ pub(crate) fn check(
             dispatch_argument: canonical.dispatch_argument,
             hint: target.hint,
             options,
-            frontend: None,
+            frontend: frontend_digest.as_ref(),
             format,
             toolchain: &info.toolchain.fingerprint,
             devices: &devices,
@@ -104,6 +109,8 @@ pub(crate) fn check(
             format,
             toolchain: info.toolchain.clone(),
             device: device.clone(),
+            frontend: frontend.clone(),
+            label: Arc::clone(&label),
         }
     };
     let specs: Vec<JobSpec> = targets.iter().map(spec).collect();
@@ -167,6 +174,36 @@ fn targets(
         },
     };
     Ok(with_hints.into_iter().map(target).collect())
+}
+
+/// The frontend of a request, if the toolchain has it.
+fn frontend(frontend: v1::Frontend, info: &ToolchainInfo) -> Result<JobFrontend, ApiError> {
+    let (frontend, payload) = wire::frontend_from_proto(frontend)?;
+    if !info.frontends.contains(&frontend.name) {
+        let has = if info.frontends.is_empty() { "none".to_owned() } else { info.frontends.join(", ") };
+        let message = format!(
+            "the toolchain that this daemon compiles with ({}) has no frontend {:?}, it has {has}; install its package there, start the \
+             daemon with --python naming an interpreter that has it, or list its module in `frontends`",
+            info.toolchain.executable, frontend.name
+        );
+        return Err(ApiError::new(Code::FailedPrecondition, "FRONTEND_UNKNOWN", message)
+            .with("frontend", frontend.name)
+            .with("available", has));
+    }
+    let payload_digest = Digest::of(&payload);
+    Ok(JobFrontend { frontend, payload, payload_digest })
+}
+
+/// Longest label, in bytes.
+const MAX_LABEL_BYTES: usize = 256;
+
+fn label(label: String) -> Result<Arc<str>, ApiError> {
+    if label.len() > MAX_LABEL_BYTES || label.chars().any(char::is_control) {
+        let message =
+            format!("CompileRequest.label is a name of at most {MAX_LABEL_BYTES} bytes without control characters");
+        return Err(ApiError::new(Code::InvalidArgument, "BAD_LABEL", message).with("field", "label"));
+    }
+    Ok(label.into())
 }
 
 fn place(piece: v1::ProgramPiece) -> Result<Place, ApiError> {

@@ -18,6 +18,7 @@ use crate::{
     fetch, peer,
     request::{Checked, check},
     status::ApiError,
+    trust,
 };
 
 /// The service over a scheduler and a store.
@@ -44,13 +45,18 @@ impl CompileService for Compiler {
 
     async fn get_capabilities(
         &self,
-        _request: Request<v1::GetCapabilitiesRequest>,
+        request: Request<v1::GetCapabilitiesRequest>,
     ) -> Result<Response<v1::GetCapabilitiesResponse>, Status> {
-        Ok(Response::new(capabilities(&self.scheduler.toolchain(), self.scheduler.config(), &self.config)))
+        let trusts_frontend = trust::is_trusted(&request, &self.config);
+        let toolchain = self.scheduler.toolchain();
+        Ok(Response::new(capabilities(&toolchain, self.scheduler.config(), &self.config, trusts_frontend)))
     }
 
     async fn compile(&self, request: Request<v1::CompileRequest>) -> Result<Response<Self::CompileStream>, Status> {
         let started = Instant::now();
+        if request.get_ref().frontend.is_some() {
+            trust::check(&request, &self.config).inspect_err(|error| tracing::info!("refused: {error:?}"))?;
+        }
         let (peer, deadline) = (peer::peer(&request), peer::deadline(request.metadata()));
         let info = self.scheduler.toolchain_ready(self.config.toolchain_timeout).await.map_err(ApiError::from)?;
         let config = Arc::clone(&self.config);

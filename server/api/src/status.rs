@@ -7,6 +7,7 @@
 //! | `RESOURCE_EXHAUSTED` | make it smaller, or wait as `RetryInfo` says |
 //! | `UNAVAILABLE` | ask again |
 //! | `NOT_FOUND` | compile again |
+//! | `PERMISSION_DENIED` | compile locally, or have the operator trust the caller |
 //! | `INTERNAL` | report it |
 
 use std::{collections::HashMap, time::Duration};

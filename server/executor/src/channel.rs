@@ -86,8 +86,8 @@ impl Channel {
         (memory::n_killed_by_system() > self.n_killed_by_system).then(|| self.process.group().meter.last())
     }
 
-    pub(crate) async fn send(&mut self, text: &[u8]) -> Result<(), Trouble> {
-        frame::write(&mut self.stdin, text).await.map_err(|_| Trouble::Ended)
+    pub(crate) async fn send(&mut self, text: &[u8], blob: &[u8]) -> Result<(), Trouble> {
+        frame::write(&mut self.stdin, text, blob).await.map_err(|_| Trouble::Ended)
     }
 
     pub(crate) async fn receive(&mut self, max_blob_bytes: u64) -> Result<(FromExecutor, bytes::Bytes), Trouble> {

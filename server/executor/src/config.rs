@@ -24,6 +24,8 @@ pub struct ExecutorConfig {
     pub environment: BTreeMap<OsString, OsString>,
     /// Names beside the allow-list that are handed on; a `*` at the end stands for any ending.
     pub extra_environment: Vec<String>,
+    /// Modules that are frontends, beside those that the executor has itself.
+    pub frontends: Vec<String>,
     /// Nice level, 0 to 19; 0 leaves it alone.
     pub nice: u8,
     /// Processes that Inductor compiles kernels with; none leaves it to Inductor.
@@ -44,6 +46,7 @@ impl ExecutorConfig {
             max_artifact_bytes: 1 << 30,
             environment: BTreeMap::new(),
             extra_environment: Vec::new(),
+            frontends: Vec::new(),
             nice: 5,
             n_compile_threads: None,
         }

@@ -109,6 +109,9 @@ pub(crate) fn compose(
     if let Some(headers) = headers_dir {
         set("PIECEWISED_PRECOMPILED_HEADERS", headers.as_os_str());
     }
+    if !config.frontends.is_empty() {
+        set("PIECEWISED_FRONTENDS", config.frontends.join(",").as_ref());
+    }
     // What a forked executor changes to, since it begins where its zygote is.
     set("PWD", folder.join(WORK).as_os_str());
     if let Some(n) = placement.n_compile_threads.or(config.n_compile_threads) {
@@ -166,7 +169,8 @@ mod tests {
         };
         let kind = DeviceKind { r#type: "cuda".into(), name: "A GPU".into(), capability: "9.0".into() };
         let gpu = Gpu { index: 1, uuid: "GPU-8f3a".into(), kind, memory_bytes: 1 << 36 };
-        let placement = Placement { gpu: Some(gpu), n_compile_threads: Some(2), max_memory_bytes: None };
+        let placement =
+            Placement { gpu: Some(gpu), n_compile_threads: Some(2), max_memory_bytes: None, frontend: None };
         let environment = compose(&config, &placement, Path::new("/private")).unwrap();
         assert_eq!(environment[OsStr::new("CUDA_VISIBLE_DEVICES")], "GPU-8f3a");
         assert_eq!(environment[OsStr::new("TORCHINDUCTOR_COMPILE_THREADS")], "2");

@@ -17,6 +17,10 @@ pub enum FailureReason {
     Unsupported,
     /// The compiled code gave other values than eager, or crashed.
     VerificationFailed,
+    /// The toolchain does not have the job's frontend.
+    FrontendUnknown,
+    /// The toolchain's frontend, or what it depends on, is another one than the caller's.
+    FrontendMismatch,
 }
 
 impl FailureReason {
@@ -27,6 +31,8 @@ impl FailureReason {
             Self::VerificationFailed => "VERIFICATION_FAILED",
             Self::UnprovenRange => "UNPROVEN_RANGE",
             Self::Unsupported => "UNSUPPORTED",
+            Self::FrontendUnknown => "FRONTEND_UNKNOWN",
+            Self::FrontendMismatch => "FRONTEND_MISMATCH",
         }
     }
 }

@@ -86,8 +86,9 @@ impl Executor {
             was_killed,
         };
         let greeting = async {
-            let text = message::hello(known.is_some()).map_err(|error| Trouble::Nonsense(error.to_string()))?;
-            channel.send(&text).await?;
+            let text = message::hello(known.is_some(), placement.frontend.as_deref())
+                .map_err(|error| Trouble::Nonsense(error.to_string()))?;
+            channel.send(&text, &[]).await?;
             Ok(channel.receive(0).await?.0)
         };
         match tokio::time::timeout(config.ready_deadline, greeting).await {
@@ -276,7 +277,8 @@ async fn talk<H: JobHost>(
     // Of a deadline beyond what a clock can hold, some hundred years are as good.
     let far = Duration::from_secs(1 << 32);
     let mut ends = Instant::now() + deadline.min(far);
-    in_time(ends, channel.send(text)).await?;
+    let payload = job.frontend.as_ref().map_or(&[][..], |(_, payload)| payload);
+    in_time(ends, channel.send(text, payload)).await?;
     let mut held: Option<H::Lease> = None;
     loop {
         let (answer, blob) = in_time(ends, channel.receive(max_artifact_bytes)).await?;
@@ -294,7 +296,7 @@ async fn talk<H: JobHost>(
                 });
                 ends += asked.elapsed();
                 let text = message::leased(&job.id).map_err(|error| Trouble::Nonsense(error.to_string()))?;
-                in_time(ends, channel.send(&text)).await?;
+                in_time(ends, channel.send(&text, &[])).await?;
             }
             FromExecutor::Release { job: id } if id == job.id && held.take().is_some() => {}
             FromExecutor::Failed { job: id, reason, message } if id == job.id => {

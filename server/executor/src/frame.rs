@@ -34,13 +34,15 @@ pub(crate) enum FrameError {
     BlobTooLarge { n_bytes: u64, limit: u64 },
 }
 
-/// Writes a frame without a blob.
-pub(crate) async fn write(to: &mut (impl AsyncWrite + Unpin), json: &[u8]) -> io::Result<()> {
+/// Writes a frame.
+pub(crate) async fn write(to: &mut (impl AsyncWrite + Unpin), json: &[u8], blob: &[u8]) -> io::Result<()> {
     let n_bytes = u32::try_from(json.len()).map_err(|_| io::Error::other("a message of 4 GiB or more"))?;
     let mut head = [0; 12];
     head[..4].copy_from_slice(&n_bytes.to_be_bytes());
+    head[4..].copy_from_slice(&(blob.len() as u64).to_be_bytes());
     to.write_all(&head).await?;
     to.write_all(json).await?;
+    to.write_all(blob).await?;
     to.flush().await
 }
 
@@ -110,8 +112,8 @@ mod tests {
     #[tokio::test]
     async fn what_is_written_reads_back() {
         let mut bytes = Vec::new();
-        write(&mut bytes, b"{\"hello\":1}").await.unwrap();
-        assert_eq!(bytes, frame(b"{\"hello\":1}", b""));
+        write(&mut bytes, b"{\"hello\":1}", b"blob").await.unwrap();
+        assert_eq!(bytes, frame(b"{\"hello\":1}", b"blob"));
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use piecewised_graph::{
-    GuardSymbol, Latency, Segment, Timings, TuningReport, Verification,
+    Frontend, GuardSymbol, Latency, Segment, Timings, TuningReport, Verification,
     request::{ArtifactFormat, CompileOptions, DeviceKind},
 };
 use piecewised_plan::Range;
@@ -31,6 +31,8 @@ pub struct CompileJob {
     pub device: DeviceKind,
     /// Whether the artifact is run against eager before it is given back.
     pub verify: bool,
+    /// What takes part in the compile, and its payload.
+    pub frontend: Option<(Frontend, Bytes)>,
     /// From the request to the last byte of the artifact, without what is spent waiting for leases; the config's is the longest there is.
     pub deadline: Duration,
 }

@@ -2,8 +2,12 @@
 //!
 //! The zygote is started with the first executor, looked after from then on, and started again when it has died. What it cannot do
 //! is said once in the log; executors are then started fresh, which takes seconds and memory and changes nothing else.
+//!
+//! Executors with a frontend are forked from a zygote of that frontend, which has imported it too: such an import takes seconds, and changes
+//! torch, so that other executors must come from a process that never saw it.
 
 use std::{
+    collections::HashMap,
     fmt,
     sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
     time::Duration,
@@ -38,13 +42,18 @@ pub enum LaunchKind {
 /// Starts the executors of one toolchain. Cheap to clone; its zygote ends with the last clone.
 #[derive(Clone)]
 pub struct Launcher {
+    /// Of executors without a frontend.
     shared: Arc<Shared>,
+    /// By frontend.
+    others: Arc<Mutex<HashMap<String, Arc<Shared>>>>,
 }
 
+/// The executors of one frontend, or of none.
 struct Shared {
     config: Arc<ExecutorConfig>,
-    /// What the first executor said.
-    hello: OnceLock<Arc<Hello>>,
+    frontend: Option<String>,
+    /// What the first executor of all said.
+    hello: Arc<OnceLock<Arc<Hello>>>,
     kind: Mutex<LaunchKind>,
     /// Held while a zygote starts, so that there is one.
     slot: tokio::sync::Mutex<Slot>,
@@ -62,9 +71,18 @@ struct Slot {
 impl Launcher {
     /// For the interpreter of `config`. Nothing is started yet.
     pub fn new(config: Arc<ExecutorConfig>) -> Self {
-        let kind = Mutex::new(LaunchKind::Fresh { reason: "no executor was started yet".into() });
-        let shared = Shared { config, hello: OnceLock::new(), kind, slot: Default::default(), keeper: OnceLock::new() };
-        Self { shared: Arc::new(shared) }
+        Self { shared: Arc::new(Shared::new(config, None, Arc::default())), others: Arc::default() }
+    }
+
+    /// Those of a frontend.
+    fn of(&self, frontend: Option<&str>) -> Arc<Shared> {
+        let Some(name) = frontend else { return Arc::clone(&self.shared) };
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = || {
+            let (config, hello) = (Arc::clone(&self.shared.config), Arc::clone(&self.shared.hello));
+            Arc::new(Shared::new(config, Some(name.to_owned()), hello))
+        };
+        Arc::clone(others.entry(name.to_owned()).or_insert_with(made))
     }
 
     /// Starts an executor and waits until it is ready.
@@ -73,10 +91,10 @@ impl Launcher {
     /// [`ExecutorError::Spawn`], [`ExecutorError::NotReady`], [`ExecutorError::Unusable`] or [`ExecutorError::Protocol`]. Nothing
     /// of it is left then, nor where the future is dropped.
     pub async fn launch(&self, placement: &Placement) -> Result<Executor, ExecutorError> {
-        let shared = &self.shared;
+        let shared = self.of(placement.frontend.as_deref());
         let executor = match shared.fork(placement).await? {
             Some(executor) => {
-                let weak = Arc::downgrade(shared);
+                let weak = Arc::downgrade(&shared);
                 shared.keeper.get_or_init(|| AbortOnDropHandle::new(tokio::spawn(keep(weak))));
                 executor
             }
@@ -89,12 +107,12 @@ impl Launcher {
         Ok(executor)
     }
 
-    /// How executors are started now.
+    /// How executors without a frontend are started now.
     pub fn kind(&self) -> LaunchKind {
         self.shared.kind.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The process that executors are forked from, where there is one.
+    /// The process that executors without a frontend are forked from, where there is one.
     pub async fn zygote_pid(&self) -> Option<u32> {
         self.shared.slot.lock().await.zygote.as_ref().filter(|zygote| zygote.is_running()).map(|zygote| zygote.pid())
     }
@@ -113,18 +131,31 @@ impl Launcher {
         &self.shared.config
     }
 
-    /// Ends the process that executors are forked from. Executors that run go on; no further one can be launched by a clone of this but fresh.
+    /// Ends the processes that executors are forked from. Executors that run go on; no further one can be launched by a clone of this but fresh.
     pub async fn shutdown(self) {
-        let mut slot = self.shared.slot.lock().await;
-        slot.is_given_up = true;
-        self.shared.set_kind(LaunchKind::Fresh { reason: "the launcher was shut down".into() });
-        if let Some(zygote) = slot.zygote.take() {
-            zygote.end().await;
+        let others: Vec<_> =
+            self.others.lock().unwrap_or_else(PoisonError::into_inner).values().map(Arc::clone).collect();
+        for shared in others.iter().chain([&self.shared]) {
+            shared.shutdown().await;
         }
     }
 }
 
 impl Shared {
+    fn new(config: Arc<ExecutorConfig>, frontend: Option<String>, hello: Arc<OnceLock<Arc<Hello>>>) -> Self {
+        let kind = Mutex::new(LaunchKind::Fresh { reason: "no executor was started yet".into() });
+        Self { config, frontend, hello, kind, slot: Default::default(), keeper: OnceLock::new() }
+    }
+
+    async fn shutdown(&self) {
+        let mut slot = self.slot.lock().await;
+        slot.is_given_up = true;
+        self.set_kind(LaunchKind::Fresh { reason: "the launcher was shut down".into() });
+        if let Some(zygote) = slot.zygote.take() {
+            zygote.end().await;
+        }
+    }
+
     /// An executor from the zygote; none where there is no zygote to be had.
     async fn fork(&self, placement: &Placement) -> Result<Option<Executor>, ExecutorError> {
         // Once more where the zygote died between two requests: that is noticed only by asking it.
@@ -159,7 +190,7 @@ impl Shared {
                 tracing::warn!(zygote = dead.pid(), last, "the zygote died; starting another");
             }
             let started = match become_subreaper() {
-                Ok(()) => Zygote::start(&self.config).await,
+                Ok(()) => Zygote::start(&self.config, self.frontend.as_deref()).await,
                 Err(error) => {
                     Err(ZygoteError::Refused(format!("the system does not give orphans to the daemon: {error}")))
                 }
@@ -207,9 +238,9 @@ impl Shared {
         };
         slot.zygote = None;
         if slot.is_given_up {
-            tracing::warn!(python = %self.config.python.display(), "executors are started fresh and not forked: {reason}");
+            tracing::warn!(python = %self.config.python.display(), frontend = self.frontend, "executors are started fresh and not forked: {reason}");
         } else {
-            tracing::info!(python = %self.config.python.display(), "the zygote broke: {reason}");
+            tracing::info!(python = %self.config.python.display(), frontend = self.frontend, "the zygote broke: {reason}");
         }
         self.set_kind(LaunchKind::Fresh { reason });
         Ok(())

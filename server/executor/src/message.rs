@@ -4,7 +4,7 @@
 //! outside the job's range would be dispatched to without proof.
 
 use piecewised_graph::{
-    Verification, VerificationOutcome,
+    Frontend, Verification, VerificationOutcome,
     request::{ArtifactFormat, CompileOptions, DeviceKind, Toolchain},
 };
 use piecewised_plan::Range;
@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use crate::{CompileJob, CompileOutcome, FailureReason, Gpu, LeaseMode};
 
 /// The version that both sides speak.
-pub(crate) const PROTOCOL: u32 = 3;
+pub(crate) const PROTOCOL: u32 = 4;
 
 /// What an interpreter says of itself once it has imported torch.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -34,6 +34,9 @@ pub struct Hello {
     pub attributes: Vec<String>,
     /// Inductor's options.
     pub options: Vec<InductorOption>,
+    /// The frontends that it has.
+    #[serde(default)]
+    pub frontends: Vec<String>,
     /// Seconds that importing torch took.
     pub import_s: f64,
 }
@@ -53,6 +56,7 @@ pub(crate) enum ToExecutor<'a> {
     Hello {
         protocol: u32,
         is_known: bool,
+        frontend: Option<&'a str>,
     },
     Leased {
         job: &'a str,
@@ -67,6 +71,7 @@ pub(crate) enum ToExecutor<'a> {
         format: ArtifactFormat,
         device: &'a DeviceKind,
         verify: bool,
+        frontend: Option<&'a Frontend>,
     },
 }
 
@@ -135,8 +140,9 @@ impl FromExecutor {
 }
 
 /// The JSON text of `hello`. `is_known`: what the toolchain can do has been heard from another executor, and need not be found out again.
-pub(crate) fn hello(is_known: bool) -> Result<Vec<u8>, serde_json::Error> {
-    serde_json::to_vec(&ToExecutor::Hello { protocol: PROTOCOL, is_known })
+/// `frontend`: what it imports ahead, since its jobs will be of that.
+pub(crate) fn hello(is_known: bool, frontend: Option<&str>) -> Result<Vec<u8>, serde_json::Error> {
+    serde_json::to_vec(&ToExecutor::Hello { protocol: PROTOCOL, is_known, frontend })
 }
 
 /// The JSON text of `leased`.
@@ -156,6 +162,7 @@ pub(crate) fn compile(job: &CompileJob) -> Result<Vec<u8>, serde_json::Error> {
         format: job.format,
         device: &job.device,
         verify: job.verify,
+        frontend: job.frontend.as_ref().map(|(frontend, _)| frontend),
     })
 }
 
@@ -207,6 +214,7 @@ mod tests {
             format: ArtifactFormat::Inductor,
             device: DeviceKind { r#type: "cpu".into(), name: "x86_64".into(), capability: "ab".into() },
             verify: true,
+            frontend: None,
             deadline: std::time::Duration::from_secs(60),
         };
         let text = String::from_utf8(compile(&job).unwrap()).unwrap();
@@ -215,10 +223,17 @@ mod tests {
         ));
         assert!(
             text.ends_with(
-                r#""format":"inductor","device":{"type":"cpu","name":"x86_64","capability":"ab"},"verify":true}}"#
+                r#""format":"inductor","device":{"type":"cpu","name":"x86_64","capability":"ab"},"verify":true,"frontend":null}}"#
             ),
             "{text}"
         );
+        let identity = r#"{"a": "\"b\""}"#;
+        let frontend = Frontend::new("f".into(), "1".into(), identity.into()).unwrap();
+        let with =
+            CompileJob { frontend: Some((frontend, bytes::Bytes::from_static(b"never in the text"))), ..job.clone() };
+        let text = String::from_utf8(compile(&with).unwrap()).unwrap();
+        let expected = r#""frontend":{"name":"f","version":"1","identity":"{\"a\": \"\\\"b\\\"\"}"}}}"#;
+        assert!(text.ends_with(expected), "{text}");
         assert!(compile(&CompileJob { graph: "{".into(), ..job }).is_err());
     }
 

@@ -21,6 +21,9 @@ pub struct Gpu {
 pub struct Placement {
     /// The only GPU that it sees, as its `cuda:0`; none: those that the daemon sees.
     pub gpu: Option<Gpu>,
+    /// What it imports before its first job, and the only frontend that it then has jobs of: importing one changes torch in ways that other
+    /// code must not depend on. None: it has jobs without a frontend.
+    pub frontend: Option<String>,
     /// Processes that Inductor compiles kernels with; none: as the config has it.
     pub n_compile_threads: Option<usize>,
     /// What its whole process group may hold of the machine's memory, in bytes, with shared pages counted in shares; none: no limit.

@@ -70,8 +70,8 @@ enum FromZygote {
 }
 
 impl Zygote {
-    /// Starts one and waits until it can fork.
-    pub(crate) async fn start(config: &ExecutorConfig) -> Result<Self, ZygoteError> {
+    /// Starts one and waits until it can fork. `frontend`: what it imports beside torch.
+    pub(crate) async fn start(config: &ExecutorConfig, frontend: Option<&str>) -> Result<Self, ZygoteError> {
         let ours = config.clone();
         let spawn = |source| ZygoteError::Executor(ExecutorError::Spawn { python: config.python.clone(), source });
         let started = tokio::task::spawn_blocking(move || start(&ours)).await.map_err(io::Error::other);
@@ -79,7 +79,7 @@ impl Zygote {
         // Until it is ready: should this future be dropped, so is the process.
         let span = info_span!(target: "executor", parent: None, "zygote", zygote = process.pid());
         let journal = Journal::keep(ChildStderr::from_std(stderr).map_err(spawn)?, span);
-        let hello = message::hello(false).map_err(|error| ZygoteError::Broken(error.to_string()))?;
+        let hello = message::hello(false, frontend).map_err(|error| ZygoteError::Broken(error.to_string()))?;
         let mut stream = control.try_clone().map_err(spawn)?;
         let deadline = config.ready_deadline;
         let answer = blocking(move || exchange(&mut stream, &hello, &[], &[], deadline)).await;

@@ -138,7 +138,7 @@ async fn a_start_that_fails_says_why_and_leaves_nothing() {
         ("exit", "it ended with exit code 1; the last it printed:\nModuleNotFoundError: No module named 'torch'", true),
         ("hang", "it was not ready after 1 s; the last it printed:\nimporting for ever", true),
         ("unusable", "cannot compile: torch is too old here.", false),
-        ("version", "broke the protocol: it speaks version 1, this daemon 3", true),
+        ("version", "broke the protocol: it speaks version 1, this daemon 4", true),
         ("garbage", "broke the protocol: a frame announced 1350136936 bytes of JSON", true),
     ] {
         let (mut config, root) = misbehaving(start);

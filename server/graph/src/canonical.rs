@@ -133,7 +133,7 @@ impl Canon {
                         self.number(name);
                     }
                 }
-                ValueMeta::Constant(_) => {}
+                ValueMeta::Constant(_) | ValueMeta::Opaque(_) => {}
             }
         }
     }
@@ -252,6 +252,7 @@ impl Canon {
             ValueMeta::SymFloat(expr) => ValueMeta::SymFloat(self.expr(expr)),
             ValueMeta::SymBool(expr) => ValueMeta::SymBool(self.expr(expr)),
             ValueMeta::Constant(value) => ValueMeta::Constant(self.argument(value, names)),
+            ValueMeta::Opaque(r#type) => ValueMeta::Opaque(r#type.clone()),
         }
     }
 

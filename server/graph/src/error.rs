@@ -43,7 +43,9 @@ pub enum GraphError {
         "attribute {attribute:?} may not be read: only a tensor's own attributes (shape, dtype, device, T, ...) may"
     )]
     AttributeNotAllowed { attribute: String },
-    #[error("no frontend of this daemon knows the opaque type {type:?}; compile this piece locally")]
+    #[error(
+        "an object of type {type:?} needs a frontend that makes it: name one in CompileRequest.frontend, or compile this piece locally"
+    )]
     OpaqueNotAllowed { r#type: String },
     #[error("a method call needs its object as the first argument")]
     NoReceiver,

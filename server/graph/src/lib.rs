@@ -9,6 +9,7 @@ mod digest;
 mod display;
 mod error;
 mod evaluate;
+mod frontend;
 mod guards;
 mod handle;
 mod key;
@@ -22,6 +23,7 @@ pub use canonical::{CanonicalGraph, canonicalise};
 pub use digest::{BadDigest, Digest};
 pub use error::GraphError;
 pub use evaluate::{EvaluateError, MAX_EXPRESSION_DEPTH, Value, evaluate, holds};
+pub use frontend::{BadFrontend, Frontend, MAX_IDENTITY_BYTES};
 pub use guards::{BadSegments, check_segments, unproven};
 pub use handle::{
     Candidate, CheckedSize, GuardSymbol, Handle, Latency, PhaseTiming, Segment, Timings, TuningReport, Verification,
@@ -29,7 +31,7 @@ pub use handle::{
 };
 pub use key::{KeyParts, options_for_key};
 pub use manifest::{BadProgramName, Manifest, ManifestPiece, ProgramName};
-pub use validate::{Limits, validate};
+pub use validate::{Limits, Trust, validate};
 
 /// Version of the canonical form and of keys. A change of either makes every stored artifact unreachable, on purpose.
 pub const KEY_VERSION: u32 = 2;

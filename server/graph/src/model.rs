@@ -268,6 +268,8 @@ pub enum ValueMeta {
     SymBool(SymExpr),
     /// Always this value.
     Constant(Argument),
+    /// An object of this type, fully qualified; another one at each call.
+    Opaque(String),
 }
 
 /// A tensor without its values.

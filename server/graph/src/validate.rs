@@ -43,11 +43,20 @@ impl Default for Limits {
     }
 }
 
+/// What a request's sender may have the executor resolve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Trust {
+    /// What the allow-list names.
+    AllowList,
+    /// Also any registered operator, and objects that the frontend makes: the sender is trusted with a frontend.
+    Frontend,
+}
+
 /// Checks every rule.
 ///
 /// # Errors
 /// The first rule that is broken, with the node it was found in.
-pub fn validate(graph: &Graph, limits: &Limits, allow: &AllowList) -> Result<(), GraphError> {
+pub fn validate(graph: &Graph, limits: &Limits, allow: &AllowList, trust: Trust) -> Result<(), GraphError> {
     limit("symbols", graph.symbols.len(), limits.max_symbols)?;
     let mut symbols = HashSet::new();
     for symbol in &graph.symbols {
@@ -63,7 +72,7 @@ pub fn validate(graph: &Graph, limits: &Limits, allow: &AllowList) -> Result<(),
             });
         }
     }
-    let mut validator = Validator { limits, allow, symbols, n_nodes: 0, constant_bytes: 0 };
+    let mut validator = Validator { limits, allow, trust, symbols, n_nodes: 0, constant_bytes: 0 };
     validator.graph(graph, 0)
 }
 
@@ -78,9 +87,13 @@ fn name(what: &'static str, name: &str, limits: &Limits) -> Result<(), GraphErro
     Ok(())
 }
 
+/// What an opaque object is made from is a name or a short description, never its data.
+const MAX_OPAQUE_BYTES: usize = 64 << 10;
+
 struct Validator<'a> {
     limits: &'a Limits,
     allow: &'a AllowList,
+    trust: Trust,
     symbols: HashSet<&'a str>,
     n_nodes: usize,
     constant_bytes: usize,
@@ -192,7 +205,7 @@ impl<'a> Validator<'a> {
                 None => Err(GraphError::UnknownAttribute { attribute: target.clone() }),
             },
             Op::CallFunction { target, args, kwargs } => {
-                self.allow.function(target)?;
+                self.allow.function(target, self.trust)?;
                 if target == "builtins.getattr" {
                     match args.get(1) {
                         Some(Argument::Str(attribute)) => self.allow.attribute(attribute)?,
@@ -265,15 +278,44 @@ impl<'a> Validator<'a> {
             }),
             Argument::SymInt(expr) | Argument::SymFloat(expr) | Argument::SymBool(expr) => self.expr(expr, 0),
             Argument::Graph(graph) => self.graph(graph, scope.depth + 1),
-            Argument::Opaque { r#type, .. } => Err(GraphError::OpaqueNotAllowed { r#type: r#type.clone() }),
+            Argument::Opaque { r#type, value } => self.opaque(r#type, value),
         }
+    }
+
+    fn opaque(&self, r#type: &str, value: &str) -> Result<(), GraphError> {
+        if self.trust == Trust::AllowList {
+            return Err(GraphError::OpaqueNotAllowed { r#type: r#type.chars().take(200).collect() });
+        }
+        name("opaque type", r#type, self.limits)?;
+        limit("bytes of an opaque object", value.len(), MAX_OPAQUE_BYTES)
     }
 
     fn meta(&self, meta: &ValueMeta) -> Result<(), GraphError> {
         match meta {
             ValueMeta::Tensor(tensor) => self.tensor(tensor),
             ValueMeta::SymInt(expr) | ValueMeta::SymFloat(expr) | ValueMeta::SymBool(expr) => self.expr(expr, 0),
-            ValueMeta::Constant(value) => constant_input(value),
+            ValueMeta::Constant(value) => self.constant_input(value),
+            ValueMeta::Opaque(r#type) => self.opaque(r#type, ""),
+        }
+    }
+
+    /// An input that always has one value: plain data without nodes in it.
+    fn constant_input(&self, value: &Argument) -> Result<(), GraphError> {
+        match value {
+            Argument::Tuple(items) | Argument::List(items) => {
+                items.iter().try_for_each(|item| self.constant_input(item))
+            }
+            Argument::Int(_)
+            | Argument::Float(_)
+            | Argument::Bool(_)
+            | Argument::None
+            | Argument::Str(_)
+            | Argument::Complex(..)
+            | Argument::Ellipsis => Ok(()),
+            Argument::Dtype(text) | Argument::Layout(text) | Argument::MemoryFormat(text) => torch_name(text),
+            Argument::Device(it) => device(it),
+            Argument::Opaque { r#type, value } => self.opaque(r#type, value),
+            _ => Err(GraphError::BadConstantInput),
         }
     }
 
@@ -352,24 +394,6 @@ pub(crate) fn arity(function: SymFunction) -> std::ops::RangeInclusive<usize> {
         | F::Identity
         | F::Not
         | F::Sqrt => 1..=1,
-    }
-}
-
-/// An input that always has one value: plain data without nodes in it.
-fn constant_input(value: &Argument) -> Result<(), GraphError> {
-    match value {
-        Argument::Tuple(items) | Argument::List(items) => items.iter().try_for_each(constant_input),
-        Argument::Int(_)
-        | Argument::Float(_)
-        | Argument::Bool(_)
-        | Argument::None
-        | Argument::Str(_)
-        | Argument::Complex(..)
-        | Argument::Ellipsis => Ok(()),
-        Argument::Dtype(text) | Argument::Layout(text) | Argument::MemoryFormat(text) => torch_name(text),
-        Argument::Device(it) => device(it),
-        Argument::Opaque { r#type, .. } => Err(GraphError::OpaqueNotAllowed { r#type: r#type.clone() }),
-        _ => Err(GraphError::BadConstantInput),
     }
 }
 

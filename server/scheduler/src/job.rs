@@ -6,8 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use piecewised_graph::{
-    Digest, Handle,
+    Digest, Frontend, Handle,
     request::{ArtifactFormat, CompileOptions, DeviceKind, Toolchain, Tuning},
 };
 use piecewised_plan::Range;
@@ -44,6 +45,21 @@ pub struct JobSpec {
     pub toolchain: Toolchain,
     /// Which device the key is for.
     pub device: DeviceKind,
+    /// What takes part in the compile.
+    pub frontend: Option<JobFrontend>,
+    /// What the caller that asked first calls the piece; empty: nothing.
+    pub label: Arc<str>,
+}
+
+/// A frontend with what its executor needs.
+#[derive(Debug, Clone)]
+pub struct JobFrontend {
+    /// As it went into the key.
+    pub frontend: Frontend,
+    /// Read by the executor only.
+    pub payload: Bytes,
+    /// Of the payload, which peers' limits count once.
+    pub payload_digest: Digest,
 }
 
 /// Which jobs go first. The smaller the more urgent.
@@ -129,12 +145,15 @@ impl Job {
 
 /// What the queue has to know of a job.
 pub(crate) fn ask(spec: &JobSpec) -> Ask {
-    Ask {
-        key: spec.key,
-        need: Need::new(&spec.device, spec.options.tuning == Tuning::Full),
-        graph: spec.graph_digest,
-        graph_bytes: spec.graph.len(),
-    }
+    let (graph, graph_bytes) = match &spec.frontend {
+        // The payload is held as long as the graph is.
+        Some(JobFrontend { payload, payload_digest, .. }) => {
+            let both = [spec.graph_digest.0, payload_digest.0].concat();
+            (Digest::of(&both), spec.graph.len() + payload.len())
+        }
+        None => (spec.graph_digest, spec.graph.len()),
+    };
+    Ask { key: spec.key, need: Need::new(&spec.device, spec.options.tuning == Tuning::Full), graph, graph_bytes }
 }
 
 /// What a caller gets for each job of its request.

@@ -44,7 +44,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use config::SchedulerConfig;
 pub use error::{JobFailure, SubmitError};
-pub use job::{Abandoned, JobSpec, JobState, Origin, Peer, Priority, Ticket, Watcher};
+pub use job::{Abandoned, JobFrontend, JobSpec, JobState, Origin, Peer, Priority, Ticket, Watcher};
 pub use programs::{CameFrom, Place, ProgramError, RunStatus};
 pub use toolchain::{ToolchainInfo, ToolchainStatus};
 pub use verify::VerifyPolicy;

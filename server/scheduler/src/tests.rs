@@ -85,6 +85,8 @@ fn spec(key: u8) -> JobSpec {
             executable: text(),
         },
         device: DeviceKind { r#type: text(), name: text(), capability: text() },
+        frontend: None,
+        label: "".into(),
     }
 }
 

@@ -33,6 +33,8 @@ pub struct ToolchainInfo {
     pub allow: AllowList,
     /// The names of Inductor's configuration; true: reserved for the operator.
     pub options: BTreeMap<String, bool>,
+    /// The frontends that it has.
+    pub frontends: Vec<String>,
     /// Its GPUs, each by itself.
     pub gpus: Vec<Gpu>,
     /// Starts executors of it.
@@ -47,6 +49,7 @@ impl ToolchainInfo {
             devices: hello.devices,
             allow: AllowList::new(hello.functions, hello.methods, hello.attributes),
             options: hello.options.into_iter().map(|option| (option.name, option.reserved)).collect(),
+            frontends: hello.frontends,
             gpus: hello.gpus,
             launcher,
         }

@@ -34,6 +34,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             "job",
             id = job.id,
             key = job.spec.key.short(),
+            label = some(&job.spec.label),
             range = job.spec.range.map(tracing::field::display)
         );
         // Where the compile is dropped half-way its executor goes with it.
@@ -57,6 +58,11 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         }
         shared.flights.finish(&job, outcome);
     }
+}
+
+/// What is worth saying.
+fn some(label: &str) -> Option<&str> {
+    Some(label).filter(|label| !label.is_empty())
 }
 
 fn first_line(text: &str) -> &str {
@@ -95,6 +101,7 @@ async fn compile(shared: &Shared, job: &Arc<Job>, mut grant: Grant) -> Result<Ha
         let placement = Placement {
             gpu: gpu.cloned(),
             max_memory_bytes: Some(shared.config.max_executor_memory_bytes),
+            frontend: job.spec.frontend.as_ref().map(|it| it.frontend.name.clone()),
             ..Placement::default()
         };
         let error = match attempt_once(shared, job, attempt, &launcher, placement).await {
@@ -202,6 +209,7 @@ fn compile_job(job: &Job, policy: &VerifyPolicy, deadline: Duration) -> CompileJ
         format: spec.format,
         device: spec.device.clone(),
         verify: policy.wants(&spec.key),
+        frontend: spec.frontend.as_ref().map(|it| (it.frontend.clone(), it.payload.clone())),
         deadline,
     }
 }

@@ -6,6 +6,7 @@
 
 mod artifact;
 mod error;
+mod frontend;
 mod graph;
 mod options;
 mod plan;
@@ -17,6 +18,7 @@ pub use artifact::{
     toolchain_from_proto, toolchain_to_proto,
 };
 pub use error::WireError;
+pub use frontend::{MAX_PAYLOAD_BYTES, frontend_from_proto, frontend_to_proto};
 pub use graph::{graph_from_proto, graph_to_proto};
 pub use options::{Delivery, options_from_proto, options_to_proto};
 pub use plan::{plan_from_proto, plan_to_proto, range_from_proto, range_to_proto};

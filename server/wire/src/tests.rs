@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use piecewised_graph::{
-    Candidate, CheckedSize, Digest, GuardSymbol, Handle, Latency, PhaseTiming, Segment, Timings, TuningReport,
-    Verification, VerificationOutcome,
+    Candidate, CheckedSize, Digest, Frontend, GuardSymbol, Handle, Latency, PhaseTiming, Segment, Timings,
+    TuningReport, Verification, VerificationOutcome,
     model::{
         Argument, Constant, Device, Graph, Node, Op, Real, Subgraph, SymExpr, SymFunction, Symbol, TensorMeta,
         ValueMeta,
@@ -71,6 +71,7 @@ fn everything() -> Graph {
             node("f", Op::Placeholder { value: ValueMeta::SymFloat(sym()) }),
             node("b", Op::Placeholder { value: ValueMeta::SymBool(call(SymFunction::Lt)) }),
             node("c", Op::Placeholder { value: ValueMeta::Constant(Argument::Int(1)) }),
+            node("o", Op::Placeholder { value: ValueMeta::Opaque("pkg.LayerName".into()) }),
             node("g", Op::GetAttr { target: "table".into() }),
             node("cf", Op::CallFunction { target: "_operator.add".into(), args: arguments, kwargs: kwargs.clone() }),
             node("cm", Op::CallMethod { method: "view".into(), args: args.clone(), kwargs: kwargs.clone() }),
@@ -207,6 +208,18 @@ fn plans_options_and_handles_survive_the_wire() {
     let mut cut = handle_to_proto(&handle);
     cut.digest.pop();
     assert_eq!(handle_from_proto(cut).unwrap_err().reason(), "BAD_HANDLE");
+}
+
+#[test]
+fn a_frontend_keeps_its_parts_and_its_bounds() {
+    let frontend = Frontend::new("vllm".into(), "0.26.0".into(), b"{}".to_vec()).unwrap();
+    let message = frontend_to_proto(&frontend, b"payload");
+    assert_eq!(frontend_from_proto(message.clone()).unwrap(), (frontend, "payload".into()));
+    let large = v1::Frontend { payload: vec![0; MAX_PAYLOAD_BYTES + 1], ..message.clone() };
+    let unnamed = v1::Frontend { name: String::new(), ..message };
+    for wrong in [large, unnamed] {
+        assert_eq!(frontend_from_proto(wrong).unwrap_err().reason(), "BAD_FRONTEND");
+    }
 }
 
 #[test]

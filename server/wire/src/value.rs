@@ -205,6 +205,7 @@ pub(crate) fn meta_from(meta: v1::ValueMeta) -> Result<ValueMeta, WireError> {
         Value::SymFloat(expr) => ValueMeta::SymFloat(expr_from(expr)?),
         Value::SymBool(expr) => ValueMeta::SymBool(expr_from(expr)?),
         Value::Constant(argument) => ValueMeta::Constant(argument_from(argument)?),
+        Value::Opaque(r#type) => ValueMeta::Opaque(r#type),
     })
 }
 
@@ -216,6 +217,7 @@ pub(crate) fn meta_to(meta: &ValueMeta) -> v1::ValueMeta {
         ValueMeta::SymFloat(expr) => Value::SymFloat(expr_to(expr)),
         ValueMeta::SymBool(expr) => Value::SymBool(expr_to(expr)),
         ValueMeta::Constant(argument) => Value::Constant(argument_to(argument)),
+        ValueMeta::Opaque(r#type) => Value::Opaque(r#type.clone()),
     };
     v1::ValueMeta { value: Some(value) }
 }

@@ -89,7 +89,9 @@ class Client:
         *,
         is_tiered: bool = False,
         is_strict: bool = False,
-        is_background: bool = False,
+        priority: str = "interactive",
+        frontend: tuple[str, str, bytes, bytes] | None = None,
+        label: str = "",
     ) -> Events: ...
     def manifest(self, program: str) -> tuple[str, str]: ...
     def fetch(self, handle: str, stop: Stop | None = None) -> Fetched: ...

@@ -17,12 +17,16 @@ from typing import Any
 import sympy
 import torch
 import torch.fx
+from torch._library.fake_class_registry import FakeScriptObject
 from torch.utils._sympy.numbers import int_oo
 
 from .runtime.expressions import NoForm, to_tree
 from .runtime.names import function_name
 
 Json = dict[str, Any]
+
+#: The text from which the request's frontend makes an object again; None: it can't.
+Opaque = Callable[[Any], str | None]
 
 # Constants travel by value; what is larger belongs into the inputs.
 MAX_CONSTANT_BYTES = 1 << 20
@@ -43,19 +47,23 @@ class UnsupportedGraph(Exception):
         super().__init__(self.message)
 
 
-def to_graph(gm: torch.fx.GraphModule, example_inputs: Sequence[Any] | None = None) -> Json:
+def to_graph(
+    gm: torch.fx.GraphModule, example_inputs: Sequence[Any] | None = None, opaque: Opaque | None = None
+) -> Json:
     """The Graph of `gm`. Raises UnsupportedGraph.
 
     What each placeholder looks like is read from its `example_value` (or `val`); `example_inputs`, in the order of the
-    placeholders, stand in where it has none. `gm` is left as it is.
+    placeholders, stand in where it has none. `gm` is left as it is. `opaque` is asked about objects that the protocol has no form for: for a
+    graph that is sent with a frontend, which makes them again.
     """
-    return _Writer().outermost(gm, example_inputs)
+    return _Writer(opaque).outermost(gm, example_inputs)
 
 
 class _Writer:
     """Collects the symbols that the graph and the graphs nested in it use."""
 
-    def __init__(self) -> None:
+    def __init__(self, opaque: Opaque | None) -> None:
+        self.opaque = opaque
         self._symbols: dict[str, Json] = {}
         self._shape_env: Any = None
 
@@ -188,6 +196,12 @@ class _Scope:
             return {"sym_float": self._writer.number(value, node.name)}
         if isinstance(value, torch.SymBool):
             return {"sym_bool": self._writer.number(value, node.name)}
+        if isinstance(value, FakeScriptObject):
+            real = value.real_obj
+            if self._writer.opaque is None or self._writer.opaque(real) is None:
+                raise UnsupportedGraph(node.name, _type_name(real), f"an input of type {_type_name(real)}")
+            # Another one at each call: what this one holds is no part of the graph.
+            return {"opaque": _type_name(real)}
         if value is None and example is None:
             why = "the input has neither an example_value nor an example input; what it looks like is not known"
             raise UnsupportedGraph(node.name, "NoneType", why)
@@ -203,7 +217,7 @@ class _Scope:
         elif isinstance(value, torch.Tensor) and node.op == "get_attr":
             self.constants[target] = self.constant(node, target, value)
         else:
-            kind = f"{type(value).__module__}.{type(value).__qualname__}"
+            kind = _type_name(value)
             raise UnsupportedGraph(node.name, kind, f"{node.op} of {target}, which is a {kind}")
 
     def constant(self, node: torch.fx.Node, target: str, tensor: torch.Tensor) -> Json:
@@ -244,8 +258,9 @@ class _Scope:
             return {kind: [self.argument(child, node) for child in value]}
         if isinstance(value, torch.fx.GraphModule):
             return {"graph": self._writer.graph(value)}
-        type_name = f"{type(value).__module__}.{type(value).__qualname__}"
-        raise UnsupportedGraph(node, type_name, f"an argument of type {type_name}")
+        if self._writer.opaque is not None and (text := self._writer.opaque(value)) is not None:
+            return {"opaque": {"type": _type_name(value), "value": text}}
+        raise UnsupportedGraph(node, _type_name(value), f"an argument of type {_type_name(value)}")
 
     def key(self, key: Any, node: str) -> Any:
         if key is not None and type(key) not in (str, int, bool):
@@ -276,6 +291,11 @@ def _function_name(node: torch.fx.Node) -> str:
         target = f"{getattr(node.target, '__module__', '?')}.{getattr(node.target, '__qualname__', node.target)}"
         raise UnsupportedGraph(node.name, type(node.target).__name__, f"a call of {target}, which no module names")
     return name
+
+
+def _type_name(value: Any) -> str:
+    """`package.module.Type` of an object."""
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def _torch_name(value: Any) -> str:

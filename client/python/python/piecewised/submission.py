@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any, Protocol
 
 from . import _core, counters
@@ -32,6 +32,18 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True)
+class Frontend:
+    """What made a graph and takes part in its compile (``piecewised/v1/compile_service.proto``, Frontend)."""
+
+    name: str
+    version: str
+    #: JSON text: everything that the code depends on.
+    identity: bytes
+    #: What the executor's side of it needs.
+    payload: bytes
+
+
+@dataclass(frozen=True)
 class Request:
     """What is the same for every range of a piece; texts are JSON in the project's form."""
 
@@ -45,6 +57,10 @@ class Request:
     choices: Choices = field(default_factory=Choices)
     #: The GPU that the piece's inputs are on; None: the current one, if any.
     device_index: int | None = None
+    #: What takes part in the compile; None: nothing.
+    frontend: Frontend | None = None
+    #: What the piece is called in the daemon's log and status; empty: nothing.
+    label: str = ""
 
     def tuned(self) -> Request:
         """The request for the tuned code of the same, in the background."""
@@ -64,6 +80,8 @@ class Request:
             is_tiered=self.choices.is_tiered,
             is_strict=self.choices.is_strict,
             priority=self.choices.priority,
+            frontend=None if self.frontend is None else astuple(self.frontend),
+            label=self.label,
         )
 
     def client(self) -> _core.Client:

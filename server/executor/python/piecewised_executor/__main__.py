@@ -27,6 +27,10 @@ def main() -> None:
     except Unusable as error:
         channel.send("unusable", {"reason": str(error)})
         return
+    if (frontend := fields.get("frontend")) is not None:
+        from . import frontends
+
+        frontends.preload(frontend)
     serve(channel, inbox, reader, import_s, is_known=bool(fields.get("is_known")))
 
 

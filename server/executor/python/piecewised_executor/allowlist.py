@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.overrides
-from torch._ops import HigherOrderOperator
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket, _OpNamespace
 
 from .runtime.names import function_name, op_name
 from .words import words
@@ -190,6 +190,23 @@ def function(name: str) -> Callable[..., Any] | None:
     # Both attributes are registered names, so this can't reach what else torch.ops has, such as load_library.
     packet = getattr(getattr(torch.ops, namespace), op)
     return getattr(packet, overload) if overload else packet
+
+
+def any_operator(name: str) -> Callable[..., Any] | None:
+    """The registered operator of that name, `torch.ops.<namespace>.<operator>[.<overload>]`, whatever it does: for requests whose sender is
+    trusted. None: there is none."""
+    prefix, *parts = name.split(".")[1:] if name.startswith("torch.ops.") else [""]
+    if prefix != "ops" or len(parts) not in (2, 3):
+        return None
+    found: Any = getattr(torch.ops, parts[0], None)
+    # Among torch.ops' own attributes are functions that load libraries.
+    if not isinstance(found, _OpNamespace):
+        return None
+    packet = getattr(found, parts[1], None)
+    if not isinstance(packet, OpOverloadPacket):
+        return None
+    overload = getattr(packet, parts[2], None) if len(parts) == 3 else packet
+    return overload if isinstance(overload, (OpOverload, OpOverloadPacket)) else None
 
 
 def allows_method(name: str) -> bool:

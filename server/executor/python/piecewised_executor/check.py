@@ -106,6 +106,8 @@ def _run(
         "dispatched": dispatched,
         "device_type": request["device"]["type"],
         "torch": request.get("options", {}).get("torch", {}),
+        "frontend": request.get("frontend"),
+        "payload": request.get("payload", ""),
         "artifacts": artifacts,
         "points": [[point.size, dict(point.others)] for point in points],
         "compare": compare,

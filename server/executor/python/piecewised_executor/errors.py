@@ -28,6 +28,18 @@ class Unsupported(JobError):
     reason = "UNSUPPORTED"
 
 
+class FrontendUnknown(Unsupported):
+    """The toolchain does not have the job's frontend."""
+
+    reason = "FRONTEND_UNKNOWN"
+
+
+class FrontendMismatch(Unsupported):
+    """The frontend, or what it depends on, is another one here than in the worker."""
+
+    reason = "FRONTEND_MISMATCH"
+
+
 class UnprovenRange(JobError):
     """Code came out, but not proven on the whole range."""
 

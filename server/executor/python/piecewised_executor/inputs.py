@@ -15,8 +15,11 @@ from typing import Any
 
 import torch
 import torch.fx
+from torch._library.fake_class_registry import FakeScriptObject
 
+from . import frontends
 from .errors import Unsupported
+from .frontends import Frontend
 from .rebuild import Rebuilt, rebuild
 from .runtime.load import tensor_of
 from .symbols import Symbols, declared_bounds
@@ -33,7 +36,7 @@ class Case:
     """A graph at fixed sizes, with real arguments.
 
     `module(*flat)` is eager. `arguments` is what an artifact's callable takes (all placeholders in order); `flat` and
-    `arguments` share their tensors. `mutated` are the positions in `flat` of what the graph changes in place.
+    `arguments` share their tensors.
     """
 
     size: int | None
@@ -43,8 +46,13 @@ class Case:
 
     @property
     def mutated(self) -> list[int]:
-        """Positions in `flat`."""
+        """Positions in `flat` of what is written to."""
         return self.rebuilt.mutated
+
+    @property
+    def changed(self) -> list[int]:
+        """Of those, the ones that hold something afterwards."""
+        return [i for i in self.rebuilt.mutated if i not in self.rebuilt.consumed]
 
 
 def fixed_values(
@@ -62,11 +70,15 @@ def fixed_values(
 
 
 def fake_case(
-    graph: dict[str, Any], dispatched: str | None, size: int | None, others: Mapping[str, int] = MappingProxyType({})
+    graph: dict[str, Any],
+    dispatched: str | None,
+    size: int | None,
+    others: Mapping[str, int] = MappingProxyType({}),
+    frontend: Frontend = frontends.NONE,
 ) -> Rebuilt:
     """The graph at fixed sizes with fake inputs: what it needs can be read off without having it."""
     values = fixed_values(graph, dispatched, size, others)
-    return rebuild(graph, Symbols(graph.get("symbols", []), {}, values, {}))
+    return rebuild(graph, Symbols(graph.get("symbols", []), {}, values, {}), frontend)
 
 
 def make_case(rebuilt: Rebuilt, size: int | None, seed: int, integer_bound: int) -> Case:
@@ -86,6 +98,8 @@ def make_case(rebuilt: Rebuilt, size: int | None, seed: int, integer_bound: int)
             flat.append(tensor_of(constant.data, constant.dtype, constant.sizes, constant.device))
         elif isinstance(fake, torch.Tensor):
             flat.append(_tensor(fake, generator(fake.device), integer_bound))
+        elif isinstance(fake, FakeScriptObject):
+            flat.append(fake.real_obj)
         else:
             raise Unsupported(f"input {rebuilt.kept[i]} is still symbolic at fixed sizes")
     arguments: list[Any] = [rebuilt.known.get(position) for position in range(rebuilt.n_arguments)]

@@ -7,12 +7,13 @@ further entries of the same artifact (`cover`): size 1, which Inductor likes to 
 
 from __future__ import annotations
 
+import base64
 import sys
 import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import check, faults, lease, program, tune
+from . import check, faults, frontends, lease, program, tune
 from .cover import Cover
 from .errors import JobError, Outside, Unsupported, describe, from_outside, shorten
 from .guards import Guards
@@ -27,8 +28,8 @@ from .runtime.outputs import returns_sequence
 from .trials import Nursery
 
 
-def run(channel: Channel, request: dict[str, Any], nursery: Nursery, leases: Leases) -> bool:
-    """Answers one `compile` message with `phase`s and then `done` or `failed`; never raises for the job's sake.
+def run(channel: Channel, request: dict[str, Any], payload: bytes, nursery: Nursery, leases: Leases) -> bool:
+    """Answers one `compile` message, which came with the frontend's `payload`, with `phase`s and then `done` or `failed`; never raises for the job's sake.
 
     Gives whether this process can take another job. Before the answer everything that the job held is given back, since the daemon
     counts it as free from then on.
@@ -38,7 +39,7 @@ def run(channel: Channel, request: dict[str, Any], nursery: Nursery, leases: Lea
     blob = b""
     try:
         with lease.using(leases):
-            fields, blob = compile_job(request, Phases(channel, job), nursery)
+            fields, blob = compile_job(request, payload, Phases(channel, job), nursery)
             # An access outside of a tensor may be noticed by whatever synchronises next.
             faults.check()
         name = "done"
@@ -68,14 +69,20 @@ def _cleaned(job: Any, name: str, fields: dict[str, Any], blob: bytes) -> tuple[
     return True, name, fields, blob
 
 
-def compile_job(request: dict[str, Any], phases: Phases, nursery: Nursery) -> tuple[dict[str, Any], bytes]:
+def compile_job(
+    request: dict[str, Any], payload: bytes, phases: Phases, nursery: Nursery
+) -> tuple[dict[str, Any], bytes]:
     """The fields of `done`, and the artifact. Raises JobError."""
     if request["format"] != "inductor":
         raise Unsupported(f"the format {request['format']!r}; this executor makes 'inductor'")
     if request["device"] not in fingerprint.devices(request["device"]["type"]):
         raise Unsupported(f"there is no device {request['device']} here")
     graph = request["graph"]
-    job = Job(request, _dispatched_name(graph, request.get("dispatch_argument")), phases, Guards(graph))
+    frontend = frontends.find(request.get("frontend"), payload)
+    # Trials find it again, in processes of their own.
+    request = {**request, "payload": base64.b64encode(payload).decode()}
+    dispatched = _dispatched_name(graph, request.get("dispatch_argument"))
+    job = Job(request, dispatched, phases, Guards(graph), frontend)
     whole: Interval | None = tuple(request["range"]) if request.get("range") and job.dispatched else None
 
     cover = Cover(whole, job.dispatched, job.guards)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from . import program
+from . import frontends, program
+from .frontends import Frontend
 from .guards import Guards
 from .phases import Phases
 from .prove import Interval, Proof, is_right, prove
@@ -28,6 +29,7 @@ class Job:
     dispatched: str | None
     phases: Phases
     guards: Guards
+    frontend: Frontend = frontends.NONE
 
     @property
     def graph(self) -> dict[str, Any]:
@@ -99,13 +101,14 @@ def compile_interval(
                 wanted[dispatched] = recipe.hint
     with job.phases.phase("rebuild"):
         symbols = Symbols(job.graph.get("symbols", []), narrowed, fixed, wanted)
-        rebuilt = rebuild(job.graph, symbols)
+        rebuilt = rebuild(job.graph, symbols, job.frontend)
     size, low = _settling_size(interval, recipe)
     thought_of = {name: symbols.hints[symbol] for name, symbol in symbols.by_name.items() if symbol in symbols.hints}
     settler = Settler(
         *(job.graph, dispatched, rebuilt.kept, size, low),
         others=[others, thought_of],
         is_right=lambda values: is_right(symbols, values),
+        frontend=job.frontend,
     )
 
     def settle(compiled: Any) -> None:
@@ -113,7 +116,9 @@ def compile_interval(
             settler(compiled)
 
     with job.phases.phase("compile"):
-        compiled = program.compile_program(rebuilt, job.request.get("options", {}), settle, recipe.patches)
+        compiled = program.compile_program(
+            *(rebuilt, job.request.get("options", {}), settle, recipe.patches), frontend=job.frontend
+        )
     with job.phases.phase("prove"):
         symbol = symbols.by_name[dispatched] if dispatched in narrowed else None
         # Proven is only what the compiler was told of.

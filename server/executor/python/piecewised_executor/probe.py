@@ -101,7 +101,7 @@ def ready(import_s: float, *, is_known: bool) -> dict[str, Any]:
     base = {"protocol": PROTOCOL, "pid": os.getpid(), "import_s": import_s}
     if is_known:
         return base
-    from . import allowlist, settings
+    from . import allowlist, frontends, settings
     from .runtime import fingerprint
 
     return {
@@ -113,6 +113,7 @@ def ready(import_s: float, *, is_known: bool) -> dict[str, Any]:
         "methods": allowlist.method_names(),
         "attributes": allowlist.attribute_names(),
         "options": settings.inductor_options(),
+        "frontends": frontends.names(),
     }
 
 

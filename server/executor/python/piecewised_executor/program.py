@@ -32,8 +32,9 @@ from torch._inductor.select_algorithm import TritonTemplate
 from torch._inductor.standalone_compile import standalone_compile
 from torch._inductor.utils import fresh_cache
 
-from . import direct, faults, settings, winners
+from . import direct, faults, frontends, settings, winners
 from .errors import CompileError, JobError, Unsupported, describe, from_outside
+from .frontends import Frontend
 from .rebuild import Rebuilt
 from .runtime import devices, kernels
 
@@ -85,15 +86,21 @@ Settle = Callable[[Callable[..., Any]], None]
 
 
 def compile_program(
-    rebuilt: Rebuilt, options: dict[str, Any], settle: Settle, extra_patches: dict[str, Any] | None = None
+    rebuilt: Rebuilt,
+    options: dict[str, Any],
+    settle: Settle,
+    extra_patches: dict[str, Any] | None = None,
+    *,
+    frontend: Frontend = frontends.NONE,
 ) -> Program:
     """Compiles for the symbols' value ranges and hints as they are; guards are left in the ShapeEnv.
 
-    `options` is a CompileOptions; `extra_patches` are Inductor options that beat the request's. Raises Unsupported for an
-    option that can't be set, CompileError for the rest.
+    `options` is a CompileOptions; `extra_patches` are Inductor options that beat the request's, and those of the frontend. Raises
+    Unsupported for an option that can't be set, CompileError for the rest.
     """
     patches = {
         **settings.inductor_patches(options.get("inductor", {})),
+        **frontend.patches(),
         **(extra_patches or {}),
         **_PATCHES,
         "compile_threads": settings.compile_threads(),
@@ -115,6 +122,8 @@ def compile_program(
         winners.recording(recorded_gpu),
         winners.short_names(),
         _path_free_kernels(os.environ["TORCHINDUCTOR_CACHE_DIR"]),
+        # Inside of ours: what it sets for its compiles is what holds.
+        frontend.compiling(),
         # What AOTAutograd does not want to cache it does not serialise either; without `strict` it would not say so.
         torch._functorch.config.patch(bypass_autograd_cache_key=True, strict_autograd_cache=True),
     ):
@@ -131,7 +140,8 @@ def compile_program(
             if recorded_gpu.requests:
                 settle(artifact.inner_fn.compiled_fn)
             gpu_kernels = winners.collect(recorded_gpu, wrapper) if wrapper else {}
-            found = direct.direct(entry, options, _namespaces(rebuilt.module), {*recorded, *gpu_kernels})
+            namespaces = {*_namespaces(rebuilt.module), *frontend.namespaces}
+            found = direct.direct(entry, options, namespaces, {*recorded, *gpu_kernels})
             # What the direct program does without is left out of the artifact.
             serialized = b"" if found else pickle.dumps((entry, triton_kernels, constant_args))
         except JobError:

@@ -10,7 +10,7 @@ import struct
 import threading
 from typing import Any, BinaryIO
 
-PROTOCOL = 3
+PROTOCOL = 4
 # A graph of the largest size that the daemon accepts is far below it; what is above is not a frame.
 MAX_JSON_BYTES = 1 << 30
 

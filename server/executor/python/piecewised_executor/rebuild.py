@@ -17,10 +17,12 @@ from typing import Any
 import torch
 import torch.fx
 from torch._dispatch.python import enable_python_dispatcher
+from torch._library.fake_class_registry import FakeScriptObject, maybe_to_fake_obj
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from . import allowlist, settings
+from . import allowlist, frontends, settings, written
 from .errors import JobError, OperatorRefused, Unsupported, describe
+from .frontends import Frontend
 from .runtime.names import function_name
 from .symbols import Symbols
 
@@ -44,7 +46,7 @@ class Rebuilt:
 
     `module` takes `inputs`: the kept placeholders in order, then the constants. `kept` are the positions of those
     placeholders among the graph's, `known` the values of the others by position. `mutated` are the positions in `inputs`
-    of those that the graph changes in place. `module` returns a flat tuple; `structure` is what the graph returns (see
+    of those that the graph changes in place; of `consumed` among them nobody can say what they hold then. `module` returns a flat tuple; `structure` is what the graph returns (see
     `runtime.outputs`).
     """
 
@@ -53,6 +55,7 @@ class Rebuilt:
     kept: list[int]
     known: dict[int, Any]
     mutated: list[int]
+    consumed: list[int]
     n_arguments: int
     constants: list[ConstantTensor]
     structure: dict[str, Any]
@@ -72,17 +75,18 @@ class _Scope:
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
-def rebuild(graph: dict[str, Any], symbols: Symbols) -> Rebuilt:
+def rebuild(graph: dict[str, Any], symbols: Symbols, frontend: Frontend = frontends.NONE) -> Rebuilt:
     """Raises Unsupported for what the allow-list or this executor does not have, OperatorRefused where an operator
-    refuses its fake inputs."""
+    refuses its fake inputs. With a frontend a graph may name any operator, and objects that the frontend makes."""
     fake_mode = FakeTensorMode(shape_env=symbols.shape_env, allow_non_fake_inputs=False)
-    return _Builder(symbols, fake_mode).outermost(graph)
+    return _Builder(symbols, fake_mode, frontend).outermost(graph)
 
 
 class _Builder:
-    def __init__(self, symbols: Symbols, fake_mode: FakeTensorMode) -> None:
+    def __init__(self, symbols: Symbols, fake_mode: FakeTensorMode, frontend: Frontend) -> None:
         self.symbols = symbols
         self.fake_mode = fake_mode
+        self.frontend = frontend
         self.constants: list[ConstantTensor] = []
 
     def outermost(self, graph: dict[str, Any]) -> Rebuilt:
@@ -95,7 +99,7 @@ class _Builder:
             value = self.input(node["op"]["placeholder"]["value"], node["name"])
             # Anything else is known now: its uses get the value, and the argument is not passed. (AOTAutograd would
             # make a new symbol of a plain integer.)
-            if isinstance(value, (torch.Tensor, torch.SymInt)):
+            if isinstance(value, (torch.Tensor, torch.SymInt, FakeScriptObject)):
                 scope.nodes[node["name"]] = scope.graph.placeholder(f"arg{position}")
                 inputs.append(value)
                 kept.append(position)
@@ -114,15 +118,17 @@ class _Builder:
         module = torch.fx.GraphModule(scope.module, scope.graph)
         versions = [value._version if isinstance(value, torch.Tensor) else None for value in inputs]
         self.run(module, inputs, scope.labels)
-        mutated = [
+        mutated = {
             i for i, value in enumerate(inputs) if isinstance(value, torch.Tensor) and value._version != versions[i]
-        ]
+        }
+        by_schema, consumed = written.by_operators(module, inputs, self.frontend.consuming)
         return Rebuilt(
             module=module,
             inputs=inputs,
             kept=kept,
             known=known,
-            mutated=mutated,
+            mutated=sorted(mutated | by_schema | consumed),
+            consumed=sorted(consumed - mutated - by_schema),
             n_arguments=len(placeholders),
             constants=self.constants,
             structure=structure,
@@ -174,7 +180,7 @@ class _Builder:
         args = tuple(self.argument(arg, scope, depth) for arg in op["args"])
         kwargs = {name: self.argument(arg, scope, depth) for name, arg in op.get("kwargs", [])}
         if kind == "call_function":
-            return scope.graph.call_function(_function(op["target"], args), args, kwargs)
+            return scope.graph.call_function(self.function(op["target"], args), args, kwargs)
         if kind == "call_method":
             if not allowlist.allows_method(op["method"]):
                 raise Unsupported(f"the method {op['method']} is not in the allow-list")
@@ -205,13 +211,28 @@ class _Builder:
             return {"tuple": tuple, "list": list, "slice": lambda it: slice(*it)}[kind](recurse(c) for c in value)
         if kind in ("sym_int", "sym_float", "sym_bool"):
             return self.symbols.number(kind, value)
+        if kind == "opaque":
+            return self.frontend.opaque(value["type"], value["value"])
         return _literal(kind, value)
+
+    def function(self, name: str, args: tuple[Any, ...]) -> Callable[..., Any]:
+        """What a call_function node calls."""
+        found = allowlist.function(name)
+        if found is None and self.frontend is not frontends.NONE:
+            found = allowlist.any_operator(name)
+        if found is None:
+            raise Unsupported(f"the function {name} is not in the allow-list")
+        if found is getattr and not (len(args) > 1 and allowlist.allows_attribute(args[1])):
+            raise Unsupported(f"getattr of {args[1:]!r}: only tensor attributes are allowed")
+        return found
 
     def input(self, value: dict[str, Any], name: str) -> Any:
         """What a placeholder is called with: a fake tensor, a number that may be symbolic, or a constant."""
         ((kind, meta),) = value.items()
         if kind == "tensor":
             return self.tensor(meta)
+        if kind == "opaque":
+            return maybe_to_fake_obj(self.fake_mode, self.frontend.opaque(meta, ""))
         if kind == "constant":
             return self.argument(meta, _Scope(torch.fx.Graph(), torch.nn.Module()), 0)
         number = self.symbols.number(kind, meta)
@@ -273,15 +294,6 @@ class _MetaInterpreter(torch.fx.Interpreter):
         return result
 
 
-def _function(name: str, args: tuple[Any, ...]) -> Callable[..., Any]:
-    found = allowlist.function(name)
-    if found is None:
-        raise Unsupported(f"the function {name} is not in the allow-list")
-    if found is getattr and not (len(args) > 1 and allowlist.allows_attribute(args[1])):
-        raise Unsupported(f"getattr of {args[1:]!r}: only tensor attributes are allowed")
-    return found
-
-
 def _literal(kind: str, value: Any) -> Any:
     if kind in ("int", "bool", "str"):
         return value
@@ -297,8 +309,6 @@ def _literal(kind: str, value: Any) -> Any:
         return settings.memory_format(value)
     if kind == "device":
         return _device(value)
-    if kind == "opaque":
-        raise Unsupported(f"an object of type {value['type']}; this toolchain has no frontend that knows it")
     raise Unsupported(f"an argument of kind {kind}")
 
 

@@ -75,7 +75,7 @@ def serve(channel: Channel, inbox: Inbox, stdin: int, import_s: float, *, is_kno
     inbox.start()
     channel.send("ready", ready(import_s, is_known=is_known))
     while True:
-        name, fields, _ = inbox.next()
+        name, fields, payload = inbox.next()
         if name != "compile":
             print(f"piecewised_executor: ignored a message named {name!r}", file=sys.stderr, flush=True)
             continue
@@ -88,7 +88,7 @@ def serve(channel: Channel, inbox: Inbox, stdin: int, import_s: float, *, is_kno
         def give_back(job: Any = job) -> None:
             channel.send("release", {"job": job})
 
-        if not run(channel, fields, nursery, Leases(ask, give_back)):
+        if not run(channel, fields, payload, nursery, Leases(ask, give_back)):
             # Without destructors: those of a lost CUDA context may wait for ever.
             sys.stderr.flush()
             os._exit(1)

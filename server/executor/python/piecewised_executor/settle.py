@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from . import faults, inputs, lease
+from . import faults, frontends, inputs, lease
 from .errors import describe
+from .frontends import Frontend
 
 _SHARE_OF_MEMORY = 0.5
 
@@ -39,6 +40,7 @@ class Settler:
         *,
         others: list[dict[str, int]],
         is_right: Callable[[dict[str, int]], bool],
+        frontend: Frontend = frontends.NONE,
     ) -> None:
         self._graph = graph
         self._dispatched = dispatched
@@ -47,6 +49,7 @@ class Settler:
         self._low = low or 1
         self._others = others
         self._is_right = is_right
+        self._frontend = frontend
         #: What was not as it should be; empty: nothing.
         self.note = ""
 
@@ -83,10 +86,11 @@ class Settler:
         others = next(right, None)
         if others is None:
             raise ValueError(f"the code is not right at size {size}")
-        rebuilt = inputs.fake_case(self._graph, self._dispatched, size, others)
+        rebuilt = inputs.fake_case(self._graph, self._dispatched, size, others, self._frontend)
         if inputs.n_peak_bytes(rebuilt) > torch.cuda.mem_get_info()[0] * _SHARE_OF_MEMORY:
             raise torch.OutOfMemoryError(f"a call at size {size} needs more than half of what is free")
         # Zeros: whatever an integer indexes, there is one.
         case = inputs.make_case(rebuilt, size, seed=0, integer_bound=1)
-        compiled(*(case.arguments[position] for position in self._kept), *case.flat[len(case.rebuilt.kept) :])
-        torch.cuda.synchronize()
+        with self._frontend.running():
+            compiled(*(case.arguments[position] for position in self._kept), *case.flat[len(case.rebuilt.kept) :])
+            torch.cuda.synchronize()

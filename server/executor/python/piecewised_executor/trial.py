@@ -11,6 +11,8 @@ draws random numbers) is a note.
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ from typing import Any
 
 import torch
 
-from . import compare, inputs, lease, settings, timing
+from . import compare, frontends, inputs, lease, settings, timing
 from .errors import OperatorRefused, VerificationFailed, describe
 from .points import Picker, Point
 from .rebuild import Rebuilt
@@ -87,6 +89,7 @@ class Trial:
         ]
         self.precision: str = request["torch"].get("float32_matmul_precision", "highest")
         self.notes: list[str] = []
+        self.frontend = frontends.find(request["frontend"], base64.b64decode(request["payload"]))
         self.integer_bounds: list[int] = list(request["integer_bounds"])
         self.compares: bool = request["compare"]
         # Seconds of one eager call, by elements of the dispatched dimension: what larger sizes are estimated from.
@@ -107,7 +110,7 @@ class Trial:
         floor = self._floor(point)
         while True:
             try:
-                fake = inputs.fake_case(self.graph, self.dispatched, size, point.others)
+                fake = inputs.fake_case(self.graph, self.dispatched, size, point.others, self.frontend)
             except OperatorRefused as error:
                 self.note(f"{point.at(size)} was left out, the graph does not take it: {describe(error)[:200]}")
                 return None
@@ -148,8 +151,9 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     `is_comparable`. Raises VerificationFailed."""
     if request["device_type"] == "cuda" and torch.cuda._is_in_bad_fork():
         raise CudaIsLost
-    with torch.no_grad(), settings.torch_settings(request["torch"]):
+    with torch.no_grad(), settings.torch_settings(request["torch"]), contextlib.ExitStack() as stack:
         trial = Trial(request)
+        stack.enter_context(trial.frontend.running())
         # A worker loads everything that a handle names: an entry that no size below asks for must load too.
         for artifact in trial.artifacts:
             for segment in artifact.segments:
@@ -199,9 +203,9 @@ def _check(trial: Trial, fake: Rebuilt, point: Point) -> dict[str, Any] | None:
         raise VerificationFailed(
             f"the compiled code fails{_at(point)}, where eager does not: {describe(error)}"
         ) from error
-    found = [*returned, *(ours.flat[i] for i in ours.mutated)]
+    found = [*returned, *(ours.flat[i] for i in ours.changed)]
     names = [f"output {i}" for i in range(len(returned))]
-    names += [f"the input {case.rebuilt.kept[i]}, which is changed in place," for i in case.mutated]
+    names += [f"the input {case.rebuilt.kept[i]}, which is changed in place," for i in case.changed]
     result = compare.compare(names, found, expected, trial.precision)
     if result.problem is None or compare.is_as_near(found, expected, lambda: _precise(trial, case)):
         return {
@@ -245,7 +249,7 @@ def _call_eager(case: inputs.Case, seed: int) -> list[Any]:
     """What eager returns, and then what it changed in place."""
     torch.manual_seed(seed)
     returned = compare.flatten(outputs.restorer(case.rebuilt.structure)(case.rebuilt.module(*case.flat)))
-    return [*returned, *(case.flat[i] for i in case.mutated)]
+    return [*returned, *(case.flat[i] for i in case.changed)]
 
 
 def _precise(trial: Trial, case: inputs.Case) -> list[Any] | None:

@@ -1,6 +1,7 @@
 """The process that executors are forked from: it has imported torch and warmed Inductor, has one thread, and has not started CUDA.
 
-fd 0 is a socket to the daemon. Frames as everywhere (`protocol`): the daemon sends `hello`, and hears `ready` or `unusable`. Each `fork` brings
+fd 0 is a socket to the daemon. Frames as everywhere (`protocol`): the daemon sends `hello`, and hears `ready` or `unusable`. Where `hello` names a
+frontend, that is imported too (`frontends.preload`), for executors that have jobs of it. Each `fork` brings
 along three file descriptors (the executor's stdin, stdout and stderr) and, as its blob, the executor's environment
 (`NAME=value`, each with a NUL after it); the answer is `forked` with the process's number, or `refused` with a reason after which nothing can be
 forked any more. `check` is answered with `well`, or with `refused`.
@@ -44,7 +45,7 @@ def main() -> None:
     control = socket.socket(fileno=os.dup(0))
     set_standard_streams()
     channel = Channel(_Reader(control), control.makefile("wb"))
-    if greeted(channel) is None:
+    if (hello := greeted(channel)) is None:
         return
 
     # numpy's linear algebra would start threads when it is imported. Nothing here calculates with it.
@@ -56,6 +57,10 @@ def main() -> None:
     except Unusable as error:
         channel.send("unusable", {"reason": str(error)})
         return
+    if (frontend := hello.get("frontend")) is not None:
+        from . import frontends
+
+        frontends.preload(frontend)
     channel.send("ready", {"pid": os.getpid(), "import_s": import_s, "refusal": why_not()})
 
     from . import warm

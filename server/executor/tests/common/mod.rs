@@ -52,6 +52,7 @@ pub(crate) fn job(id: &str) -> CompileJob {
         format: ArtifactFormat::Inductor,
         device: DeviceKind { r#type: "cpu".into(), name: "misbehaving".into(), capability: String::new() },
         verify: false,
+        frontend: None,
         deadline: Duration::from_secs(3600),
     }
 }

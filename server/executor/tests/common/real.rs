@@ -51,6 +51,7 @@ pub(crate) fn job(executor: &Executor, id: &str, function: &str, range: (i64, i6
         format: ArtifactFormat::Inductor,
         device: cpu(executor),
         verify: true,
+        frontend: None,
         deadline: Duration::from_secs(3600),
     }
 }

@@ -80,6 +80,7 @@ fn ops() -> impl Strategy<Value = Op> {
         2 => prop::collection::vec(exprs(), 0..3)
             .prop_map(|sizes| Op::Placeholder { value: ValueMeta::Tensor(tensor(sizes)) }),
         1 => arguments().prop_map(|value| Op::Placeholder { value: ValueMeta::Constant(value) }),
+        1 => "[a-z.]{1,8}".prop_map(|name| Op::Placeholder { value: ValueMeta::Opaque(name) }),
         1 => name().prop_map(|target| Op::GetAttr { target }),
         4 => (target, args(), kwargs()).prop_map(|(target, args, kwargs)| Op::CallFunction { target, args, kwargs }),
         2 => (args(), kwargs()).prop_map(|(args, kwargs)| Op::CallMethod { method: "view".into(), args, kwargs }),

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::{arbitrary::graphs, *};
 use crate::{
-    Limits, canonicalise,
+    Limits, Trust, canonicalise,
     model::{Constant, Subgraph, SymFunction},
     validate,
 };
@@ -156,11 +156,11 @@ proptest! {
     /// Whatever is decoded, the validator and the canonicaliser answer; they do not panic, and what passes is stable.
     #[test]
     fn canonical_form_is_a_fixed_point_and_ignores_names(graph in graphs()) {
-        if validate(&graph, &Limits::default(), &allow()).is_ok()
+        if validate(&graph, &Limits::default(), &allow(), Trust::AllowList).is_ok()
             && let Ok(canonical) = canonicalise(&graph)
         {
             let again: Graph = serde_json::from_str(&canonical.json).unwrap();
-            validate(&again, &Limits::default(), &allow()).unwrap();
+            validate(&again, &Limits::default(), &allow(), Trust::AllowList).unwrap();
             prop_assert_eq!(&canonicalise(&again).unwrap().json, &canonical.json);
         }
     }
@@ -169,7 +169,7 @@ proptest! {
     #[test]
     fn text_of_any_kind_is_answered(text in "[\\[\\]{}:,\"a-z0-9_ ]{0,200}") {
         if let Ok(graph) = serde_json::from_str::<Graph>(&text) {
-            let _ = validate(&graph, &Limits::default(), &allow());
+            let _ = validate(&graph, &Limits::default(), &allow(), Trust::AllowList);
         }
     }
 }

@@ -3,7 +3,7 @@
 use piecewised_plan::Range;
 
 use crate::{
-    Digest, KeyParts,
+    Digest, Frontend, KeyParts,
     model::Real,
     options_for_key,
     request::{ArtifactFormat, CompileOptions, DeviceKind, OptionValue},
@@ -53,6 +53,38 @@ fn every_component_changes_the_key_and_is_named_by_the_table() {
         let differing: Vec<_> = ours.keys().filter(|key| theirs[*key] != ours[*key]).collect();
         assert_eq!(differing, [&name]);
     }
+}
+
+#[test]
+fn a_frontend_is_known_by_name_version_and_identity() {
+    let frontend = |name: &str, version: &str, identity: &str| {
+        Frontend::new(name.into(), version.into(), identity.into()).map(|frontend| frontend.digest())
+    };
+    let base = frontend("vllm", "0.26.0", r#"{"a":1}"#).unwrap();
+    assert_eq!(frontend("vllm", "0.26.0", r#"{"a":1}"#), Ok(base));
+    for (name, version, identity) in [
+        ("vllm2", "0.26.0", r#"{"a":1}"#),
+        ("vllm", "0.26.1", r#"{"a":1}"#),
+        ("vllm", "0.26.0", r#"{"a":2}"#),
+        ("vllm0", ".26.0", r#"{"a":1}"#),
+    ] {
+        assert_ne!(frontend(name, version, identity), Ok(base));
+    }
+    for (name, version, identity, problem) in [
+        ("", "1", "{}", "its name is"),
+        ("a/b", "1", "{}", "its name is"),
+        ("a", "1 2", "{}", "its version is"),
+        ("a", "1", "{", "is not JSON"),
+        ("a", "1", "", "is not JSON"),
+    ] {
+        let found = frontend(name, version, identity).unwrap_err().to_string();
+        assert!(found.contains(problem), "{found}");
+    }
+    let long = format!("\"{}\"", "x".repeat(1 << 20));
+    assert!(frontend("a", "1", &long).unwrap_err().to_string().contains("the limit is 1048576"));
+    assert!(
+        Frontend::new("a".into(), "1".into(), vec![0x22, 0xff, 0x22]).unwrap_err().to_string().contains("not UTF-8")
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    Limits,
+    Limits, Trust,
     model::{Constant, Subgraph, SymFunction},
     validate,
 };
@@ -12,7 +12,7 @@ fn good() -> Graph {
 }
 
 fn refused(graph: &Graph) -> crate::GraphError {
-    validate(graph, &Limits::default(), &allow()).unwrap_err()
+    validate(graph, &Limits::default(), &allow(), Trust::AllowList).unwrap_err()
 }
 
 /// Changes a good graph, and expects the reason and, if there is one, the node.
@@ -29,7 +29,7 @@ fn sum(graph: &mut Graph, op: Op) {
 
 #[test]
 fn a_good_graph_passes() {
-    validate(&good(), &Limits::default(), &allow()).unwrap();
+    validate(&good(), &Limits::default(), &allow(), Trust::AllowList).unwrap();
 }
 
 #[test]
@@ -79,6 +79,36 @@ fn targets_outside_the_allow_list() {
 }
 
 #[test]
+fn with_a_frontend_any_operator_and_opaque_objects_pass() {
+    let found = |change: &dyn Fn(&mut Graph)| {
+        let mut graph = good();
+        change(&mut graph);
+        let trusted = validate(&graph, &Limits::default(), &allow(), Trust::Frontend);
+        (trusted.map_err(|error| error.reason()), refused(&graph).reason())
+    };
+    for target in ["torch.ops.vllm.moe_forward", "torch.ops._C.rms_norm.default"] {
+        let called = |graph: &mut Graph| sum(graph, call(target, vec![reference("x")]));
+        assert_eq!(found(&called), (Ok(()), "TARGET_NOT_ALLOWED"), "{target}");
+    }
+    let opaque = |graph: &mut Graph| {
+        let opaque = Argument::Opaque { r#type: "pkg.LayerName".into(), value: "0".into() };
+        sum(graph, call("_operator.add", vec![Argument::List(vec![opaque])]));
+    };
+    assert_eq!(found(&opaque), (Ok(()), "OPAQUE_NOT_ALLOWED"));
+    let input = |graph: &mut Graph| {
+        graph.nodes[1].op = Op::Placeholder { value: ValueMeta::Opaque("pkg.LayerName".into()) };
+    };
+    assert_eq!(found(&input), (Ok(()), "OPAQUE_NOT_ALLOWED"));
+    // Still no functions of the process, and no attributes that are no operators' names.
+    for target in
+        ["torch.load", "os.system", "torch.ops.load_library", "torch.ops.a.b.c.d", "torch.ops..x", "torch.ops.a.b c"]
+    {
+        let called = |graph: &mut Graph| sum(graph, call(target, vec![reference("x")]));
+        assert_eq!(found(&called), (Err("TARGET_NOT_ALLOWED"), "TARGET_NOT_ALLOWED"), "{target}");
+    }
+}
+
+#[test]
 fn symbols_and_expressions() {
     check("UNDECLARED_SYMBOL", Some("s"), |graph| graph.symbols.clear());
     check("DUPLICATE_SYMBOL", None, |graph| graph.symbols.push(symbol("s27")));
@@ -123,12 +153,12 @@ fn tensors_constants_and_plain_values() {
     }
     let mut graph = good();
     graph.constants.push(constant(&[2, 1, 3], &[3, 7, 1], 24));
-    validate(&graph, &Limits::default(), &allow()).unwrap();
+    validate(&graph, &Limits::default(), &allow(), Trust::AllowList).unwrap();
     graph.subgraphs.push(Subgraph { name: "c".into(), graph: good() });
     graph.subgraphs[0].graph.symbols.clear();
     assert_eq!(refused(&graph).reason(), "DUPLICATE_ATTRIBUTE");
     graph.subgraphs[0].name = "g".into();
-    validate(&graph, &Limits::default(), &allow()).unwrap();
+    validate(&graph, &Limits::default(), &allow(), Trust::AllowList).unwrap();
     graph.subgraphs[0].graph.symbols.push(symbol("inner"));
     assert_eq!(refused(&graph).reason(), "MISPLACED_SYMBOLS");
 }

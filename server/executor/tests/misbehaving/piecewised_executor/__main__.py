@@ -52,7 +52,7 @@ def ready(**other):
         "executable": sys.executable,
     }
     fields = {
-        "protocol": 3,
+        "protocol": 4,
         "pid": os.getpid(),
         "toolchain": toolchain,
         "devices": [{"type": "cpu", "name": "misbehaving", "capability": ""}],

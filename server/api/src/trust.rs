@@ -1,0 +1,55 @@
+//! Whom the operator trusts with a frontend.
+//!
+//! A frontend's payload may be a pickle, which runs code of the sender's choice in an executor, with the daemon's rights. A process of the
+//! daemon's own user has those anyhow.
+
+use tonic::{Code, Request};
+
+use crate::{ApiConfig, peer, status::ApiError};
+
+/// The operator's choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TrustedPeers {
+    /// Processes of the daemon's own user that come through the Unix socket.
+    #[default]
+    SameUid,
+    /// Whoever can connect.
+    All,
+    /// Nobody.
+    None,
+}
+
+/// Whether the sender of a request is trusted.
+pub(crate) fn is_trusted<T>(request: &Request<T>, config: &ApiConfig) -> bool {
+    match config.trusted_frontend_peers {
+        TrustedPeers::SameUid => peer::uid(request) == Some(config.uid),
+        TrustedPeers::All => true,
+        TrustedPeers::None => false,
+    }
+}
+
+/// Refuses a request that only trusted peers may send.
+///
+/// # Errors
+/// `FRONTEND_NOT_TRUSTED`, with what to do.
+pub(crate) fn check<T>(request: &Request<T>, config: &ApiConfig) -> Result<(), ApiError> {
+    if is_trusted(request, config) {
+        return Ok(());
+    }
+    let why = match (config.trusted_frontend_peers, peer::uid(request)) {
+        (TrustedPeers::None, _) => {
+            "the operator trusts nobody with a frontend (trusted_frontend_peers = \"none\")".to_owned()
+        }
+        (_, Some(uid)) => format!(
+            "you are user {uid} and the daemon runs as user {}, which are the only peers that it trusts with a frontend; run both as one \
+             user, or have the operator set trusted_frontend_peers = \"all\" where everybody who can connect may run code as the daemon's user",
+            config.uid
+        ),
+        (_, None) => format!(
+            "over TCP the daemon cannot tell who you are, and it trusts processes of user {} with a frontend; connect through its Unix \
+             socket, or have the operator set trusted_frontend_peers = \"all\" where everybody who can connect may run code as the daemon's user",
+            config.uid
+        ),
+    };
+    Err(ApiError::new(Code::PermissionDenied, "FRONTEND_NOT_TRUSTED", why))
+}
