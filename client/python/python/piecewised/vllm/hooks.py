@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import vllm
-from vllm.compilation import backends, caching
+from vllm.compilation import backends, caching, decorators
+from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper
 from vllm.logger import init_logger
 
-from . import artifacts
+from . import artifacts, snapshots
 from .compiler import DaemonCompiler
 from .part import Part
 
@@ -37,6 +38,25 @@ def install() -> None:
     _wrap(backends.CompilerManager, "compile", _piece_compiled)
     _wrap(backends.CompilerManager, "save_to_file", _all_compiled)
     _wrap(caching.StandaloneCompiledArtifacts, "load_all", artifacts.load_all)
+    decorators._try_load_aot_compiled_fn = functools.partial(snapshots.load, decorators._try_load_aot_compiled_fn)
+    _wrap_decorated(decorators._support_torch_compile)
+
+
+def _wrap_decorated(original: Callable[..., Any]) -> None:
+    """Has models that are decorated, from now on and before, give what they save to the daemon too."""
+
+    @functools.wraps(original)
+    def decorated(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        is_new = TorchCompileWithNoGuardsWrapper not in cls.__bases__
+        made = original(cls, *args, **kwargs)
+        if is_new:
+            _wrap(made, "save_aot_compiled_function", snapshots.save)
+        return made
+
+    decorators._support_torch_compile = decorated
+    for cls in TorchCompileWithNoGuardsWrapper.__subclasses__():
+        if "save_aot_compiled_function" in vars(cls):
+            _wrap(cls, "save_aot_compiled_function", snapshots.save)
 
 
 def _wrap(cls: type, name: str, around: Callable[..., Any]) -> None:

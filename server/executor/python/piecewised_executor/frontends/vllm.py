@@ -83,7 +83,7 @@ class _Vllm(Frontend):
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        with self._configured.active():
+        with self._configured.active(), self._configured.reads.paused():
             yield
 
     def opaque(self, type_name: str, value: str) -> object:

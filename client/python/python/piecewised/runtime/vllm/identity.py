@@ -34,24 +34,6 @@ def identity(configured: Configured, payload: Payload) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def difference(ours: bytes, theirs: bytes) -> str:
-    """The first things in which two identities differ, for people; empty: they are equal."""
-    if ours == theirs:
-        return ""
-    left, right = _flat(json.loads(ours)), _flat(json.loads(theirs))
-    names = [name for name in sorted({*left, *right}) if left.get(name) != right.get(name)]
-    shown = [f"{name}: {left.get(name, 'absent')!s:.100} and {right.get(name, 'absent')!s:.100}" for name in names[:4]]
-    return "; ".join([*shown, *([f"{len(names) - 4} more"] if len(names) > 4 else [])])
-
-
 def _is_identity(name: str) -> bool:
     # How Inductor's own cache would know passes; here there is none.
     return name != "_cache_config_ignore_prefix"
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        return {
-            k: v for name, item in value.items() for k, v in _flat(item, f"{path}.{name}" if path else name).items()
-        }
-    return {path: value}

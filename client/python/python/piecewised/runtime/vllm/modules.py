@@ -90,7 +90,18 @@ def _registered_by(qualified: str, overload: str) -> str | None:
 def _module_of(function: Any) -> str | None:
     while isinstance(function, functools.partial):
         function = function.func
-    return getattr(inspect.unwrap(function), "__module__", None)
+    function = inspect.unwrap(function)
+    # torch wraps what it is given in functions of its own.
+    while str(getattr(function, "__module__", "")).startswith("torch.") and (inner := _enclosed(function)) is not None:
+        function = inner
+    return getattr(function, "__module__", None)
+
+
+def _enclosed(function: Any) -> Any:
+    """The one function that a function closes over; None: it is not one."""
+    contents = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    found = [content for content in contents if callable(content) and hasattr(content, "__module__")]
+    return found[0] if len(found) == 1 else None
 
 
 @functools.cache

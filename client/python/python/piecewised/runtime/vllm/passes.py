@@ -95,6 +95,8 @@ class Configured:
     def _read_ahead(self) -> None:
         from vllm import envs
 
+        # Inductor asks for it while it compiles.
+        self.config.compilation_config.pass_config.compute_hash()
         for name in _READ_LATER:
             getattr(envs, name, None)
         # Collectives know their group by name, and what it is by this.

@@ -51,6 +51,7 @@ class Reads:
         self._values: dict[str, Any] = {}
         self._late: dict[str, None] = {}
         self._is_sealed = False
+        self._is_paused = False
         self._thread = threading.get_ident()
         self._shadows: dict[int, tuple[Any, Any]] = {}
 
@@ -66,13 +67,22 @@ class Reads:
 
     def note(self, path: str, value: Any) -> None:
         """Something was read."""
-        if path in IRRELEVANT or threading.get_ident() != self._thread:
+        if self._is_paused or path in IRRELEVANT or threading.get_ident() != self._thread:
             return
         if path not in self._values:
             if self._is_sealed:
                 self._late[path] = None
                 return
             self._values[path] = NotPortable(f"{path}, which stays in the worker") if path in self._pruned else value
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """While inside, nothing is noted: what runs is not what is compiled."""
+        before, self._is_paused = self._is_paused, True
+        try:
+            yield
+        finally:
+            self._is_paused = before
 
     def seal(self) -> None:
         """What is read from now on and was not read before is late."""
