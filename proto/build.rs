@@ -22,6 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build_client(false)
         .codec_path("crate::codec::RequestCodec")
         .bytes(".piecewised.v1.FetchArtifactResponse.data")
+        .bytes(".piecewised.v1.FetchSnapshotResponse.data")
         .compile_fds(set.clone())?;
 
     // The client half apart, because the two decode different things: an undecodable request is the caller's

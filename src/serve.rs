@@ -197,6 +197,7 @@ fn api_config(config: &Config) -> ApiConfig {
         graph_limits: config.graph_limits(),
         max_message_bytes: config.max_message_bytes,
         max_ranges: config.max_ranges,
+        max_snapshot_bytes: config.max_artifact_bytes,
         max_queued_jobs: config.max_queued_jobs,
         max_pieces: MAX_PIECES,
         n_executors: config.n_executors,

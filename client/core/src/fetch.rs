@@ -154,7 +154,8 @@ fn stalled(after: Duration) -> ClientError {
     ClientError::Broken { doing: DOING, problem: format!("nothing came for {after:?}") }
 }
 
-fn is_worth_another_try(error: &ClientError) -> bool {
+/// Whether a transfer that ended so may go well the next time.
+pub(crate) fn is_worth_another_try(error: &ClientError) -> bool {
     match error {
         ClientError::Broken { .. } => true,
         ClientError::Refused(refusal) => {

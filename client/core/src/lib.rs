@@ -22,6 +22,7 @@ mod fetch;
 mod manifest;
 mod pack;
 mod program;
+mod snapshot;
 
 pub use bundle::{BUNDLE_VERSION, MAGIC, from_bundle, to_bundle};
 pub use cache::{Cache, cache_folder};

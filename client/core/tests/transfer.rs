@@ -16,7 +16,7 @@ use piecewised_client::{
     Cache, Client, ClientError, ClientOptions, CompileRequest, Delivery, Endpoint, Event, EventKind, Priority,
     check_manifest,
 };
-use piecewised_graph::{Digest, Handle, Manifest, ManifestPiece, model::Graph, request::ArtifactFormat};
+use piecewised_graph::{Digest, Handle, Manifest, ManifestPiece, SnapshotName, model::Graph, request::ArtifactFormat};
 use piecewised_plan::{Plan, Range};
 use piecewised_proto::v1::{
     self,
@@ -25,7 +25,7 @@ use piecewised_proto::v1::{
 use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio_stream::{Stream, StreamExt, wrappers::UnixListenerStream};
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt};
 
 type Answer<T> = Result<Vec<Result<T, Status>>, Status>;
@@ -37,6 +37,8 @@ struct Script {
     fetches: VecDeque<Answer<v1::FetchArtifactResponse>>,
     compiles: VecDeque<Answer<v1::CompileEvent>>,
     manifests: VecDeque<Option<v1::GetManifestResponse>>,
+    snapshots: VecDeque<Answer<v1::FetchSnapshotResponse>>,
+    snapshot_parts: Vec<v1::PutSnapshotRequest>,
     hangs: bool,
     offsets: Vec<u64>,
 }
@@ -87,6 +89,27 @@ impl CompileService for Server {
         let answer = answer.ok_or_else(|| refused(Code::NotFound, "NO_SUCH_MANIFEST"))?;
         assert_eq!(request.get_ref().program, "backbone");
         Ok(Response::new(answer))
+    }
+
+    async fn put_snapshot(
+        &self,
+        request: Request<Streaming<v1::PutSnapshotRequest>>,
+    ) -> Result<Response<v1::PutSnapshotResponse>, Status> {
+        let mut parts = request.into_inner();
+        while let Some(part) = parts.message().await? {
+            self.0.lock().unwrap().snapshot_parts.push(part);
+        }
+        Ok(Response::new(v1::PutSnapshotResponse {}))
+    }
+
+    type FetchSnapshotStream = Streamed<v1::FetchSnapshotResponse>;
+
+    async fn fetch_snapshot(
+        &self,
+        _: Request<v1::FetchSnapshotRequest>,
+    ) -> Result<Response<Self::FetchSnapshotStream>, Status> {
+        let answer = self.0.lock().unwrap().snapshots.pop_front().unwrap();
+        self.stream(answer)
     }
 
     type FetchArtifactStream = Streamed<v1::FetchArtifactResponse>;
@@ -413,5 +436,61 @@ async fn the_end_of_a_compile_says_how_far_the_program_is() {
             Err(error) if !is_right => assert_eq!(error.reason(), "BAD_RESPONSE"),
             other => panic!("{other:?}"),
         }
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_is_sent_in_parts_and_verified_when_it_comes_back() {
+    let world = world(|_| ()).await;
+    let name = SnapshotName::new("vllm".into(), "aot".into(), "ab".into()).unwrap();
+    let bytes: Vec<u8> = (0..600_000u32).map(|i| (i % 251) as u8).collect();
+    world.client.put_snapshot(&name, bytes.clone().into()).await.unwrap();
+    let parts = std::mem::take(&mut world.server.0.lock().unwrap().snapshot_parts);
+    let mut sent = Vec::new();
+    for (i, part) in parts.into_iter().enumerate() {
+        match part.part.unwrap() {
+            v1::put_snapshot_request::Part::Header(header) => {
+                assert_eq!((i, header.total_bytes), (0, 600_000));
+                assert_eq!(header.digest, Digest::of(&bytes).0);
+            }
+            v1::put_snapshot_request::Part::Data(data) => sent.extend(data),
+        }
+    }
+    assert!(sent == bytes);
+
+    let digest = Digest::of(&bytes).0.to_vec();
+    let chunk = |from: usize, to: usize| {
+        let data = bytes[from..to].to_vec().into();
+        Ok(v1::FetchSnapshotResponse { offset: from as u64, data, total_bytes: 600_000, digest: digest.clone() })
+    };
+    let script = |answers: Vec<Answer<v1::FetchSnapshotResponse>>| {
+        world.server.0.lock().unwrap().snapshots = answers.into();
+    };
+    // Broken, refused for a moment, cut short, whole.
+    script(vec![
+        Ok(vec![chunk(0, 300_000), Err(Status::unavailable("gone"))]),
+        Err(refused(Code::Unavailable, "STORE_FAILED")),
+        Ok(vec![chunk(0, 300_000)]),
+        Ok(vec![chunk(0, 300_000), chunk(300_000, 600_000)]),
+    ]);
+    assert!(world.client.fetch_snapshot(&name).await.unwrap() == Some(bytes.clone()));
+    script(vec![Err(refused(Code::NotFound, "NO_SUCH_SNAPSHOT"))]);
+    assert_eq!(world.client.fetch_snapshot(&name).await.unwrap(), None);
+
+    let flipped = || {
+        chunk(300_000, 600_000).map(|chunk| {
+            let mut data = chunk.data.to_vec();
+            data[7] ^= 1;
+            v1::FetchSnapshotResponse { data: data.into(), ..chunk }
+        })
+    };
+    let other = || chunk(300_000, 600_000).map(|chunk| v1::FetchSnapshotResponse { digest: vec![1; 32], ..chunk });
+    for (answer, reason) in [
+        (vec![chunk(0, 300_000), flipped()], "DIGEST_MISMATCH"),
+        (vec![chunk(0, 300_000), other()], "BAD_RESPONSE"),
+        (vec![chunk(300_000, 600_000)], "BAD_RESPONSE"),
+    ] {
+        script(vec![Ok(answer)]);
+        assert_eq!(world.client.fetch_snapshot(&name).await.unwrap_err().reason(), reason);
     }
 }

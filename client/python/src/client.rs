@@ -6,14 +6,17 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use piecewised_client::{
     Cache, Client as CoreClient, ClientError, ClientOptions, CompileRequest, CompileStream, Delivery, Endpoint, Event,
     Fetched as CoreFetched, Priority,
 };
-use piecewised_graph::{Frontend, Handle, ProgramName, request::ArtifactFormat};
+use piecewised_graph::{Frontend, Handle, ProgramName, SnapshotName, request::ArtifactFormat};
 use pyo3::{
     exceptions::{PyRuntimeError, PyValueError},
     prelude::*,
+    pybacked::PyBackedBytes,
+    types::PyBytes,
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
@@ -108,7 +111,7 @@ impl Client {
         is_tiered: bool,
         is_strict: bool,
         priority: &str,
-        frontend: Option<(String, String, Vec<u8>, Vec<u8>)>,
+        frontend: Option<(String, String, PyBackedBytes, PyBackedBytes)>,
         label: &str,
     ) -> PyResult<Events> {
         let request = CompileRequest {
@@ -155,6 +158,40 @@ impl Client {
             client.fetch(&handle, &cache).await
         };
         wait_unless(py, stop.map(Stop::subscribe), fetching).map(Fetched)
+    }
+
+    /// Has the daemon keep a frontend's snapshot for a toolchain (its fingerprint), in place of any of that name. Durable when this returns.
+    #[pyo3(signature = (frontend, name, toolchain, data, stop = None))]
+    fn put_snapshot(
+        &self,
+        py: Python<'_>,
+        frontend: String,
+        name: String,
+        toolchain: String,
+        data: PyBackedBytes,
+        stop: Option<&Stop>,
+    ) -> PyResult<()> {
+        let name = snapshot_name(frontend, name, toolchain)?;
+        let client = self.connected(py)?;
+        let sending = async move { client.put_snapshot(&name, Bytes::from_owner(data)).await };
+        wait_unless(py, stop.map(Stop::subscribe), sending)
+    }
+
+    /// The bytes of a frontend's snapshot; None: the daemon has none of that name.
+    #[pyo3(signature = (frontend, name, toolchain, stop = None))]
+    fn fetch_snapshot<'py>(
+        &self,
+        py: Python<'py>,
+        frontend: String,
+        name: String,
+        toolchain: String,
+        stop: Option<&Stop>,
+    ) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let name = snapshot_name(frontend, name, toolchain)?;
+        let client = self.connected(py)?;
+        let fetching = async move { client.fetch_snapshot(&name).await };
+        let bytes = wait_unless(py, stop.map(Stop::subscribe), fetching)?;
+        Ok(bytes.map(|bytes| PyBytes::new(py, &bytes)))
     }
 
     fn __repr__(&self) -> String {
@@ -262,9 +299,16 @@ impl Fetched {
     }
 }
 
-fn frontend((name, version, identity, payload): (String, String, Vec<u8>, Vec<u8>)) -> PyResult<(Frontend, Vec<u8>)> {
-    let frontend = Frontend::new(name, version, identity).map_err(|error| PyValueError::new_err(error.to_string()))?;
-    Ok((frontend, payload))
+fn frontend(
+    (name, version, identity, payload): (String, String, PyBackedBytes, PyBackedBytes),
+) -> PyResult<(Frontend, Vec<u8>)> {
+    let frontend =
+        Frontend::new(name, version, identity.to_vec()).map_err(|error| PyValueError::new_err(error.to_string()))?;
+    Ok((frontend, payload.to_vec()))
+}
+
+fn snapshot_name(frontend: String, name: String, toolchain: String) -> PyResult<SnapshotName> {
+    SnapshotName::new(frontend, name, toolchain).map_err(|error| PyValueError::new_err(error.to_string()))
 }
 
 fn priority(name: &str) -> PyResult<Priority> {

@@ -1,10 +1,11 @@
-//! `FetchArtifact`: verified bytes, chunk by chunk, at the reader's pace.
+//! `FetchArtifact`, and the pieces of anything that is read from the store: verified bytes, at the reader's pace.
 
 use async_stream::stream;
+use bytes::Bytes;
 use piecewised_graph::Digest;
 use piecewised_proto::v1;
-use piecewised_store::Store;
-use tokio_stream::Stream;
+use piecewised_store::{ArtifactReader, Store};
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Status};
 
 use crate::status::ApiError;
@@ -12,7 +13,7 @@ use crate::status::ApiError;
 /// Large enough that the cost of a message does not count, small enough that a slow reader holds little memory.
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// The chunks from the offset on. One chunk is read ahead of the reader at most.
+/// The chunks from the offset on.
 pub(crate) async fn chunks(
     store: &Store,
     request: v1::FetchArtifactRequest,
@@ -26,10 +27,27 @@ pub(crate) async fn chunks(
             format!("there is no artifact {digest} (evicted, or dropped because it was damaged); send Compile again"),
         )
     })?;
+    let pieces = pieces(artifact, request.offset)?;
+    Ok(pieces.map(|piece| {
+        piece.map(|Piece { offset, data, total_bytes }| v1::FetchArtifactResponse { offset, data, total_bytes })
+    }))
+}
+
+/// A part of what is read.
+pub(crate) struct Piece {
+    pub(crate) offset: u64,
+    pub(crate) data: Bytes,
+    pub(crate) total_bytes: u64,
+}
+
+/// The pieces from the offset on. One is read ahead of the reader at most.
+pub(crate) fn pieces(
+    artifact: ArtifactReader,
+    mut offset: u64,
+) -> Result<impl Stream<Item = Result<Piece, Status>> + Send + use<>, ApiError> {
     let total_bytes = artifact.total_bytes();
-    let mut offset = request.offset;
     if offset > total_bytes {
-        let message = format!("offset {offset} is beyond the artifact's {total_bytes} bytes");
+        let message = format!("offset {offset} is beyond the end, {total_bytes} bytes");
         return Err(ApiError::new(Code::OutOfRange, "BAD_OFFSET", message));
     }
     Ok(stream! {
@@ -43,7 +61,7 @@ pub(crate) async fn chunks(
             };
             let n_bytes = data.len() as u64;
             // The last chunk of an artifact may be empty: a fetch that starts at the end still says how long it is.
-            yield Ok(v1::FetchArtifactResponse { offset, data, total_bytes });
+            yield Ok(Piece { offset, data, total_bytes });
             offset += n_bytes;
             if offset >= total_bytes {
                 break;

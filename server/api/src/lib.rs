@@ -9,6 +9,7 @@ mod fetch;
 mod peer;
 mod request;
 mod service;
+mod snapshots;
 pub mod status;
 mod trust;
 
@@ -38,6 +39,8 @@ pub struct ApiConfig {
     pub max_ranges: usize,
     /// Jobs that may wait; told to callers.
     pub max_queued_jobs: usize,
+    /// Bytes of a snapshot.
+    pub max_snapshot_bytes: u64,
     /// Pieces of a program; told to callers.
     pub max_pieces: u32,
     /// Compiles side by side; told to callers.

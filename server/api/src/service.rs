@@ -9,7 +9,7 @@ use piecewised_scheduler::{JobSpec, Peer, Scheduler, Ticket};
 use piecewised_store::Store;
 use piecewised_wire as wire;
 use tokio_stream::Stream;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{
     ApiConfig,
@@ -17,6 +17,7 @@ use crate::{
     events::events,
     fetch, peer,
     request::{Checked, check},
+    snapshots::{self, Receiving},
     status::ApiError,
     trust,
 };
@@ -27,12 +28,13 @@ pub struct Compiler {
     scheduler: Scheduler,
     store: Store,
     config: Arc<ApiConfig>,
+    receiving: Receiving,
 }
 
 impl Compiler {
     /// A service with these limits.
     pub fn new(scheduler: Scheduler, store: Store, config: Arc<ApiConfig>) -> Self {
-        Self { scheduler, store, config }
+        Self { scheduler, store, config, receiving: Receiving::default() }
     }
 }
 
@@ -42,6 +44,7 @@ type EventStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl CompileService for Compiler {
     type CompileStream = EventStream<v1::CompileEvent>;
     type FetchArtifactStream = EventStream<v1::FetchArtifactResponse>;
+    type FetchSnapshotStream = EventStream<v1::FetchSnapshotResponse>;
 
     async fn get_capabilities(
         &self,
@@ -99,6 +102,24 @@ impl CompileService for Compiler {
         request: Request<v1::FetchArtifactRequest>,
     ) -> Result<Response<Self::FetchArtifactStream>, Status> {
         Ok(Response::new(Box::pin(fetch::chunks(&self.store, request.into_inner()).await?)))
+    }
+
+    async fn put_snapshot(
+        &self,
+        request: Request<Streaming<v1::PutSnapshotRequest>>,
+    ) -> Result<Response<v1::PutSnapshotResponse>, Status> {
+        trust::check(&request, &self.config)?;
+        let peer = peer::peer(&request);
+        let name = snapshots::put(&self.store, &self.config, &self.receiving, request.into_inner()).await?;
+        tracing::info!(%peer, frontend = name.frontend, name = name.name, "took a snapshot");
+        Ok(Response::new(v1::PutSnapshotResponse {}))
+    }
+
+    async fn fetch_snapshot(
+        &self,
+        request: Request<v1::FetchSnapshotRequest>,
+    ) -> Result<Response<Self::FetchSnapshotStream>, Status> {
+        Ok(Response::new(Box::pin(snapshots::chunks(&self.store, request.into_inner()).await?)))
     }
 
     async fn get_manifest(

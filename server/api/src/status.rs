@@ -45,7 +45,7 @@ impl ApiError {
         self
     }
 
-    fn retry_after(mut self, delay: Duration) -> Self {
+    pub(crate) fn retry_after(mut self, delay: Duration) -> Self {
         self.retry_after = Some(delay);
         self
     }

@@ -56,6 +56,7 @@ async fn the_job_arrives_as_the_protocol_has_it() {
         "format": "inductor",
         "device": {"type": "cpu", "name": "misbehaving", "capability": ""},
         "verify": false,
+        "frontend": null,
     });
     assert_eq!(seen, expected);
 }

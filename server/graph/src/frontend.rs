@@ -37,10 +37,6 @@ impl Frontend {
     /// # Errors
     /// [`BadFrontend`] where a name is empty, too long or holds other characters, or the identity is not JSON or too long.
     pub fn new(name: String, version: String, identity: Vec<u8>) -> Result<Self, BadFrontend> {
-        let is_word = |text: &str, also: &[u8]| {
-            (1..=MAX_NAME_BYTES).contains(&text.len())
-                && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || also.contains(&byte))
-        };
         if !is_word(&name, b"._") {
             return Err(BadFrontend(format!("its name is 1 to {MAX_NAME_BYTES} of A-Z, a-z, 0-9, '.' and '_'")));
         }
@@ -71,4 +67,10 @@ impl Frontend {
         }
         Digest(hasher.finalize().into())
     }
+}
+
+/// Whether a text is 1 to 128 letters and digits of ASCII, and characters in `also`.
+pub(crate) fn is_word(text: &str, also: &[u8]) -> bool {
+    (1..=MAX_NAME_BYTES).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || also.contains(&byte))
 }

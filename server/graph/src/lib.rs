@@ -16,6 +16,7 @@ mod key;
 mod manifest;
 pub mod model;
 pub mod request;
+mod snapshot;
 mod validate;
 
 pub use allow::AllowList;
@@ -31,6 +32,7 @@ pub use handle::{
 };
 pub use key::{KeyParts, options_for_key};
 pub use manifest::{BadProgramName, Manifest, ManifestPiece, ProgramName};
+pub use snapshot::{BadSnapshotName, Snapshot, SnapshotName};
 pub use validate::{Limits, Trust, validate};
 
 /// Version of the canonical form and of keys. A change of either makes every stored artifact unreachable, on purpose.

@@ -11,7 +11,7 @@ use std::{
     path::Path,
 };
 
-use piecewised_graph::{Digest, Handle, Manifest};
+use piecewised_graph::{Digest, Manifest};
 use serde::Serialize;
 
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     blob::{Frame, MAX_HANDLE_BYTES},
     engine::{Engine, Op},
     manifests::{self, Found},
-    record::{Record, parse_handle},
+    record::{Record, Stored},
 };
 
 const MAX_FORMAT_BYTES: u64 = 4096;
@@ -75,7 +75,7 @@ struct Import {
     /// Pinned until the manifests are stored; each manifest's own.
     pinned: Vec<BTreeSet<Digest>>,
     /// Handles that wait for the artifact behind them.
-    waiting: Vec<(Handle, Vec<u8>)>,
+    waiting: Vec<(Digest, Stored, Vec<u8>)>,
 }
 
 impl Engine {
@@ -111,8 +111,8 @@ impl Engine {
             match name {
                 Name::Artifact(digest) => self.take_artifact(&mut entry, digest, import)?,
                 Name::Handle(key) => match read_entry(&mut entry, MAX_HANDLE_BYTES as u64, &digest) {
-                    Ok(json) => match serde_json::from_slice::<Handle>(&json).ok().filter(|handle| handle.key == key) {
-                        Some(handle) => import.waiting.push((handle, json)),
+                    Ok(json) => match Stored::parse(&key, &json) {
+                        Some(stored) => import.waiting.push((key, stored, json)),
                         None => import.report.problem(format!("{text} is not the handle of its key")),
                     },
                     Err(why) => import.report.problem(format!("{text}: {why}")),
@@ -143,13 +143,13 @@ impl Engine {
 
     fn take_artifact(&self, entry: &mut impl Read, digest: Digest, import: &mut Import) -> Result<(), StoreError> {
         let mut wanted = Vec::new();
-        for (handle, json) in std::mem::take(&mut import.waiting) {
-            if handle.digest != digest {
-                import.report.problem(format!("the handle of {} does not stand before its artifact", handle.key));
-            } else if self.catalogue().key(&handle.key).is_some() {
+        for (key, stored, json) in std::mem::take(&mut import.waiting) {
+            if stored.content().0 != digest {
+                import.report.problem(format!("the handle of {key} does not stand before its artifact"));
+            } else if self.catalogue().key(&key).is_some() {
                 import.report.n_known_handles += 1;
             } else {
-                wanted.push((handle, json));
+                wanted.push((key, stored, json));
             }
         }
         let _lock = self.shared.lock(&digest);
@@ -160,7 +160,7 @@ impl Engine {
         }
         let frames: Vec<_> = wanted
             .iter()
-            .map(|(handle, json)| Frame { key: handle.key, stamp: self.shared.stamp(), json: Some(json.clone()) })
+            .map(|(key, _, json)| Frame { key: *key, stamp: self.shared.stamp(), json: Some(json.clone()) })
             .collect();
         let size_bytes = match known {
             Some(size_bytes) => {
@@ -185,9 +185,9 @@ impl Engine {
                 }
             },
         };
-        for ((handle, json), frame) in wanted.into_iter().zip(frames) {
-            let (key, stamp) = (handle.key, frame.stamp);
-            if parse_handle(&key, &digest, size_bytes, &json).is_none() {
+        for ((key, stored, json), frame) in wanted.into_iter().zip(frames) {
+            let stamp = frame.stamp;
+            if stored.content() != (digest, size_bytes) {
                 import.report.problem(format!("the handle of {key} is not of its artifact"));
                 continue;
             }

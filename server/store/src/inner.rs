@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use piecewised_graph::Handle;
+use piecewised_graph::{Handle, Snapshot};
 
 use crate::{
     OpenOutcome, OpenReport, StoreConfig, StoreError, StoreStats, Stored,
@@ -175,6 +175,17 @@ impl Inner {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Makes a snapshot durable. It is not held: who made it can make it again, and need not wait for that.
+    pub(crate) fn put_snapshot(&self, snapshot: &Snapshot, bytes: &Bytes) -> Result<(), StoreError> {
+        let prepared = Prepared::snapshot(snapshot)?;
+        let result = self.run(|engine| engine.put(&prepared, bytes));
+        self.note(&result);
+        if result.is_ok() && self.is_open_and(Engine::is_over_budget) {
+            self.signal.wake();
+        }
+        result
     }
 
     /// Writes what is held, oldest first, until something fails. Returns whether nothing is left.

@@ -2,18 +2,18 @@
 
 use std::fs::File;
 
-use piecewised_graph::{Digest, Handle};
+use piecewised_graph::Digest;
 
 use crate::{
     StoreError,
     blobs::{Check, Identity},
     counters::Counters,
     engine::{Engine, Op, When},
-    record::{Record, parse_handle},
+    record::{Record, Stored},
 };
 
 impl Engine {
-    pub(crate) fn get(&self, key: &Digest) -> Result<Option<Handle>, StoreError> {
+    pub(crate) fn get(&self, key: &Digest) -> Result<Option<Stored>, StoreError> {
         let found = self.look_up(key)?;
         let counters = &self.shared.counters;
         Counters::add(if found.is_some() { &counters.n_hits } else { &counters.n_misses });
@@ -23,7 +23,7 @@ impl Engine {
         Ok(found)
     }
 
-    fn look_up(&self, key: &Digest) -> Result<Option<Handle>, StoreError> {
+    fn look_up(&self, key: &Digest) -> Result<Option<Stored>, StoreError> {
         // More than one round only while the key is being written.
         for _ in 0..8 {
             let Some(digest) = self.catalogue().key(key) else { return Ok(None) };
@@ -44,12 +44,12 @@ impl Engine {
                 return Ok(None);
             }
             let json = self.json(key, &record)?;
-            let handle = json.and_then(|json| parse_handle(key, &digest, record.size_bytes, &json));
-            match handle {
+            let stored = json.and_then(|json| Stored::parse_of(key, &digest, record.size_bytes, &json));
+            match stored {
                 Some(_) => self.catalogue().touch(&digest, self.shared.stamp()),
                 None => self.drop_record(key, When::Names(digest))?,
             }
-            return Ok(handle);
+            return Ok(stored);
         }
         Ok(None)
     }

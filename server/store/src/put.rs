@@ -3,7 +3,8 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
-use piecewised_graph::{Digest, Handle};
+use piecewised_graph::{Digest, Handle, Snapshot};
+use serde::Serialize;
 
 use crate::{
     StoreError,
@@ -41,12 +42,25 @@ impl Prepared {
 
     /// For a handle whose artifact is known to be the one that it names.
     pub(crate) fn unchecked(handle: &Handle) -> Result<Self, StoreError> {
-        let key = handle.key;
-        let json = serde_json::to_vec(handle).map_err(|error| StoreError::Task { reason: error.to_string() })?;
+        Self::described(handle.key, handle.digest, handle.size_bytes, handle)
+    }
+
+    /// For a snapshot whose description was made of its bytes.
+    pub(crate) fn snapshot(snapshot: &Snapshot) -> Result<Self, StoreError> {
+        Self::described(snapshot.key, snapshot.digest, snapshot.size_bytes, snapshot)
+    }
+
+    fn described(
+        key: Digest,
+        digest: Digest,
+        size_bytes: u64,
+        description: &impl Serialize,
+    ) -> Result<Self, StoreError> {
+        let json = serde_json::to_vec(description).map_err(|error| StoreError::Task { reason: error.to_string() })?;
         if json.len() > MAX_HANDLE_BYTES {
             return Err(StoreError::HandleTooLarge { key, n_bytes: json.len(), limit: MAX_HANDLE_BYTES });
         }
-        Ok(Self { key, digest: handle.digest, size_bytes: handle.size_bytes, json })
+        Ok(Self { key, digest, size_bytes, json })
     }
 }
 

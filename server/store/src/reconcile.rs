@@ -23,7 +23,7 @@ use crate::{
     engine::Shared,
     failures::Remembered,
     index::{Entry, Index, Scan},
-    record::{Record, parse_handle},
+    record::{Record, Stored},
 };
 
 /// Files read at the same time.
@@ -130,7 +130,7 @@ fn choose<'a>(shared: &Shared, entries: &[Entry], files: &'a Files) -> HashMap<D
         let Some((size_bytes, tail)) = described else { continue };
         for (key, Frame { stamp, json, .. }) in &tail.handles {
             let Some(json) = json else { continue };
-            if parse_handle(key, digest, *size_bytes, json).is_some() {
+            if Stored::parse_of(key, digest, *size_bytes, json).is_some() {
                 offer(*key, Winner { digest: *digest, size_bytes: *size_bytes, stamp: *stamp, json: Some(json) });
             }
         }

@@ -1,4 +1,4 @@
-//! The index's record of one handle: the bytes under its key. Pure.
+//! The index's record of one handle or snapshot: the bytes under its key. Pure.
 //!
 //! A record carries its own checksum, bound to its key, so that neither a flipped bit nor a record under the wrong key
 //! is ever taken for a handle. What is read at every open (which artifact, how large) stands before the JSON and is
@@ -11,11 +11,11 @@
 //! 34  8   its size
 //! 42  8   stamp: that of the frame in the artifact's file
 //! 50  16  checksum over the key and everything else here
-//! 66      the handle as JSON
+//! 66      the handle, or the snapshot's description, as JSON
 //! ```
 //! Integers are little endian, the checksum is the start of a BLAKE3 hash.
 
-use piecewised_graph::{Digest, Handle};
+use piecewised_graph::{Digest, Handle, Snapshot};
 
 /// The longest JSON in a record. sled writes a leaf of up to some 20 records as one item, and moves items above 128 KiB
 /// into files that it never syncs: a leaf must stay well below that.
@@ -76,10 +76,37 @@ pub(crate) fn checksum_of(record: &[u8]) -> Option<[u8; CHECKSUM_LEN]> {
     record.get(CHECKSUM_AT..JSON_AT)?.try_into().ok()
 }
 
-/// A handle from its JSON form, if it is the one of this key, digest and size.
-pub(crate) fn parse_handle(key: &Digest, digest: &Digest, size_bytes: u64, json: &[u8]) -> Option<Handle> {
-    let handle: Handle = serde_json::from_slice(json).ok()?;
-    (handle.key == *key && handle.digest == *digest && handle.size_bytes == size_bytes).then_some(handle)
+/// What a record is of.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Stored {
+    Handle(Box<Handle>),
+    Snapshot(Snapshot),
+}
+
+impl Stored {
+    /// From its JSON form, if it is under this key.
+    pub(crate) fn parse(key: &Digest, json: &[u8]) -> Option<Self> {
+        let handle = serde_json::from_slice(json).ok().map(|handle| Self::Handle(Box::new(handle)));
+        let stored = handle.or_else(|| serde_json::from_slice(json).ok().map(Self::Snapshot))?;
+        let is_its_own = match &stored {
+            Self::Handle(handle) => handle.key == *key,
+            Self::Snapshot(snapshot) => snapshot.key == *key && snapshot.snapshot.key() == *key,
+        };
+        is_its_own.then_some(stored)
+    }
+
+    /// From its JSON form, if it is the one of this key, digest and size.
+    pub(crate) fn parse_of(key: &Digest, digest: &Digest, size_bytes: u64, json: &[u8]) -> Option<Self> {
+        Self::parse(key, json).filter(|stored| stored.content() == (*digest, size_bytes))
+    }
+
+    /// Digest and size of the bytes that it names.
+    pub(crate) fn content(&self) -> (Digest, u64) {
+        match self {
+            Self::Handle(handle) => (handle.digest, handle.size_bytes),
+            Self::Snapshot(snapshot) => (snapshot.digest, snapshot.size_bytes),
+        }
+    }
 }
 
 fn checksum(key: &Digest, head: &[u8], json: &[u8]) -> [u8; CHECKSUM_LEN] {

@@ -1,9 +1,13 @@
 //! The store as callers see it: async, cheap to clone, and on its feet again when the index fails.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use bytes::Bytes;
-use piecewised_graph::{Digest, Handle, Manifest, ProgramName};
+use piecewised_graph::{Digest, Handle, Manifest, ProgramName, Snapshot, SnapshotName};
 
 use crate::{
     ArtifactReader, ExportReport, FailureRecord, ImportReport, ManifestInfo, OpenReport, StoreConfig, StoreError,
@@ -14,6 +18,7 @@ use crate::{
     inner::Inner,
     keeper::Keeper,
     manifests::{self, Found},
+    record,
 };
 
 /// Handles and artifacts of one folder. Clones share it.
@@ -67,8 +72,44 @@ impl Store {
                 Counters::add(&self.inner.shared.counters.n_misses);
                 Ok(None)
             }
-            found => found,
+            Ok(Some(record::Stored::Handle(handle))) => Ok(Some(*handle)),
+            Ok(_) => Ok(None),
+            Err(error) => Err(error),
         }
+    }
+
+    /// Stores a snapshot in place of any of its name. Survives a power cut when this returns; it may be evicted later, as an artifact may.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`], also after evictions, [`StoreError::Io`], [`StoreError::Index`], [`StoreError::Closed`].
+    pub async fn put_snapshot(&self, name: SnapshotName, bytes: Bytes) -> Result<Snapshot, StoreError> {
+        let inner = self.inner.clone();
+        let work = move || {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let snapshot = Snapshot {
+                key: name.key(),
+                snapshot: name,
+                digest: Digest::of(&bytes),
+                size_bytes: bytes.len() as u64,
+                created_unix_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+            };
+            inner.put_snapshot(&snapshot, &bytes)?;
+            Ok(snapshot)
+        };
+        self.inner.gate.run(Kind::Write, work).await
+    }
+
+    /// The snapshot of that name with its bytes, verified as an artifact's are. One that does not verify is dropped and absent.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Index`], [`StoreError::Closed`].
+    pub async fn open_snapshot(&self, name: &SnapshotName) -> Result<Option<(Snapshot, ArtifactReader)>, StoreError> {
+        let key = name.key();
+        let Some(record::Stored::Snapshot(snapshot)) = self.run(Kind::Read, move |engine| engine.get(&key)).await?
+        else {
+            return Ok(None);
+        };
+        Ok(self.open_artifact(&snapshot.digest).await?.map(|reader| (snapshot, reader)))
     }
 
     /// Stores a handle and its artifact. Putting the same again is cheap, another handle under the same key replaces the

@@ -11,6 +11,7 @@ mod graph;
 mod options;
 mod plan;
 mod program;
+mod snapshot;
 mod value;
 
 pub use artifact::{
@@ -23,6 +24,7 @@ pub use graph::{graph_from_proto, graph_to_proto};
 pub use options::{Delivery, options_from_proto, options_to_proto};
 pub use plan::{plan_from_proto, plan_to_proto, range_from_proto, range_to_proto};
 pub use program::{manifest_from_proto, manifest_to_proto, program_name_from_proto};
+pub use snapshot::{snapshot_name_from_proto, snapshot_name_to_proto};
 
 #[cfg(test)]
 mod tests;

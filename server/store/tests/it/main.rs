@@ -15,4 +15,5 @@ mod manifests;
 mod model;
 mod opening;
 mod power;
+mod snapshots;
 mod support;
