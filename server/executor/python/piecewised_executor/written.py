@@ -68,4 +68,4 @@ def _written(overload: OpOverload, node: torch.fx.Node) -> Iterator[torch.Tensor
 
 def storage(tensor: torch.Tensor) -> int:
     """The same number for tensors that share memory."""
-    return int(tensor.untypedstorage()._cdata)
+    return int(tensor.untyped_storage()._cdata)
