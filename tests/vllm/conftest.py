@@ -196,3 +196,19 @@ def workers(tmp_path: Path) -> Iterator[Workers]:
     made = Workers(tmp_path)
     yield made
     made.end()
+
+
+def model(name: str, sizes: list[int], module: str = "toy_model", **arguments: Any) -> dict[str, Any]:
+    """A worker's task: a model of `parts`, and the sizes that it is called with, one after the other."""
+    return {"name": name, "module": module, "sizes": sizes, "arguments": arguments}
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Two workers' models gave the same values, bit for bit."""
+    import torch
+
+    assert len(found["tensors"]) == len(expected["tensors"])
+    for ours, theirs in zip(found["tensors"], expected["tensors"], strict=True):
+        assert ours.keys() == theirs.keys()
+        for size, tensor in ours.items():
+            assert torch.equal(tensor, theirs[size]), f"size {size}: off by {(tensor - theirs[size]).abs().max()}"
