@@ -32,7 +32,6 @@ class Worker:
                 setup=self._setup,
                 range=size_range,
                 modules=modules.modules_of(graph),
-                namespaces=sorted(modules.namespaces_of(graph)),
             )
             text = identity(self._configured, payload)
         except NotPortable as error:

@@ -61,7 +61,7 @@ class _Vllm(Frontend):
         self._range = payload.range
         self._configured = _configured(payload.setup)
         self.identity = identity(self._configured, payload).decode()
-        self.namespaces = frozenset(payload.namespaces)
+        self.namespaces = frozenset(self._configured.setup.namespaces)
         in_place = [name for name, ir_op in IrOp.registry.items() if ir_op.allow_inplace]
         self.consuming = frozenset(f"vllm_ir::{name}.maybe_inplace" for name in in_place)
 

@@ -58,9 +58,9 @@ def modules_of(gm: torch.fx.GraphModule) -> list[Module]:
     return [_module(name) for name in sorted(names)]
 
 
-def namespaces_of(gm: torch.fx.GraphModule) -> set[str]:
-    """The namespaces of a graph's operators."""
-    return {qualified.partition("::")[0] for qualified, _ in _targets(gm)}
+def namespaces() -> list[str]:
+    """Of all operators that are registered in this process."""
+    return sorted({name.partition("::")[0] for name in torch._C._dispatch_get_all_op_names()})
 
 
 def _targets(gm: torch.fx.GraphModule) -> Iterable[tuple[str, str]]:

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import astuple, dataclass, field, fields
 from typing import Any
 
-from .modules import Module, extensions
+from .modules import Module, extensions, namespaces
 from .reads import NotPortable
 
 PAYLOAD_VERSION = 1
@@ -28,7 +28,7 @@ PRUNED = frozenset(f"compilation_config.{name}" for name in _PRUNED)
 class Setup:
     """What is the same for all pieces of a model part.
 
-    `environment`: vLLM's environment variables, as it reads them. `priorities`: of vLLM's IR operators, their implementations in order.
+    `namespaces`: of all operators that the worker has. `environment`: vLLM's environment variables, as it reads them. `priorities`: of vLLM's IR operators, their implementations in order.
     `inductor`: Inductor's process-wide options that differ from their defaults. `extensions`: the compiled modules of vLLM that
     the worker has imported, whose operators passes put into graphs.
     """
@@ -39,6 +39,7 @@ class Setup:
     torch_wrap: bool
     inductor: dict[str, Any]
     extensions: list[str]
+    namespaces: list[str]
 
     def to_bytes(self) -> bytes:
         """Pickled. Raises NotPortable, which names what does not pickle."""
@@ -69,18 +70,18 @@ class Setup:
             torch_wrap=op._ENABLE_TORCH_WRAP,
             inductor=_changed_inductor_options(),
             extensions=extensions(),
+            namespaces=namespaces(),
         )
 
 
 @dataclass(frozen=True)
 class Payload:
     """What travels with one request: `setup` is Setup.to_bytes(), which many have in common; `range` what vLLM compiles for, both ends
-    inclusive; `modules` those that registered the graph's operators, and `namespaces` what these are in."""
+    inclusive; `modules` those that registered the graph's operators."""
 
     setup: bytes
     range: tuple[int, int]
     modules: list[Module] = field(default_factory=list)
-    namespaces: list[str] = field(default_factory=list)
     version: int = PAYLOAD_VERSION
 
     def to_bytes(self) -> bytes:
