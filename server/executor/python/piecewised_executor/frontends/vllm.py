@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import Unsupported
 from ..runtime.vllm import OPAQUE_TYPE
-from . import Frontend
+from . import Frontend, stand_ins
 
 # vLLM sets it for its own compiles, which it makes one after the other; how many compilers an executor runs is the daemon's to say.
 _COMPILE_THREADS = "TORCHINDUCTOR_COMPILE_THREADS"
@@ -58,6 +58,7 @@ class _Vllm(Frontend):
 
         for module in payload.modules:
             modules.import_module(module)
+        stand_ins.install()
         self._range = payload.range
         self._configured = _configured(payload.setup)
         self.identity = identity(self._configured, payload).decode()
