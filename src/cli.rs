@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::{
     config::{AbandonedJobs, LogFormat, Trusted, Verify},
     exit,
+    status_command::{self, StatusArguments},
     store_command::StoreCommand,
 };
 
@@ -27,6 +28,10 @@ pub(crate) enum Command {
     /// environment variable (`PIECEWISED_N_EXECUTORS`): file < environment < flag. A key that does not exist is an error.
     #[command(after_help = exit::HELP)]
     Serve(Box<ServeArguments>),
+
+    /// Say what a running daemon has done since it started, by model part, and what it has.
+    #[command(after_help = status_command::HELP)]
+    Status(StatusArguments),
 
     /// Look after a store that no daemon has open: check it, export from it, import into it.
     #[command(subcommand)]

@@ -1,8 +1,9 @@
-//! Exit codes, and which error means which. `piecewised serve --help` documents them ([`HELP`]), and `piecewised store`'s
-//! commands theirs.
+//! Exit codes, and which error means which. `piecewised serve --help` documents them ([`HELP`]), and `piecewised store`'s commands and
+//! `piecewised status` theirs.
 
 use std::process::ExitCode;
 
+use piecewised_client::EndpointError;
 use piecewised_executor::NoToolchain;
 use piecewised_store::StoreError;
 
@@ -39,7 +40,7 @@ impl Exit {
         error
             .chain()
             .find_map(|cause| {
-                if cause.is::<ConfigError>() {
+                if cause.is::<ConfigError>() || cause.is::<EndpointError>() {
                     return Some(Self::Usage);
                 }
                 if cause.is::<NoToolchain>() {

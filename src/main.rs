@@ -11,18 +11,21 @@ mod listen;
 mod logging;
 mod serve;
 mod signals;
+mod status_command;
 mod store_command;
 mod surroundings;
 mod toolchain;
 
 use std::{io::Write, process::ExitCode};
 
+use anyhow::Context as _;
 use clap::Parser;
 
 use crate::{
     cli::{Cli, Command},
     config::Config,
     exit::Exit,
+    status_command::StatusArguments,
     surroundings::Surroundings,
 };
 
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
     let arguments = match &command {
         Command::Serve(arguments) => (**arguments).clone(),
         Command::Store(command) => command.arguments(),
+        Command::Status(arguments) => return ask(arguments.clone(), &surroundings),
     };
     let mut config = match Config::load(&arguments, &surroundings) {
         Ok(config) => config,
@@ -44,13 +48,14 @@ fn main() -> ExitCode {
     if let Err(error) = logging::start(&config) {
         return complain(&error.into());
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("piecewised").build() {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
-        Err(error) => return complain(&anyhow::Error::new(error).context("cannot start the runtime")),
+        Err(error) => return complain(&error),
     };
     let result = match command {
         Command::Serve(_) => runtime.block_on(serve::run(config)).map(|()| Exit::Success),
         Command::Store(command) => runtime.block_on(store_command::run(command, &config)),
+        Command::Status(arguments) => runtime.block_on(status_command::run(arguments, &surroundings)),
     };
     // What still blocks, a store or a process that does not end, must not keep the daemon: it was given its time.
     runtime.shutdown_background();
@@ -58,6 +63,17 @@ fn main() -> ExitCode {
         Ok(exit) => exit.into(),
         Err(error) => complain(&error),
     }
+}
+
+/// Asks a running daemon: another one's configuration is none of this process's business.
+fn ask(arguments: StatusArguments, surroundings: &Surroundings) -> ExitCode {
+    let asked = runtime().and_then(|runtime| runtime.block_on(status_command::run(arguments, surroundings)));
+    asked.map_or_else(|error| complain(&error), Into::into)
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all().thread_name("piecewised").build().context("cannot start the runtime")
 }
 
 /// Says on stderr what is wrong; it may come before there is a log.

@@ -151,6 +151,23 @@ pub struct Completed {
     pub n_joined: u32,
     pub elapsed_s: f64,
     pub program: Option<ProgramStatus>,
+    pub difference: Option<Difference>,
+}
+
+/// Where a piece differs from what another peer sent under its label.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs, reason = "documented once, at the proto's GraphDifference")]
+pub struct Difference {
+    pub node: String,
+    pub what: String,
+    pub peer: String,
+}
+
+impl From<v1::GraphDifference> for Difference {
+    fn from(difference: v1::GraphDifference) -> Self {
+        let v1::GraphDifference { node, what, peer } = difference;
+        Self { node, what, peer }
+    }
 }
 
 impl Event {
@@ -200,9 +217,11 @@ impl TryFrom<v1::Completed> for Completed {
     type Error = ClientError;
 
     fn try_from(completed: v1::Completed) -> Result<Self, ClientError> {
-        let v1::Completed { n_ready, n_failed, n_from_store, n_compiled, n_joined, elapsed_s, program } = completed;
+        let v1::Completed { n_ready, n_failed, n_from_store, n_compiled, n_joined, elapsed_s, program, difference } =
+            completed;
+        let difference = difference.map(Difference::from);
         let program = program.map(ProgramStatus::try_from).transpose()?;
-        Ok(Self { n_ready, n_failed, n_from_store, n_compiled, n_joined, elapsed_s, program })
+        Ok(Self { n_ready, n_failed, n_from_store, n_compiled, n_joined, elapsed_s, program, difference })
     }
 }
 

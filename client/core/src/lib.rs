@@ -23,6 +23,7 @@ mod manifest;
 mod pack;
 mod program;
 mod snapshot;
+mod status;
 
 pub use bundle::{BUNDLE_VERSION, MAGIC, from_bundle, to_bundle};
 pub use cache::{Cache, cache_folder};
@@ -31,8 +32,9 @@ pub use container::{ContainerError, unpack};
 pub use dispatch::{Dispatcher, Target, ValuePlace};
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{ClientError, Refusal};
-pub use event::{Capabilities, Completed, Event, EventKind, Limits, Source};
+pub use event::{Capabilities, Completed, Difference, Event, EventKind, Limits, Source};
 pub use fetch::Fetched;
 pub use manifest::{Manifest, ManifestEntry, ManifestFile};
 pub use piecewised_wire::Delivery;
 pub use program::{ProgramPiece, ProgramStatus, check_manifest};
+pub use status::{Activity, NodeStatus, PartStatus, PieceDifference, StoreStatus};

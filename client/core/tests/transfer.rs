@@ -81,6 +81,10 @@ impl CompileService for Server {
         Err(Status::unimplemented("this server remembers none"))
     }
 
+    async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Result<Response<v1::GetStatusResponse>, Status> {
+        Err(Status::unimplemented("this server does not say"))
+    }
+
     async fn get_manifest(
         &self,
         request: Request<v1::GetManifestRequest>,

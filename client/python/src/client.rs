@@ -87,6 +87,13 @@ impl Client {
         serde_json::to_string(&capabilities).map_err(|error| raise_json(py, "capabilities", &error))
     }
 
+    /// What the daemon has done since it started, as JSON.
+    fn status(&self, py: Python<'_>) -> PyResult<String> {
+        let client = self.connected(py)?;
+        let status = wait(py, async move { client.status().await })?.map_err(|error| raise(py, &error))?;
+        serde_json::to_string(&status).map_err(|error| raise_json(py, "status", &error))
+    }
+
     /// Asks to compile a graph for ranges and sizes; what comes back says what happens to each. `is_tiered`: tuned artifacts where the
     /// store has them, whatever tuning the options name. `is_strict`: a range that is not proven as a whole fails. `priority`:
     /// "interactive", "prefetch" (somebody will wait for it soon) or "background" (nobody does, and no budget bounds it). `frontend`: name,

@@ -12,7 +12,18 @@ use piecewised_wire as wire;
 use tokio_stream::{Stream, StreamExt as _, StreamMap};
 use tonic::{Code, Status};
 
-use crate::status::ApiError;
+use crate::{account::Account, status::ApiError};
+
+/// What the events of a request depend on beside its tickets.
+pub(crate) struct Asked {
+    pub(crate) program: Option<(Place, Scheduler)>,
+    pub(crate) is_strict: bool,
+    /// When the request came, and how long its caller waits.
+    pub(crate) started: Instant,
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) account: Account,
+    pub(crate) difference: Option<v1::GraphDifference>,
+}
 
 /// The events of a request: first one for each entry of the plan, then progress and results as they come, last Completed.
 ///
@@ -23,12 +34,10 @@ use crate::status::ApiError;
 /// callers share jobs and the store.
 pub(crate) fn events(
     tickets: Vec<(Option<Range>, Ticket)>,
-    program: Option<(Place, Scheduler)>,
-    is_strict: bool,
-    started: Instant,
-    deadline: Option<Duration>,
+    asked: Asked,
 ) -> impl Stream<Item = Result<v1::CompileEvent, Status>> + Send + 'static {
     stream! {
+        let Asked { program, is_strict, started, deadline, mut account, difference } = asked;
         let n_entries = u32::try_from(tickets.len()).unwrap_or(u32::MAX);
         let mut summary = v1::Completed::default();
         let mut end = None;
@@ -46,6 +55,7 @@ pub(crate) fn events(
                         Err(failure) => failed(handle.key, failure),
                     };
                     count(&mut summary, &event);
+                    account.note(position, &event);
                     if summary.n_ready == n_entries {
                         end = Some(end_piece(program.as_ref()).await);
                     }
@@ -54,6 +64,7 @@ pub(crate) fn events(
                 Ticket::Failed { key, failure } => {
                     let event = failed(key, failure);
                     count(&mut summary, &event);
+                    account.note(position, &event);
                     yield Ok(at(event));
                 }
                 Ticket::Running(watcher) => {
@@ -80,6 +91,7 @@ pub(crate) fn events(
             };
             if let Some(kind) = &event.event {
                 count(&mut summary, kind);
+                account.note(usize::try_from(event.index).unwrap_or(usize::MAX), kind);
             }
             if end.is_none() && summary.n_ready == n_entries {
                 end = Some(end_piece(program.as_ref()).await);
@@ -98,6 +110,7 @@ pub(crate) fn events(
                 return;
             }
         }
+        summary.difference = difference;
         summary.elapsed_s = started.elapsed().as_secs_f64();
         yield Ok(v1::CompileEvent { index: 0, range: None, event: Some(Event::Completed(summary)) });
     }
@@ -323,8 +336,11 @@ mod tests {
 
     /// What three entries of a plan hear of the one handle, in words, and the end.
     async fn heard(is_strict: bool) -> (Vec<String>, v1::Completed) {
-        let tickets = [r(1, 8), r(9, 32), r(33, 64)].into_iter().map(|entry| (Some(entry), ticket())).collect();
-        let events = events(tickets, None, is_strict, Instant::now(), None);
+        let tickets: Vec<_> = [r(1, 8), r(9, 32), r(33, 64)].into_iter().map(|entry| (Some(entry), ticket())).collect();
+        let account = Account::new(None, &tickets);
+        let started = Instant::now();
+        let asked = Asked { program: None, is_strict, started, deadline: None, account, difference: None };
+        let events = events(tickets, asked);
         let events: Vec<_> = events.map(Result::unwrap).collect().await;
         let mut found = Vec::new();
         for event in &events[..3] {

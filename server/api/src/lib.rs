@@ -3,9 +3,11 @@
 //! The outermost room of the server: it alone knows tonic and the messages. It turns requests into jobs, job states into
 //! events, and errors into `Status` ([`status`], the one mapping). It decides nothing that outlives a request.
 
+mod account;
 mod capabilities;
 mod events;
 mod fetch;
+mod node_status;
 mod peer;
 mod request;
 mod service;

@@ -10,7 +10,7 @@ use piecewised_graph::{
 };
 use piecewised_plan::{Plan, Range, default_hint, generic_hint};
 use piecewised_proto::v1;
-use piecewised_scheduler::{JobFrontend, JobSpec, Place, Priority, ToolchainInfo};
+use piecewised_scheduler::{JobFrontend, JobSpec, LabelDifference, Place, Priority, ToolchainInfo};
 use piecewised_wire as wire;
 use tonic::Code;
 
@@ -33,6 +33,20 @@ pub(crate) struct Checked {
     pub(crate) priority: Priority,
     /// A range whose code runs under guards only, or not for all sizes, is an error.
     pub(crate) is_strict: bool,
+    /// What the caller calls the piece.
+    pub(crate) label: Arc<str>,
+    /// Where its graph differs from what another peer sent as the same.
+    pub(crate) difference: Option<LabelDifference>,
+}
+
+/// A graph as it came, for comparing it with others.
+pub(crate) struct Sent<'a> {
+    pub(crate) label: &'a Arc<str>,
+    pub(crate) canonical: &'a CanonicalGraph,
+    /// The canonical graph's text.
+    pub(crate) json: &'a Arc<str>,
+    /// The caller's name of the node at a position.
+    pub(crate) names: &'a dyn Fn(usize) -> Option<String>,
 }
 
 /// What one entry of a plan is compiled as.
@@ -48,6 +62,7 @@ pub(crate) fn check(
     request: v1::CompileRequest,
     info: &ToolchainInfo,
     config: &ApiConfig,
+    compare: impl FnOnce(Sent<'_>) -> Option<LabelDifference>,
 ) -> Result<Checked, ApiError> {
     let priority = priority(request.priority)?;
     let place = request.program.map(place).transpose()?;
@@ -73,13 +88,16 @@ pub(crate) fn check(
     let trust = if frontend.is_some() { Trust::Frontend } else { Trust::AllowList };
     validate(&graph, &config.graph_limits, &info.allow, trust)?;
     let canonical = canonicalise(&graph)?;
-    drop(graph);
+    let json: Arc<str> = canonical.json.as_str().into();
     let entries = entries(&plan, &canonical)?;
     let targets = targets(&entries, plan.hull(), &delivery.hints, options.specialisation)?;
     let (devices, device) = devices(&canonical, request.device.map(wire::device_from_proto), info)?;
     let options = options_for_key(&options, &canonical.device_types);
+    // Only of what is taken: what is refused is no piece of anybody's.
+    let names = |position: usize| graph.nodes.get(position).map(|node| node.name.clone());
+    let difference = compare(Sent { label: &label, canonical: &canonical, json: &json, names: &names });
+    drop(graph);
     let frontend_digest = frontend.as_ref().map(|it| it.frontend.digest());
-    let json: Arc<str> = canonical.json.as_str().into();
     let key = |target: Target, options: &CompileOptions| {
         let parts = KeyParts {
             graph: &canonical.digest,
@@ -117,7 +135,7 @@ pub(crate) fn check(
     let tuned = |&target: &Target| key(target, &options_of(target, Tuning::Full));
     let tuned = if delivery.is_tiered { targets.iter().map(tuned).collect() } else { Vec::new() };
     let order = if specs.len() == 1 { vec![0] } else { plan.most_likely_first() };
-    Ok(Checked { entries, specs, tuned, order, place, priority, is_strict: delivery.is_strict })
+    Ok(Checked { entries, specs, tuned, order, place, priority, is_strict: delivery.is_strict, label, difference })
 }
 
 fn priority(priority: i32) -> Result<Priority, ApiError> {

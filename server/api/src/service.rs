@@ -5,7 +5,7 @@ use std::{pin::Pin, sync::Arc, time::Instant};
 use piecewised_graph::Digest;
 use piecewised_plan::Range;
 use piecewised_proto::v1::{self, compile_service_server::CompileService};
-use piecewised_scheduler::{JobSpec, Peer, Scheduler, Ticket};
+use piecewised_scheduler::{JobSpec, LabelDifference, Peer, Scheduler, Ticket};
 use piecewised_store::Store;
 use piecewised_wire as wire;
 use tokio_stream::Stream;
@@ -13,10 +13,11 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{
     ApiConfig,
+    account::Account,
     capabilities::capabilities,
-    events::events,
-    fetch, peer,
-    request::{Checked, check},
+    events::{Asked, events},
+    fetch, node_status, peer,
+    request::{Checked, Sent, check},
     snapshots::{self, Receiving},
     status::ApiError,
     trust,
@@ -29,12 +30,13 @@ pub struct Compiler {
     store: Store,
     config: Arc<ApiConfig>,
     receiving: Receiving,
+    started: Instant,
 }
 
 impl Compiler {
     /// A service with these limits.
     pub fn new(scheduler: Scheduler, store: Store, config: Arc<ApiConfig>) -> Self {
-        Self { scheduler, store, config, receiving: Receiving::default() }
+        Self { scheduler, store, config, receiving: Receiving::default(), started: Instant::now() }
     }
 }
 
@@ -64,7 +66,9 @@ impl CompileService for Compiler {
         let info = self.scheduler.toolchain_ready(self.config.toolchain_timeout).await.map_err(ApiError::from)?;
         let config = Arc::clone(&self.config);
         let request = request.into_inner();
-        let checked = tokio::task::spawn_blocking(move || check(request, &info, &config)).await.map_err(|error| {
+        let (scheduler, asker) = (self.scheduler.clone(), peer.clone());
+        let checked = move || check(request, &info, &config, |sent| compare(&scheduler, &asker, sent));
+        let checked = tokio::task::spawn_blocking(checked).await.map_err(|error| {
             ApiError::new(Code::Internal, "INTERNAL", format!("checking the request failed: {error}"))
         })?;
         let checked = checked.inspect_err(|error| tracing::info!("refused: {error:?}"))?;
@@ -73,9 +77,11 @@ impl CompileService for Compiler {
             self.scheduler.begin_piece(place, &checked.specs, &checked.entries).map_err(ApiError::from)?;
         }
         let program = checked.place.clone().map(|place| (place, self.scheduler.clone()));
-        let is_strict = checked.is_strict;
+        let label = Arc::clone(&checked.label);
+        let (is_strict, difference) = (checked.is_strict, checked.difference.as_ref().map(node_status::difference));
         let tickets = self.submit(&peer, checked).await?;
-        let stream = events(tickets, program, is_strict, started, deadline);
+        let account = Account::new(Some((self.scheduler.clone(), label)), &tickets);
+        let stream = events(tickets, Asked { program, is_strict, started, deadline, account, difference });
         Ok(Response::new(Box::pin(stream)))
     }
 
@@ -102,6 +108,13 @@ impl CompileService for Compiler {
         request: Request<v1::FetchArtifactRequest>,
     ) -> Result<Response<Self::FetchArtifactStream>, Status> {
         Ok(Response::new(Box::pin(fetch::chunks(&self.store, request.into_inner()).await?)))
+    }
+
+    async fn get_status(
+        &self,
+        _request: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        Ok(Response::new(node_status::status(&self.scheduler, &self.store, self.started)))
     }
 
     async fn put_snapshot(
@@ -138,6 +151,16 @@ impl CompileService for Compiler {
             manifest: Some(wire::manifest_to_proto(&manifest)),
         }))
     }
+}
+
+/// Says where a graph differs from what another peer sent under its label, in the log and for `GetStatus` too.
+fn compare(scheduler: &Scheduler, peer: &Peer, sent: Sent<'_>) -> Option<LabelDifference> {
+    let Sent { label, canonical, json, names } = sent;
+    let found = scheduler.labels().note(label, peer, (canonical.digest, json), names)?;
+    let LabelDifference { node, what, peer: other } = &found;
+    tracing::info!(label = &**label, %peer, %other, node, "a piece is not the same as the other's, and not shared: {what}");
+    scheduler.activities().differs(label, found.clone());
+    Some(found)
 }
 
 impl Compiler {

@@ -5,6 +5,7 @@
 
 mod allow;
 mod canonical;
+mod difference;
 mod digest;
 mod display;
 mod error;
@@ -21,6 +22,7 @@ mod validate;
 
 pub use allow::AllowList;
 pub use canonical::{CanonicalGraph, canonicalise};
+pub use difference::{Difference, first_difference};
 pub use digest::{BadDigest, Digest};
 pub use error::GraphError;
 pub use evaluate::{EvaluateError, MAX_EXPRESSION_DEPTH, Value, evaluate, holds};

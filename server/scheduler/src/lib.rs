@@ -13,11 +13,13 @@
 //!
 //! Lock order: [`flights::Flights`]'s lock is taken with no other held, and none is held across an await.
 
+mod activity;
 mod config;
 mod error;
 mod failures;
 mod flights;
 mod job;
+mod labels;
 mod leases;
 mod pool;
 mod programs;
@@ -42,9 +44,11 @@ use piecewised_store::{Store, StoreError};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use activity::{Activities, Activity, Became, PartActivity};
 pub use config::SchedulerConfig;
 pub use error::{JobFailure, SubmitError};
 pub use job::{Abandoned, JobFrontend, JobSpec, JobState, Origin, Peer, Priority, Ticket, Watcher};
+pub use labels::{LabelDifference, Labels};
 pub use programs::{CameFrom, Place, ProgramError, RunStatus};
 pub use toolchain::{ToolchainInfo, ToolchainStatus};
 pub use verify::VerifyPolicy;
@@ -76,6 +80,8 @@ pub(crate) struct Shared {
     tasks: TaskTracker,
     programs: Programs,
     toolchain: watch::Receiver<ToolchainStatus>,
+    labels: Labels,
+    activities: Activities,
 }
 
 impl Scheduler {
@@ -94,6 +100,8 @@ impl Scheduler {
             tasks: TaskTracker::new(),
             programs: Programs::default(),
             toolchain,
+            labels: Labels::default(),
+            activities: Activities::default(),
         });
         tokio::spawn(worker::list_gpus(Arc::downgrade(&shared)));
         tokio::spawn(worker::end_idle(Arc::downgrade(&shared)));
@@ -278,6 +286,16 @@ impl Scheduler {
     /// [`SubmitError::Store`].
     pub async fn forget_failures(&self, key: Option<Digest>) -> Result<u64, SubmitError> {
         Ok(self.shared.store.forget_failures(key).await?)
+    }
+
+    /// What was last sent under each label.
+    pub fn labels(&self) -> &Labels {
+        &self.shared.labels
+    }
+
+    /// What became of what was asked for.
+    pub fn activities(&self) -> &Activities {
+        &self.shared.activities
     }
 
     /// How many jobs wait, and how many run.

@@ -3,6 +3,7 @@
 
 mod arbitrary;
 mod canonical;
+mod difference;
 mod evaluate;
 mod guards;
 mod handle;
