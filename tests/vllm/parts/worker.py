@@ -84,7 +84,9 @@ def run(
     from vllm.config import set_current_vllm_config
     from vllm.forward_context import set_forward_context
 
+    # What of a model vLLM's hash of its ahead-of-time artifacts has from the model's configuration, which these models have none of.
     vllm_config = config(**(compilation or {}))
+    vllm_config.additional_config = {"model": [module, name, arguments or {}]}
     torch.manual_seed(0)
     with set_current_vllm_config(vllm_config):
         model = getattr(importlib.import_module(module), name)(vllm_config=vllm_config, **(arguments or {}))

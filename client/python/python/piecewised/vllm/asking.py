@@ -23,7 +23,7 @@ from ..settings import device_index_of, device_of, toolchain, torch_settings
 from ..submission import Frontend, Request, follow
 from . import artifacts
 from .normal import normal_form
-from .worker import Worker
+from .worker import Worker, refuse_special
 
 # Requests at once; more would wait in the daemon's queue and nowhere else.
 _IN_FLIGHT = threading.BoundedSemaphore(64)
@@ -33,8 +33,10 @@ class Asking:
     """Makes the requests of one model part. Raises PiecewisedError where none can be made, for the reason that all would fail for."""
 
     def __init__(self, backend: Any, options: dict[str, Any]) -> None:
-        self._worker = Worker(backend, options)
+        refuse_special(backend.vllm_config, options)
+        # First, since the rest takes longer.
         connect(None)
+        self._worker = Worker(backend)
         self._label = f"{_model_name(backend.vllm_config)}/{_plain(backend.prefix)}"
 
     def request(self, graph: Any, size_range: tuple[int, int], index: int) -> tuple[Request, Entry]:
@@ -80,11 +82,9 @@ class Asked:
         """Whether the answer is there."""
         return self._done.is_set()
 
-    def wait(self, seconds: float | None, deadline: float | None) -> PiecewisedError | None:
-        """Waits for the answer, `seconds` or (None) until the deadline (of time.monotonic; None: for ever); why there is none."""
-        if seconds is None and deadline is not None:
-            seconds = max(0.0, deadline - time.monotonic())
-        if not self._done.wait(seconds):
+    def wait(self, deadline: float | None) -> PiecewisedError | None:
+        """Waits for the answer until the deadline (of time.monotonic; None: for ever); why there is none."""
+        if not self._done.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
             self.stop()
             return BudgetSpent("the daemon has not answered in the time that it had", reason="BUDGET_SPENT")
         return self.error

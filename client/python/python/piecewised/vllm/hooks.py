@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,7 @@ def install() -> None:
         )
         return
     backends._piecewised = True
+    _join_logs()
     backends.make_compiler = _make_compiler(backends.make_compiler)
     _wrap(backends.VllmBackend, "__call__", _backend_called)
     _wrap(backends.CompilerManager, "compile", _piece_compiled)
@@ -40,6 +42,15 @@ def install() -> None:
     _wrap(caching.StandaloneCompiledArtifacts, "load_all", artifacts.load_all)
     decorators._try_load_aot_compiled_fn = functools.partial(snapshots.load, decorators._try_load_aot_compiled_fn)
     _wrap_decorated(decorators._support_torch_compile)
+
+
+def _join_logs() -> None:
+    """Has what the client says of its requests appear beside what vLLM says, where nobody has put it elsewhere."""
+    client, engine = logging.getLogger("piecewised"), logging.getLogger("vllm")
+    if not client.handlers:
+        client.handlers = list(engine.handlers)
+        client.setLevel(engine.level or logging.INFO)
+        client.propagate = False
 
 
 def _wrap_decorated(original: Callable[..., Any]) -> None:

@@ -79,9 +79,7 @@ class Part:
         pieces, self._pieces = self._pieces, []
         failed: list[tuple[Piece, PiecewisedError]] = []
         for piece in pieces:
-            error = piece.asked.wait(None if self._refusal is None else 0, self._deadline)
-            if error is None:
-                error = piece.take()
+            error = self._answer(piece)
             if error is None:
                 counters.record_piece()
                 continue
@@ -97,6 +95,13 @@ class Part:
         """Ends what is still waited for, where the backend's call failed."""
         for asked in self._asked.values():
             asked.stop()
+
+    def _answer(self, piece: Piece) -> PiecewisedError | None:
+        """Waits for a piece; why it can't be had."""
+        if self._refusal is not None and not piece.asked.is_done:
+            piece.asked.stop()
+            return self._refusal
+        return piece.asked.wait(self._deadline) or piece.take()
 
     def _compile_here(self, manager: Any, failed: list[tuple[Piece, PiecewisedError]]) -> None:
         """By the stock compiler, in the order in which vLLM asked, through vLLM's own manager: with its contexts, and into its cache."""

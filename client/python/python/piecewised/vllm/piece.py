@@ -43,7 +43,7 @@ class Piece:
 
     def _first(self, *args: Any) -> Any:
         """A call before the backend's call is at its end: waits."""
-        error = self.asked.wait(None, None) or self.take()
+        error = self.asked.wait(None) or self.take()
         if error is not None:
             raise error
         return self._run(*args)

@@ -16,8 +16,7 @@ from ..submission import Frontend
 class Worker:
     """One model part's configuration, taken down and made again, as the executor will make it. Raises UnsupportedPiece where that can't be."""
 
-    def __init__(self, backend: Any, options: dict[str, Any]) -> None:
-        _refuse_special(backend.vllm_config, options)
+    def __init__(self, backend: Any) -> None:
         try:
             self._setup = Setup.of_worker(backend.vllm_config).to_bytes()
             # From the bytes, as the executor has it, so that both note the same.
@@ -39,7 +38,8 @@ class Worker:
         return Frontend("vllm", vllm_version(), text, payload.to_bytes())
 
 
-def _refuse_special(vllm_config: Any, options: dict[str, Any]) -> None:
+def refuse_special(vllm_config: Any, options: dict[str, Any]) -> None:
+    """Raises UnsupportedPiece where vLLM is configured in a way that is its own compiler's. `options`: Inductor's."""
     from vllm.compilation.compiler_interface import is_compile_cache_enabled
     from vllm.config.compilation import DynamicShapesType
 
