@@ -128,7 +128,9 @@ def _follow(
         if kind == "completed":
             status = event["program"]
             if (differs := event["difference"]) is not None:
-                log.info("a piece is not the same as that of %(peer)s, and not shared: node %(node)s, %(what)s", differs)
+                log.info(
+                    "a piece is not the same as that of %(peer)s, and not shared: node %(node)s, %(what)s", differs
+                )
         elif kind in ("ready", "failed"):
             position = positions[event["index"]]
             del waiting[position]
