@@ -129,7 +129,8 @@ def _follow(
             status = event["program"]
             if (differs := event["difference"]) is not None:
                 log.info(
-                    "a piece is not the same as that of %(peer)s, and not shared: node %(node)s, %(what)s", differs
+                    "%s is not the same as that of %s, and not shared: node %s, %s",
+                    *(request.label or "a piece", differs["peer"], differs["node"], differs["what"]),
                 )
         elif kind in ("ready", "failed"):
             position = positions[event["index"]]

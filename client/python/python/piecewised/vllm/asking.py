@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import threading
@@ -39,9 +40,9 @@ class Asking:
         self._worker = Worker(backend)
         self._label = f"{_model_name(backend.vllm_config)}/{_plain(backend.prefix)}"
 
-    def request(self, graph: Any, size_range: tuple[int, int], index: int) -> tuple[Request, Entry]:
-        """The request for a graph, and its one entry. Raises UnsupportedPiece."""
-        typed = normal_form(graph_of(graph, opaque=_opaque))
+    def request(self, graph: Any, size_range: tuple[int, int], index: int) -> tuple[Request, Entry, bytes]:
+        """The request for a graph, its one entry, and a digest of what the graph holds, without names. Raises UnsupportedPiece."""
+        typed = graph_of(graph, opaque=_opaque)
         entry, hints = _entry(typed, size_range)
         frontend: Frontend = self._worker.frontend(graph, size_range)
         choices = Choices(specialisation="generic", hints=hints)
@@ -58,7 +59,8 @@ class Asking:
             frontend=frontend,
             label=f"{self._label}/{index}"[-256:],
         )
-        return request, entry
+        content = json.dumps(normal_form(typed)).encode()
+        return request, entry, hashlib.sha256(content).digest()
 
 
 class Asked:

@@ -1,4 +1,4 @@
-"""A graph with names that say nothing: layers that are alike have the same text, and are asked for once."""
+"""A graph with names that say nothing: layers that are alike have the same, and are asked for once."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import time
 from collections.abc import Callable
@@ -38,8 +36,8 @@ class Part:
         self._backend = backend
         self._asking: Asking | None = None
         self._pieces: list[Piece] = []
-        #: By content of graph and range: pieces that are alike wait for one answer.
-        self._asked: dict[bytes, Asked] = {}
+        #: By all that the code depends on: pieces that are alike wait for one answer.
+        self._asked: dict[tuple[Any, ...], Asked] = {}
         #: Why the daemon is asked for nothing more; None: it is.
         self._refusal: PiecewisedError | None = None
         self._deadline = time.monotonic() + _budget_s()
@@ -54,22 +52,25 @@ class Part:
         index = _place(call)
         self._summary.submitted(index, size_range)
         if self._refusal is not None:
-            self._summary.local(self._refusal)
+            self._local(self._refusal)
             return None
         try:
             if self._asking is None:
                 self._asking = Asking(self._backend, options)
-            request, entry = self._asking.request(graph, size_range, index)
-        except PiecewisedError as error:
+            request, entry, content = self._asking.request(graph, size_range, index)
+        except Exception as failure:
+            # Whatever it is: a model that can't be asked for is no reason not to start.
+            error = failure if isinstance(failure, PiecewisedError) else _unexpected(failure)
             self._fail(error)
-            self._summary.local(error)
+            self._local(error)
             return None
-        digest = _digest(request.graph, request.options, size_range, entry)
-        asked = self._asked.get(digest)
+        assert request.frontend is not None
+        alike = (content, request.options, request.frontend.identity, entry)
+        asked = self._asked.get(alike)
         if asked is None:
-            asked = self._asked[digest] = Asked(request, entry)
+            asked = self._asked[alike] = Asked(request, entry)
             asked.start()
-        self._summary.content(index, _digest(request.graph))
+        self._summary.content(index, content)
         piece = Piece(asked, call)
         self._pieces.append(piece)
         return piece
@@ -108,12 +109,16 @@ class Part:
         ours, manager.compiler = manager.compiler, manager.compiler.stock
         try:
             for piece, error in failed:
-                self._summary.local(error)
+                self._local(error)
                 # It was counted when it was asked for.
                 compilation_counter.num_backend_compilations -= 1
                 piece.replace(piece.call())
         finally:
             manager.compiler = ours
+
+    def _local(self, error: PiecewisedError) -> None:
+        counters.record_local(error.reason or type(error).__name__)
+        self._summary.local(error)
 
     def _note_failures(self) -> None:
         for asked in self._asked.values():
@@ -138,13 +143,14 @@ class Part:
             log.info("piecewised: %s", self._summary)
 
 
+def _unexpected(failure: Exception) -> PiecewisedError:
+    log.debug("piecewised: a request could not be made", exc_info=failure)
+    return PiecewisedError(f"the request could not be made: {type(failure).__name__}: {failure}", reason="INTERNAL")
+
+
 def _place(call: Any) -> int:
     """The index of the piece in a call of CompilerManager.compile."""
     return int(call.keywords.get("graph_index", 0))
-
-
-def _digest(graph: str, *rest: Any) -> bytes:
-    return hashlib.sha256(json.dumps([graph, *rest]).encode()).digest()
 
 
 def _budget_s() -> float:
