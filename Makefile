@@ -1,5 +1,5 @@
 # Everything a person needs: `make demo`, `make test`. Both set up what they use by themselves, in this folder:
-# cargo builds into target/, Python packages go into .venv/. Nothing outside is touched but the download caches of cargo and uv.
+# cargo builds into target/, Python packages go into .venv/. `make test-vllm` has an environment of its own, .venv-vllm/ (7 GB). Nothing outside is touched but the download caches of cargo and uv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,6 +8,9 @@ UV := $(VENV)/bin/uv
 UV_VERSION := 0.13.9
 REQUIREMENTS := tests/requirements.txt
 DAEMON := target/debug/piecewised
+VLLM_VENV := .venv-vllm
+VLLM_PYTHON := $(CURDIR)/$(VLLM_VENV)/bin/python
+VLLM_REQUIREMENTS := tests/vllm/requirements.txt
 
 # The interpreter that tests compile with, and the daemon they start.
 export PIECEWISED_TEST_PYTHON := $(VENV_PYTHON)
@@ -62,6 +65,26 @@ test-rust: $(VENV)/.ready build ## cargo test
 test-python: build client ## pytest: executor, client, end to end
 	$(VENV)/bin/pytest -q tests/python
 
+# Apart from .venv: vLLM pins hundreds of packages, and nothing else here needs them.
+$(VLLM_VENV)/.ready: $(VLLM_REQUIREMENTS) Makefile $(VENV)/.ready
+	$(UV) venv -q --allow-existing --python $(VENV_PYTHON) $(VLLM_VENV)
+	$(UV) pip install -q --python $(VLLM_PYTHON) -r $(VLLM_REQUIREMENTS)
+	@touch $@
+
+.PHONY: venv-vllm
+venv-vllm: $(VLLM_VENV)/.ready ## the Python environment with vLLM
+
+# As a wheel, which is how people install it.
+.PHONY: client-vllm
+client-vllm: $(VLLM_VENV)/.ready ## the Python package, into .venv-vllm
+	rm -rf target/wheels-vllm
+	cd client/python && $(CURDIR)/$(VENV)/bin/maturin build --locked --quiet --auditwheel skip --interpreter $(VLLM_PYTHON) --out $(CURDIR)/target/wheels-vllm
+	$(UV) pip install -q --python $(VLLM_PYTHON) --no-deps --reinstall target/wheels-vllm/*.whl
+
+.PHONY: test-vllm
+test-vllm: build client-vllm ## pytest: the real vLLM, on the CPU; needs gcc and nm
+	PIECEWISED_TEST_PYTHON=$(VLLM_PYTHON) $(VLLM_PYTHON) -m pytest -q tests/vllm
+
 .PHONY: bench
 bench: client ## the numbers of docs/benchmarks.md, on this machine
 	cargo build --locked --release -p piecewised -p piecewised-tests --bins
@@ -76,6 +99,11 @@ requirements: $(VENV)/.ready ## resolve tests/requirements.in again
 	cd tests && $(CURDIR)/$(UV) pip compile -q --upgrade --universal --python-version 3.10 --no-emit-index-url \
 	  --no-emit-find-links --no-annotate --custom-compile-command "make requirements" requirements.in -o requirements.txt
 
+.PHONY: requirements-vllm
+requirements-vllm: $(VENV)/.ready ## resolve tests/vllm/requirements.in again
+	cd tests && $(CURDIR)/$(UV) pip compile -q --upgrade --universal --python-version 3.10 --no-emit-index-url \
+	  --no-emit-find-links --no-annotate --custom-compile-command "make requirements-vllm" vllm/requirements.in -o vllm/requirements.txt
+
 .PHONY: format
 format: $(VENV)/.ready ## format Rust and Python
 	cargo fmt --all
@@ -84,4 +112,4 @@ format: $(VENV)/.ready ## format Rust and Python
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf target $(VENV) .demo
+	rm -rf target $(VENV) $(VLLM_VENV) .demo

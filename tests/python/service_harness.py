@@ -129,14 +129,14 @@ class Client:
     def _parse(self, name: str) -> Any:
         return message_factory.GetMessageClass(self._pool.FindMessageTypeByName(f"piecewised.v1.{name}")).FromString
 
-    def capabilities(self) -> Any:
+    def capabilities(self, frontend: str = "") -> Any:
         """GetCapabilities."""
         call = self.channel.unary_unary(
             f"/{SERVICE}/GetCapabilities",
             lambda message: message.SerializeToString(),
             self._parse("GetCapabilitiesResponse"),
         )
-        return call(self.message("GetCapabilitiesRequest"), timeout=30)
+        return call(self.message("GetCapabilitiesRequest", frontend=frontend), timeout=30)
 
     def compile(self, request: Any, timeout: float = 300) -> Iterator[Any]:
         """Compile: the events, as they come. `request`: a CompileRequest, its fields as a dict, or bytes."""

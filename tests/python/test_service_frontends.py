@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from processes import until
 from service_harness import Client, Daemon, node, results, small_request
 from test_bad_input import refusal
 
@@ -111,6 +112,23 @@ def test_what_can_be_done_is_told(daemon: Daemon, client: Client) -> None:
     assert MODULE in capabilities.frontends and capabilities.trusts_frontend
     with Client(tcp(daemon)) as stranger:
         assert not stranger.capabilities().trusts_frontend
+
+
+def test_a_frontend_is_imported_as_soon_as_somebody_is_about_to_use_it(tmp_path: Path, monkeypatch: Any) -> None:
+    marks = tmp_path / "marks"
+    monkeypatch.setenv("SCALING_ENGINE_MARKS", str(marks))
+    flags = ("--frontends", MODULE, "--executor-environment", "SCALING_ENGINE_MARKS", "--listen-tcp", "127.0.0.1:0")
+    with Daemon(tmp_path, *flags, python=interpreter(tmp_path)) as daemon, Client(daemon.endpoint) as client:
+        client.capabilities("no_such_engine")
+        with Client(tcp(daemon)) as stranger:
+            stranger.capabilities(MODULE)
+        until(lambda: client.capabilities().ready, "the toolchain is found")
+        assert not marks.exists(), "nobody who is trusted has said so"
+        client.capabilities(MODULE)
+        until(marks.exists, "the frontend is imported")
+        ready, failed, _ = results(client.compile(request()))
+        assert ready and not failed
+        assert len(marks.read_text().split()) == 1, "the executor that compiled was forked from what had imported it"
 
 
 def test_who_is_not_trusted_is_refused(daemon: Daemon, tmp_path: Path) -> None:

@@ -135,7 +135,16 @@ impl Client {
     /// # Errors
     /// [`ClientError::Refused`], [`ClientError::Broken`].
     pub async fn capabilities(&self) -> Result<Capabilities, ClientError> {
-        let response = self.service.clone().get_capabilities(v1::GetCapabilitiesRequest {}).await;
+        self.capabilities_for("").await
+    }
+
+    /// The same, of a caller whose requests will have this frontend: the daemon gets ready for it.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`], [`ClientError::Broken`].
+    pub async fn capabilities_for(&self, frontend: &str) -> Result<Capabilities, ClientError> {
+        let request = v1::GetCapabilitiesRequest { frontend: frontend.to_owned() };
+        let response = self.service.clone().get_capabilities(request).await;
         let response = response.map_err(|status| ClientError::from_status(&status, "asking for its capabilities"))?;
         Ok(response.into_inner().into())
     }

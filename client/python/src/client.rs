@@ -80,10 +80,12 @@ impl Client {
         self.cache_folder.clone()
     }
 
-    /// What the daemon can do, as JSON.
-    fn capabilities(&self, py: Python<'_>) -> PyResult<String> {
+    /// What the daemon can do, as JSON. `frontend`: what requests will be sent with; the daemon gets ready for it.
+    #[pyo3(signature = (frontend = ""))]
+    fn capabilities(&self, py: Python<'_>, frontend: &str) -> PyResult<String> {
         let client = self.connected(py)?;
-        let capabilities = wait(py, async move { client.capabilities().await })?.map_err(|error| raise(py, &error))?;
+        let capabilities =
+            wait(py, async move { client.capabilities_for(frontend).await })?.map_err(|error| raise(py, &error))?;
         serde_json::to_string(&capabilities).map_err(|error| raise_json(py, "capabilities", &error))
     }
 

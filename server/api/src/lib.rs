@@ -7,6 +7,7 @@ mod account;
 mod capabilities;
 mod events;
 mod fetch;
+mod frontend;
 mod node_status;
 mod peer;
 mod request;

@@ -10,11 +10,11 @@ use piecewised_graph::{
 };
 use piecewised_plan::{Plan, Range, default_hint, generic_hint};
 use piecewised_proto::v1;
-use piecewised_scheduler::{JobFrontend, JobSpec, LabelDifference, Place, Priority, ToolchainInfo};
+use piecewised_scheduler::{JobSpec, LabelDifference, Place, Priority, ToolchainInfo};
 use piecewised_wire as wire;
 use tonic::Code;
 
-use crate::{ApiConfig, status::ApiError};
+use crate::{ApiConfig, frontend, status::ApiError};
 
 /// A request that passed every check.
 #[derive(Debug)]
@@ -81,8 +81,8 @@ pub(crate) fn check(
         check_toolchain(&wire::toolchain_from_proto(toolchain), &info.toolchain)?;
     }
 
-    let frontend = request.frontend.map(|it| frontend(it, info)).transpose()?;
-    let label = label(request.label)?;
+    let frontend = request.frontend.map(|it| frontend::frontend(it, info)).transpose()?;
+    let label = frontend::label(request.label)?;
     let graph = wire::graph_from_proto(graph)?;
     // Who may send a frontend was asked before.
     let trust = if frontend.is_some() { Trust::Frontend } else { Trust::AllowList };
@@ -192,36 +192,6 @@ fn targets(
         },
     };
     Ok(with_hints.into_iter().map(target).collect())
-}
-
-/// The frontend of a request, if the toolchain has it.
-fn frontend(frontend: v1::Frontend, info: &ToolchainInfo) -> Result<JobFrontend, ApiError> {
-    let (frontend, payload) = wire::frontend_from_proto(frontend)?;
-    if !info.frontends.contains(&frontend.name) {
-        let has = if info.frontends.is_empty() { "none".to_owned() } else { info.frontends.join(", ") };
-        let message = format!(
-            "the toolchain that this daemon compiles with ({}) has no frontend {:?}, it has {has}; install its package there, start the \
-             daemon with --python naming an interpreter that has it, or list its module in `frontends`",
-            info.toolchain.executable, frontend.name
-        );
-        return Err(ApiError::new(Code::FailedPrecondition, "FRONTEND_UNKNOWN", message)
-            .with("frontend", frontend.name)
-            .with("available", has));
-    }
-    let payload_digest = Digest::of(&payload);
-    Ok(JobFrontend { frontend, payload, payload_digest })
-}
-
-/// Longest label, in bytes.
-const MAX_LABEL_BYTES: usize = 256;
-
-fn label(label: String) -> Result<Arc<str>, ApiError> {
-    if label.len() > MAX_LABEL_BYTES || label.chars().any(char::is_control) {
-        let message =
-            format!("CompileRequest.label is a name of at most {MAX_LABEL_BYTES} bytes without control characters");
-        return Err(ApiError::new(Code::InvalidArgument, "BAD_LABEL", message).with("field", "label"));
-    }
-    Ok(label.into())
 }
 
 fn place(piece: v1::ProgramPiece) -> Result<Place, ApiError> {

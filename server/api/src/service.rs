@@ -53,6 +53,10 @@ impl CompileService for Compiler {
         request: Request<v1::GetCapabilitiesRequest>,
     ) -> Result<Response<v1::GetCapabilitiesResponse>, Status> {
         let trusts_frontend = trust::is_trusted(&request, &self.config);
+        let frontend = request.into_inner().frontend;
+        if trusts_frontend && !frontend.is_empty() {
+            self.scheduler.prepare(frontend);
+        }
         let toolchain = self.scheduler.toolchain();
         Ok(Response::new(capabilities(&toolchain, self.scheduler.config(), &self.config, trusts_frontend)))
     }

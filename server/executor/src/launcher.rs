@@ -143,8 +143,7 @@ impl Launcher {
         let shared = self.of(placement.frontend.as_deref());
         let executor = match shared.fork(placement).await? {
             Some(executor) => {
-                let weak = Arc::downgrade(&shared);
-                shared.keeper.get_or_init(|| AbortOnDropHandle::new(tokio::spawn(keep(weak))));
+                shared.look_after();
                 executor
             }
             None => {
@@ -154,6 +153,17 @@ impl Launcher {
         };
         let _ = shared.hello.set(executor.shared_hello());
         Ok(executor)
+    }
+
+    /// Starts what executors of a frontend are forked from, so that the first of them needs not wait for that.
+    ///
+    /// # Errors
+    /// As [`Launcher::launch`].
+    pub async fn prepare(&self, frontend: &str) -> Result<(), ExecutorError> {
+        let shared = self.of(Some(frontend));
+        shared.zygote().await?;
+        shared.look_after();
+        Ok(())
     }
 
     /// How executors without a frontend are started now.
@@ -200,6 +210,12 @@ impl Shared {
     fn new(config: Arc<ExecutorConfig>, frontend: Option<String>, hello: Arc<OnceLock<Arc<Hello>>>) -> Self {
         let kind = Mutex::new(LaunchKind::Fresh { reason: "no executor was started yet".into() });
         Self { config, frontend, hello, kind, slot: Default::default(), keeper: OnceLock::new() }
+    }
+
+    /// From now on a zygote that died is noticed.
+    fn look_after(self: &Arc<Self>) {
+        let weak = Arc::downgrade(self);
+        self.keeper.get_or_init(|| AbortOnDropHandle::new(tokio::spawn(keep(weak))));
     }
 
     async fn shutdown(&self) {

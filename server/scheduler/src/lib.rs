@@ -288,6 +288,27 @@ impl Scheduler {
         Ok(self.shared.store.forget_failures(key).await?)
     }
 
+    /// Gets ready for jobs of a frontend, in the background, if the toolchain has it.
+    pub fn prepare(&self, frontend: String) {
+        let mut status = self.shared.toolchain.clone();
+        let draining = self.shared.draining.clone();
+        let prepare = async move {
+            let known = status.wait_for(|status| !matches!(status, ToolchainStatus::Probing)).await;
+            let Ok(ToolchainStatus::Ready(info)) = known.map(|status| status.clone()) else { return };
+            if info.frontends.contains(&frontend)
+                && let Err(error) = info.launcher.prepare(&frontend).await
+            {
+                tracing::warn!(frontend, "cannot get ready for it: {error}");
+            }
+        };
+        self.shared.tasks.spawn(async move {
+            tokio::select! {
+                () = prepare => {}
+                () = draining.cancelled() => {}
+            }
+        });
+    }
+
     /// What was last sent under each label.
     pub fn labels(&self) -> &Labels {
         &self.shared.labels

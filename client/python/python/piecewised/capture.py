@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -45,12 +45,16 @@ def request_of(
     )
 
 
-def graph_of(gm: torch.fx.GraphModule, example_inputs: Sequence[Any] | None = None) -> dict[str, Any]:
-    """The graph in the project's JSON form. Raises UnsupportedPiece."""
+def graph_of(
+    gm: torch.fx.GraphModule,
+    example_inputs: Sequence[Any] | None = None,
+    opaque: Callable[[Any], str | None] | None = None,
+) -> dict[str, Any]:
+    """The graph in the project's JSON form; `opaque` as in :func:`.fxgraph.to_graph`. Raises UnsupportedPiece."""
     from .fxgraph import UnsupportedGraph, to_graph
 
     try:
-        return to_graph(gm, example_inputs)
+        return to_graph(gm, example_inputs, opaque)
     except UnsupportedGraph as error:
         metadata = {"node": str(error.node), "type": str(error.type_name)}
         raise UnsupportedPiece(

@@ -19,6 +19,10 @@ def _empty() -> dict[str, Any]:
         "local_reasons": {},
         # One record for each compiled range: see record_range().
         "ranges": [],
+        # One record for each part of a model that vLLM compiled: see record_part().
+        "parts": [],
+        # vLLM's ahead-of-time artifacts: see stats().
+        "snapshots": {"n_fetched": 0, "n_put": 0, "n_failed": 0},
         # Ranges that started with code that is not tuned, by what became of that: see stats().
         "tiered": {"n_waiting": 0, "n_swapped": 0, "n_kept": 0, "n_failed": 0, "failed_reasons": {}},
     }
@@ -48,6 +52,11 @@ def stats() -> dict[str, Any]:
     ``tiered``: with ``tuning="tiered"``, the ranges that started with code that is not tuned: ``n_waiting`` for the
     tuned code, ``n_swapped`` to it, ``n_kept`` as they are (a CUDA graph was captured, or ``swap="never"``),
     ``n_failed``, with ``failed_reasons``.
+
+    ``parts``: with the vLLM plugin, for each part of a model a dict with ``name``, ``n_pieces``, ``n_distinct`` (by content), ``n_ranges``;
+    ``n_compiled`` (for this process), ``n_joined`` and ``n_from_store``, of distinct pieces and ranges; ``n_local`` (compiled by vLLM's own
+    compiler), of all, with ``local_reasons``; ``compile_s`` (of the first kind), ``saved_s`` (of the other two), and ``elapsed_s`` (wall).
+    ``snapshots``: of vLLM's ahead-of-time artifacts, those that came from the daemon, were given to it, and could not be.
     """
     with _lock:
         return copy.deepcopy(_mine())
@@ -63,6 +72,18 @@ def record_piece() -> None:
     """Counts one piece that runs what the daemon compiled."""
     with _lock:
         _mine()["n_pieces"] += 1
+
+
+def record_part(**record: Any) -> None:
+    """Counts one part of a model."""
+    with _lock:
+        _mine()["parts"].append(record)
+
+
+def record_snapshot(name: str) -> None:
+    """Counts one of vLLM's ahead-of-time artifacts, in ``stats()["snapshots"]``."""
+    with _lock:
+        _mine()["snapshots"][name] += 1
 
 
 def record_tier(name: str, change: int = 1) -> None:

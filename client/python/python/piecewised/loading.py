@@ -10,7 +10,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import _core
@@ -30,6 +30,8 @@ class Compiled:
     handle: dict[str, Any]
     #: What runs each part of it that the handle names.
     runnables: Mapping[str, Runnable]
+    #: "store", "compiled", "joined"; empty: it did not come from a daemon just now.
+    source: str = ""
 
 
 def check_fits(what: str, toolchain: dict[str, str], devices: list[dict[str, str]]) -> None:
@@ -101,7 +103,7 @@ def fetch_and_load(
     """What a handle names, and the record of it for :func:`piecewised.stats`."""
     fetched = client.fetch(json.dumps(handle), stop)
     started = time.perf_counter()
-    compiled = load_folder(handle, fetched.folder, device_index)
+    compiled = replace(load_folder(handle, fetched.folder, device_index), source=source)
     record = {
         "key": handle["key"],
         "range": handle["range"],

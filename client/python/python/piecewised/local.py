@@ -20,13 +20,21 @@ log = logging.getLogger(__name__)
 # By reason: what a person can do about it.
 _ADVICE = {
     "UNREACHABLE": "start it with `piecewised serve`, or name its address with PIECEWISED_ENDPOINT",
+    "FRONTEND_MISMATCH": "start the daemon with the worker's interpreter and environment",
+    "FRONTEND_NOT_TRUSTED": "run the daemon as the worker's user, or start it with --trusted-frontend-peers all",
+    "FRONTEND_UNKNOWN": "start the daemon with --python naming an interpreter that has this vLLM",
     "NO_TOOLCHAIN": "start the daemon with --python naming an interpreter that has this torch",
     "TOOLCHAIN_MISMATCH": "start the daemon with --python naming this process's interpreter",
     "NEEDS_GRADIENT": "wrap the call in torch.inference_mode() or torch.no_grad()",
     "CACHE_NOT_PRIVATE": "name another folder with PIECEWISED_CACHE_DIR",
     "CACHE_IO": "make room, or name another folder with PIECEWISED_CACHE_DIR",
-    "BUDGET_SPENT": "raise the option budget_s; the daemon goes on, so that the next start finds what it made",
+    "BUDGET_SPENT": "raise the option budget_s (with vLLM: PIECEWISED_VLLM_BUDGET_S); the daemon goes on, so that the next start finds what it made",
 }
+
+
+def advice(reason: str) -> str:
+    """What a person can do about a reason; empty: nothing is known."""
+    return _ADVICE.get(reason, "")
 
 
 def compile_locally(
@@ -110,10 +118,10 @@ def _function_of(gm: Any) -> Callable[..., Any]:
 def _announce(why: PiecewisedError) -> None:
     reason = why.reason or type(why).__name__
     if counters.record_local(reason):
-        advice = _ADVICE.get(reason)
+        what = advice(reason)
         warnings.warn(
             f"piecewised: {_sentence(why)}. The model runs all the same: this process compiles it by itself, as every "
-            f"other one has to.{f' To change that, {advice}.' if advice else ''}",
+            f"other one has to.{f' To change that, {what}.' if what else ''}",
             PiecewisedWarning,
             stacklevel=3,
         )

@@ -59,7 +59,7 @@ class Request:
     device_index: int | None = None
     #: What takes part in the compile; None: nothing.
     frontend: Frontend | None = None
-    #: What the piece is called in the daemon's log and status; empty: nothing.
+    #: What the piece is called in the daemon's log and status; empty: by its place in its program, if it has one.
     label: str = ""
 
     def tuned(self) -> Request:
@@ -81,7 +81,7 @@ class Request:
             is_strict=self.choices.is_strict,
             priority=self.choices.priority,
             frontend=None if self.frontend is None else astuple(self.frontend),
-            label=self.label,
+            label=self.label or ("" if program is None else f"{program['program']}/{program['index']}"),
         )
 
     def client(self) -> _core.Client:
@@ -127,6 +127,11 @@ def _follow(
         kind = event["event"]
         if kind == "completed":
             status = event["program"]
+            if (differs := event["difference"]) is not None:
+                log.info(
+                    "%s is not the same as that of %s, and not shared: node %s, %s",
+                    *(request.label or "a piece", differs["peer"], differs["node"], differs["what"]),
+                )
         elif kind in ("ready", "failed"):
             position = positions[event["index"]]
             del waiting[position]

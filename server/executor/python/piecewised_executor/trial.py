@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from . import compare, frontends, inputs, lease, settings, timing
+from . import compare, frontends, inputs, lease, settings, timing, unset
 from .errors import OperatorRefused, VerificationFailed, describe
 from .points import Picker, Point
 from .rebuild import Rebuilt
@@ -203,8 +203,9 @@ def _check(trial: Trial, fake: Rebuilt, point: Point) -> dict[str, Any] | None:
         raise VerificationFailed(
             f"the compiled code fails{_at(point)}, where eager does not: {describe(error)}"
         ) from error
-    found = [*returned, *(ours.flat[i] for i in ours.changed)]
-    names = [f"output {i}" for i in range(len(returned))]
+    nobodys = _unset(case.rebuilt)
+    found = [*_without(nobodys, returned), *(ours.flat[i] for i in ours.changed)]
+    names = _without(nobodys, [f"output {i}" for i in range(len(returned))])
     names += [f"the input {case.rebuilt.kept[i]}, which is changed in place," for i in case.changed]
     result = compare.compare(names, found, expected, trial.precision)
     if result.problem is None or compare.is_as_near(found, expected, lambda: _precise(trial, case)):
@@ -249,7 +250,21 @@ def _call_eager(case: inputs.Case, seed: int) -> list[Any]:
     """What eager returns, and then what it changed in place."""
     torch.manual_seed(seed)
     returned = compare.flatten(outputs.restorer(case.rebuilt.structure)(case.rebuilt.module(*case.flat)))
-    return [*returned, *(case.flat[i] for i in case.changed)]
+    return [*_without(_unset(case.rebuilt), returned), *(case.flat[i] for i in case.changed)]
+
+
+def _unset(rebuilt: Rebuilt) -> set[int]:
+    """Positions, among what the graph returns, of memory that it allocates and does not write to."""
+    leaves = unset.leaves(rebuilt.module)
+    marked = tuple(_UNSET if i in leaves else None for i in range(rebuilt.n_outputs))
+    return {i for i, mark in enumerate(compare.flatten(outputs.restorer(rebuilt.structure)(marked))) if mark is _UNSET}
+
+
+_UNSET = object()
+
+
+def _without(positions: set[int], values: list[Any]) -> list[Any]:
+    return [value for i, value in enumerate(values) if i not in positions]
 
 
 def _precise(trial: Trial, case: inputs.Case) -> list[Any] | None:

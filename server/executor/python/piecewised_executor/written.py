@@ -23,7 +23,7 @@ def by_operators(
     positions: dict[int, list[int]] = {}
     for i, value in enumerate(inputs):
         if isinstance(value, torch.Tensor):
-            positions.setdefault(_storage(value), []).append(i)
+            positions.setdefault(storage(value), []).append(i)
     plain: set[int] = set()
     consumed: set[int] = set()
     for node in module.graph.nodes:
@@ -32,8 +32,15 @@ def by_operators(
         overload = _overload(node.target)
         found = consumed if _name(overload) in consuming else plain
         for tensor in _written(overload, node):
-            found.update(positions.get(_storage(tensor), ()))
+            found.update(positions.get(storage(tensor), ()))
     return plain, consumed
+
+
+def written_by(node: torch.fx.Node) -> list[torch.Tensor]:
+    """What a node's operator writes to; empty for what is no registered operator."""
+    if not isinstance(node.target, (OpOverload, OpOverloadPacket)):
+        return []
+    return list(_written(_overload(node.target), node))
 
 
 def _overload(target: OpOverload | OpOverloadPacket) -> OpOverload:
@@ -59,5 +66,6 @@ def _written(overload: OpOverload, node: torch.fx.Node) -> Iterator[torch.Tensor
                 yield value
 
 
-def _storage(tensor: torch.Tensor) -> int:
+def storage(tensor: torch.Tensor) -> int:
+    """The same number for tensors that share memory."""
     return int(tensor.untyped_storage()._cdata)

@@ -1,0 +1,177 @@
+"""What is asked of the daemon for one piece and range, and the answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .. import background
+from .._core import Stop
+from ..capture import graph_of
+from ..choices import Choices
+from ..connections import connect
+from ..errors import BudgetSpent, PiecewisedError, UnsupportedPiece
+from ..graphs import is_static, symbolic_inputs
+from ..loading import Compiled
+from ..piece import Piece as Dispatching
+from ..plan import ANY_SIZE, Entry
+from ..settings import device_index_of, device_of, toolchain, torch_settings
+from ..submission import Frontend, Request, follow
+from . import artifacts
+from .normal import normal_form
+from .worker import Worker, refuse_special
+
+# Requests at once; more would wait in the daemon's queue and nowhere else.
+_IN_FLIGHT = threading.BoundedSemaphore(64)
+
+
+class Asking:
+    """Makes the requests of one model part. Raises PiecewisedError where none can be made, for the reason that all would fail for."""
+
+    def __init__(self, backend: Any, options: dict[str, Any]) -> None:
+        refuse_special(backend.vllm_config, options)
+        # First, since the rest takes longer.
+        connect(None)
+        self._worker = Worker(backend)
+        self._label = f"{_model_name(backend.vllm_config)}/{_plain(backend.prefix)}"
+
+    def request(self, graph: Any, size_range: tuple[int, int], index: int) -> tuple[Request, Entry, bytes]:
+        """The request for a graph, its one entry, and a digest of what the graph holds, without names. Raises UnsupportedPiece."""
+        typed = graph_of(graph, opaque=_opaque)
+        entry, hints = _entry(typed, size_range)
+        frontend: Frontend = self._worker.frontend(graph, size_range)
+        choices = Choices(specialisation="generic", hints=hints)
+        request = Request(
+            graph=json.dumps(typed),
+            options=json.dumps(choices.in_options({"inductor": {}, "torch": torch_settings()})),
+            toolchain=json.dumps(toolchain()),
+            device=json.dumps(device_of(typed)),
+            endpoint=None,
+            budget_s=None,
+            cache_dir=None,
+            choices=choices,
+            device_index=device_index_of(typed),
+            frontend=frontend,
+            label=f"{self._label}/{index}"[-256:],
+        )
+        content = json.dumps(normal_form(typed)).encode()
+        return request, entry, hashlib.sha256(content).digest()
+
+
+class Asked:
+    """One request, and in the end what it gave. Pieces that are alike share it."""
+
+    def __init__(self, request: Request, entry: Entry) -> None:
+        self.request = request
+        self.entry = entry
+        self.error: PiecewisedError | None = None
+        self.compiled: Compiled | None = None
+        self._done = threading.Event()
+        self._stop: Stop | None = None
+        self._run: Callable[..., Any] | None = None
+
+    def start(self) -> None:
+        """Asks, in a thread of its own."""
+        background.start(self._follow, "piecewised-vllm")
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the answer is there."""
+        return self._done.is_set()
+
+    def wait(self, deadline: float | None) -> PiecewisedError | None:
+        """Waits for the answer until the deadline (of time.monotonic; None: for ever); why there is none."""
+        if not self._done.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
+            self.stop()
+            return BudgetSpent("the daemon has not answered in the time that it had", reason="BUDGET_SPENT")
+        return self.error
+
+    def runnable(self) -> Callable[..., Any]:
+        """What runs it, for any size that it was asked for. Raises PiecewisedError."""
+        if self._run is None:
+            assert self.compiled is not None
+            runnables = {(0, entry): run for entry, run in self.compiled.runnables.items()}
+            self._run = Dispatching([json.dumps(self.compiled.handle)], runnables).run
+        return self._run
+
+    def serialize(self) -> artifacts.Bundle:
+        """The artifact, as it can be pickled."""
+        assert self.compiled is not None
+        return artifacts.bundle(self.compiled.handle)
+
+    def stop(self) -> None:
+        """Waits no longer."""
+        if self._stop is not None:
+            self._stop.set()
+
+    def wants(self, position: int) -> bool:
+        """Of Sink."""
+        return True
+
+    def ready(self, position: int, compiled: Compiled) -> None:
+        """Of Sink."""
+        self.compiled = compiled
+        self._done.set()
+
+    def failed(self, position: int, error: PiecewisedError) -> None:
+        """Of Sink."""
+        self.error = error
+        self._done.set()
+
+    def _follow(self, stop: Stop) -> None:
+        self._stop = stop
+        try:
+            with _IN_FLIGHT:
+                follow(self.request, [self.entry], None, self, stop)
+        except Exception as error:
+            self.error = PiecewisedError(f"the request failed: {type(error).__name__}: {error}", reason="INTERNAL")
+            raise
+        finally:
+            self._done.set()
+
+
+def _entry(graph: dict[str, Any], size_range: tuple[int, int]) -> tuple[Entry, dict[Entry, int]]:
+    """What the daemon is asked for, and the size to think of.
+
+    vLLM makes one dynamic compile for each range, all with the hint of the batch that the model was traced with; what differs between ranges is what
+    passes know of them, and that is the frontend's. So the entry reaches from the range's start to that hint, and vLLM calls it for
+    the range alone.
+    """
+    if is_static(graph):
+        return ANY_SIZE, {}
+    start, end = size_range
+    if start == end:
+        return size_range, {}
+    hint = _hint(graph)
+    entry = (start, max(end, hint))
+    return entry, {entry: hint} if hint >= start else {}
+
+
+def _hint(graph: dict[str, Any]) -> int:
+    plain = next((expression["symbol"] for expression in symbolic_inputs(graph) if "symbol" in expression), None)
+    if plain is None:
+        raise UnsupportedPiece(
+            "none of the piece's integer inputs is a plain symbol, so there is nothing to dispatch on",
+            reason="NOTHING_TO_DISPATCH_ON",
+        )
+    return next(int(symbol["hint"]) for symbol in graph["symbols"] if symbol["name"] == plain)
+
+
+def _opaque(value: Any) -> str | None:
+    from vllm.utils.torch_utils import LayerName
+
+    return value.value if isinstance(value, LayerName) else None
+
+
+def _model_name(vllm_config: Any) -> str:
+    model = getattr(vllm_config.model_config, "model", None) or "model"
+    return _plain(str(model).rstrip("/").rpartition("/")[2])
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:100] or "model"
