@@ -1,4 +1,4 @@
-"""What every worker of these tests imports, imported once: workers are forked from a process that has done so."""
+"""What every worker of these tests imports and finds out, once: workers are forked from a process that has done so."""
 
 import vllm
 import vllm._C_stable_libtorch
@@ -7,3 +7,6 @@ import vllm.compilation.decorators
 import vllm.config
 import vllm.forward_context
 import vllm.ir.ops  # noqa: F401
+
+# Which instructions the CPU has: Inductor asks compilers and processes of its own.
+torch._inductor.cpu_vec_isa.pick_vec_isa()
