@@ -1,5 +1,10 @@
 """What every worker of these tests imports and finds out, once: workers are forked from a process that has done so."""
 
+import torch
+import torch._dynamo
+import torch._inductor.compile_fx
+import torch._inductor.cpu_vec_isa
+import torch._inductor.standalone_compile  # noqa: F401
 import vllm
 import vllm._C_stable_libtorch
 import vllm.compilation.backends
