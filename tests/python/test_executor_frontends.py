@@ -162,10 +162,13 @@ def test_an_identity_that_comes_out_differently_is_refused_with_what_differs(eng
 
 def test_a_payload_that_cannot_be_used_is_refused(engine: h.Executor) -> None:
     reason, message = failed(engine, SCALE, **{**configured(), "blob": b"{"})
-    assert reason == "UNSUPPORTED" and "cannot use what the worker sent: JSONDecodeError" in message
+    assert reason == "FRONTEND_MISMATCH" and "cannot use what the worker sent: JSONDecodeError" in message
     other = configured()
     other["frontend"]["version"] = "2.0"
-    assert failed(engine, SCALE, **other) == ("UNSUPPORTED", "the scaling engine is 1.0 here and 2.0 in the worker")
+    assert failed(engine, SCALE, **other) == (
+        "FRONTEND_MISMATCH",
+        "the scaling engine is 1.0 here and 2.0 in the worker",
+    )
     other["frontend"]["name"] = "os"
     reason, message = failed(engine, SCALE, **other)
     assert reason == "FRONTEND_UNKNOWN" and "no frontend 'os'" in message

@@ -35,7 +35,7 @@ class FrontendUnknown(Unsupported):
 
 
 class FrontendMismatch(Unsupported):
-    """The frontend, or what it depends on, is another one here than in the worker."""
+    """The frontend, or what it depends on, is another one here than in the worker, or cannot use what that one sent."""
 
     reason = "FRONTEND_MISMATCH"
 

@@ -5,7 +5,8 @@ A frontend is a module of this package (those that piecewised brings along, by t
 
 * ``preload()``: imports what its jobs need, and does nothing else. It runs once in the process that executors of this frontend are forked
   from, so it may start neither CUDA nor a thread; where it does, they are started one by one, which costs each of them the import;
-* ``load(version, payload)``: a :class:`Frontend` from what the worker's side of it sent. Raises Unsupported for what can't be used here.
+* ``load(version, payload)``: a :class:`Frontend` from what the worker's side of it sent. Raises Unsupported for what can't be used here, which
+  fails the job as a mismatch.
 
 An executor has jobs of one frontend only, or of none: importing one may change torch.
 """
@@ -25,7 +26,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import FrontendMismatch, FrontendUnknown, JobError, Unsupported, describe
+from ..errors import FrontendMismatch, FrontendUnknown, JobError, Outside, Unsupported, describe, from_outside
 
 # Of this package, by name.
 _OWN = ("vllm",)
@@ -93,8 +94,8 @@ def preload(name: str) -> None:
 def find(fields: dict[str, Any] | None, payload: bytes) -> Frontend:
     """The frontend of a job (`name`, `version`, `identity` as the worker computed it) and its payload; without fields, :data:`NONE`.
 
-    Raises FrontendUnknown where the toolchain does not have it, FrontendMismatch where the identity comes out differently here, and
-    Unsupported where the payload can't be used.
+    Raises FrontendUnknown where the toolchain does not have it, and FrontendMismatch where the payload can't be used here or the identity comes
+    out differently.
     """
     if fields is None:
         return NONE
@@ -120,10 +121,15 @@ def _found(name: str, version: str, identity: str, payload: _Payload) -> Fronten
     module = _module(name)
     try:
         frontend: Frontend = module.load(version, payload.data)
-    except JobError:
+    except (FrontendMismatch, FrontendUnknown, *Outside):
         raise
+    except JobError as error:
+        # Whatever the reason: a payload is in no key, so nothing may be held against the key for its sake.
+        raise FrontendMismatch(str(error)) from error
     except Exception as error:
-        raise Unsupported(f"the frontend {name} cannot use what the worker sent: {describe(error)}") from error
+        if (outside := from_outside(error)) is not None:
+            raise outside from error
+        raise FrontendMismatch(f"the frontend {name} cannot use what the worker sent: {describe(error)}") from error
     if differing := differences(json.loads(identity), json.loads(frontend.identity)):
         raise FrontendMismatch(
             f"what the code depends on is not the same in the worker and in the executor: {'; '.join(differing)}. "
