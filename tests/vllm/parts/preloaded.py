@@ -4,7 +4,7 @@ import torch
 import torch._dynamo
 import torch._inductor.compile_fx
 import torch._inductor.cpu_vec_isa
-import torch._inductor.standalone_compile  # noqa: F401
+import torch._inductor.standalone_compile
 import vllm
 import vllm._C_stable_libtorch
 import vllm.compilation.backends
