@@ -84,7 +84,7 @@ def test_a_start_with_empty_folders_needs_neither_dynamo_nor_a_compile(
     assert backbone["saved_s"] > 0
 
 
-def test_two_processes_at_once_cost_one_compile_of_each(daemon: Daemon, workers: Workers) -> None:
+def test_two_processes_at_once_cost_one_compile_of_each(first: Any, daemon: Daemon, workers: Workers) -> None:
     task = model("Model", [64, 1, 4], n_layers=2, hidden=24)
     both = [workers.start(task, endpoint=daemon.endpoint) for _ in range(2)]
     one, other = (worker.result() for worker in both)
@@ -94,6 +94,8 @@ def test_two_processes_at_once_cost_one_compile_of_each(daemon: Daemon, workers:
     assert all(record["n_local"] == 0 for record in records)
     # The other one joined what was under way, or found it, or even vLLM's whole compile.
     assert all(record["n_compiled"] + record["n_joined"] + record["n_from_store"] == 9 for record in records)
+    # The pieces of the first worker have the same labels, and other tensors.
+    assert any("model/backbone/0 is not the same as that of" in result["log"] for result in (one, other))
 
 
 def test_vllms_mega_artifact_holds_the_daemons_code(

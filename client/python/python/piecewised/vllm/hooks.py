@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,10 @@ from vllm.compilation import backends, caching, decorators
 from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper
 from vllm.logger import init_logger
 
+from .. import background
+from .._core import Stop
+from ..connections import connect
+from ..errors import PiecewisedError
 from . import artifacts, snapshots
 from .compiler import DaemonCompiler
 from .part import Part
@@ -85,9 +90,25 @@ def _make_compiler(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def make_compiler(compilation_config: Any) -> Any:
         stock = original(compilation_config)
-        return DaemonCompiler(stock) if compilation_config.backend == "inductor" else stock
+        if compilation_config.backend != "inductor":
+            return stock
+        _announce(os.getpid())
+        return DaemonCompiler(stock)
 
     return make_compiler
+
+
+@functools.cache
+def _announce(pid: int) -> None:
+    """Tells the daemon that pieces will come, once a process: importing vLLM takes it longer than this process needs until it has some."""
+
+    def tell(stop: Stop) -> None:
+        try:
+            connect(None).capabilities("vllm")
+        except PiecewisedError as error:
+            log.debug("piecewised: the daemon was not told of vLLM: %s", error)
+
+    background.start(tell, "piecewised-vllm-announce")
 
 
 def _backend_called(original: Callable[..., Any], backend: Any, *args: Any, **kwargs: Any) -> Any:

@@ -6,6 +6,7 @@ that name, and the rank's.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from vllm.logger import init_logger
 
 from .. import counters
 from ..connections import connect
+from ..errors import Unreachable
 
 log = init_logger("vllm.piecewised")
 
@@ -68,7 +70,10 @@ def _put(path: Path) -> None:
 # Whatever goes wrong here: vLLM has its own way, and takes it.
 def _failed(what: str, error: Exception) -> None:
     counters.record_snapshot("n_failed")
-    log.warning(
+    # That there is no daemon is said once, where the pieces are compiled.
+    level = logging.DEBUG if isinstance(error, Unreachable) else logging.WARNING
+    log.log(
+        level,
         "piecewised: vLLM's compile could not be %s by the daemon, so that starts with empty folders trace anew: %s",
         what,
         error,
