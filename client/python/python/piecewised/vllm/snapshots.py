@@ -17,7 +17,7 @@ from vllm.logger import init_logger
 
 from .. import counters
 from ..connections import connect
-from ..errors import Unreachable
+from ..errors import ConnectionBroken, Unreachable
 
 log = init_logger("vllm.piecewised")
 
@@ -70,8 +70,8 @@ def _put(path: Path) -> None:
 # Whatever goes wrong here: vLLM has its own way, and takes it.
 def _failed(what: str, error: Exception) -> None:
     counters.record_snapshot("n_failed")
-    # That there is no daemon is said once, where the pieces are compiled.
-    level = logging.DEBUG if isinstance(error, Unreachable) else logging.WARNING
+    # That there is no daemon, or no longer one, is said once, where the pieces are compiled.
+    level = logging.DEBUG if isinstance(error, (Unreachable, ConnectionBroken)) else logging.WARNING
     log.log(
         level,
         "piecewised: vLLM's compile could not be %s by the daemon, so that starts with empty folders trace anew: %s",
