@@ -43,6 +43,24 @@ def test_a_daemon_that_is_away_costs_nothing(workers: Workers, tmp_path: Path) -
     assert_same(again, found)
 
 
+def test_a_start_with_warm_folders_needs_no_daemon(daemon: Daemon, workers: Workers, tmp_path: Path) -> None:
+    task, caches, nobody = small(hidden=44), tmp_path / "caches", f"unix:{tmp_path}/nobody.sock"
+    first = workers.start(task, endpoint=daemon.endpoint, caches=caches).result()
+    assert first["stats"]["parts"][0]["n_local"] == 0
+    again = workers.start(task, endpoint=nobody, caches=caches).result()
+    assert_same(again, first)
+    (record,) = again["stats"]["parts"]
+    assert (record["n_kept"], record["n_local"]) == (N_COMPILES, 0)
+    assert again["counters"]["num_inductor_compiles"] == 0 and not why(again)
+    # Without the artifacts what vLLM has noted of them is worth nothing, and no harm.
+    third = workers.start(task, endpoint=nobody, caches=caches, PIECEWISED_CACHE_DIR=str(tmp_path / "empty")).result()
+    assert_same(third, first)
+    assert third["stats"]["parts"][0]["n_local"] == N_COMPILES
+    # Nor for vLLM without the plugin.
+    stock = workers.start(task, caches=caches).result()
+    assert_same(stock, first)
+
+
 def test_a_daemon_that_dies_in_the_middle_costs_seconds(workers: Workers, own_daemon: Any) -> None:
     daemon: Daemon = own_daemon("--n-executors", "1").start()
     task = small(hidden=40)

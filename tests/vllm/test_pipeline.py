@@ -65,7 +65,7 @@ def test_one_line_sums_a_part_up(first: Any) -> None:
         line for line in ours["log"].splitlines() if "piecewised: backbone: 4 pieces, 3 distinct, 3 ranges" in line
     ]
     assert len(lines) == 1
-    assert "9 compiled for this process, 0 joined, 0 from the store, 0 local" in lines[0]
+    assert "9 compiled for this process, 0 joined, 0 from the store, 0 already here, 0 local" in lines[0]
 
 
 def test_a_start_with_empty_folders_needs_neither_dynamo_nor_a_compile(

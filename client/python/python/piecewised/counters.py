@@ -54,8 +54,8 @@ def stats() -> dict[str, Any]:
     ``n_failed``, with ``failed_reasons``.
 
     ``parts``: with the vLLM plugin, for each part of a model a dict with ``name``, ``n_pieces``, ``n_distinct`` (by content), ``n_ranges``;
-    ``n_compiled`` (for this process), ``n_joined`` and ``n_from_store``, of distinct pieces and ranges; ``n_local`` (compiled by vLLM's own
-    compiler), of all, with ``local_reasons``; ``compile_s`` (of the first kind), ``saved_s`` (of the other two), and ``elapsed_s`` (wall).
+    ``n_compiled`` (for this process), ``n_joined``, ``n_from_store`` and ``n_kept`` (on this machine since an earlier start), of distinct pieces and
+    ranges; ``n_local`` (compiled by vLLM's own compiler), of all, with ``local_reasons``; ``compile_s`` (of the first kind), ``saved_s`` (of the others), and ``elapsed_s`` (wall).
     ``snapshots``: of vLLM's ahead-of-time artifacts, those that came from the daemon, were given to it, and could not be.
     """
     with _lock:

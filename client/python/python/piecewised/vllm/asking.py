@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from .. import background
@@ -40,9 +41,9 @@ class Asking:
         self._worker = Worker(backend)
         self._label = f"{_model_name(backend.vllm_config)}/{_plain(backend.prefix)}"
 
-    def request(self, graph: Any, size_range: tuple[int, int], index: int) -> tuple[Request, Entry, bytes]:
-        """The request for a graph, its one entry, and a digest of what the graph holds, without names. Raises UnsupportedPiece."""
-        typed = graph_of(graph, opaque=_opaque)
+    def request(self, piece: Described, size_range: tuple[int, int], index: int) -> tuple[Request, Entry]:
+        """The request for a graph, and its one entry. Raises UnsupportedPiece."""
+        graph, typed = piece.graph, piece.typed
         entry, hints = _entry(typed, size_range)
         frontend: Frontend = self._worker.frontend(graph, size_range)
         choices = Choices(specialisation="generic", hints=hints)
@@ -55,25 +56,77 @@ class Asking:
             budget_s=None,
             cache_dir=None,
             choices=choices,
-            device_index=device_index_of(typed),
+            device_index=piece.device_index,
             frontend=frontend,
             label=f"{self._label}/{index}"[-256:],
         )
-        content = json.dumps(normal_form(typed)).encode()
-        return request, entry, hashlib.sha256(content).digest()
+        return request, entry
 
 
-class Asked:
+@dataclass(frozen=True)
+class Described:
+    """A piece's graph: as vLLM has it, in the project's JSON form, and a digest of what it holds, without names."""
+
+    graph: Any
+    typed: dict[str, Any]
+    content: bytes
+
+    @staticmethod
+    def of(graph: Any) -> Described:
+        """Raises UnsupportedPiece."""
+        typed = graph_of(graph, opaque=_opaque)
+        return Described(graph, typed, hashlib.sha256(json.dumps(normal_form(typed)).encode()).digest())
+
+    @property
+    def device_index(self) -> int | None:
+        """The GPU that its inputs are on; None: the current one, if any."""
+        return device_index_of(self.typed)
+
+
+class Answer:
+    """What runs a piece for a range, once it is there."""
+
+    def __init__(self) -> None:
+        self.error: PiecewisedError | None = None
+        self.compiled: Compiled | None = None
+        self._run: Callable[..., Any] | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the answer is there."""
+        raise NotImplementedError
+
+    def wait(self, deadline: float | None) -> PiecewisedError | None:
+        """Waits for the answer until the deadline (of time.monotonic; None: for ever); why there is none."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Waits no longer."""
+        raise NotImplementedError
+
+    def runnable(self) -> Callable[..., Any]:
+        """What runs it, for any size that it was asked for. Raises PiecewisedError."""
+        if self._run is None:
+            assert self.compiled is not None
+            runnables = {(0, entry): run for entry, run in self.compiled.runnables.items()}
+            self._run = Dispatching([json.dumps(self.compiled.handle)], runnables).run
+        return self._run
+
+    def serialize(self) -> artifacts.Bundle:
+        """The artifact, as it can be pickled."""
+        assert self.compiled is not None
+        return artifacts.bundle(self.compiled.handle)
+
+
+class Asked(Answer):
     """One request, and in the end what it gave. Pieces that are alike share it."""
 
     def __init__(self, request: Request, entry: Entry) -> None:
+        super().__init__()
         self.request = request
         self.entry = entry
-        self.error: PiecewisedError | None = None
-        self.compiled: Compiled | None = None
         self._done = threading.Event()
         self._stop: Stop | None = None
-        self._run: Callable[..., Any] | None = None
 
     def start(self) -> None:
         """Asks, in a thread of its own."""
@@ -90,19 +143,6 @@ class Asked:
             self.stop()
             return BudgetSpent("the daemon has not answered in the time that it had", reason="BUDGET_SPENT")
         return self.error
-
-    def runnable(self) -> Callable[..., Any]:
-        """What runs it, for any size that it was asked for. Raises PiecewisedError."""
-        if self._run is None:
-            assert self.compiled is not None
-            runnables = {(0, entry): run for entry, run in self.compiled.runnables.items()}
-            self._run = Dispatching([json.dumps(self.compiled.handle)], runnables).run
-        return self._run
-
-    def serialize(self) -> artifacts.Bundle:
-        """The artifact, as it can be pickled."""
-        assert self.compiled is not None
-        return artifacts.bundle(self.compiled.handle)
 
     def stop(self) -> None:
         """Waits no longer."""

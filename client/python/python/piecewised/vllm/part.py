@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from vllm.compilation.counter import compilation_counter
@@ -13,7 +14,8 @@ from vllm.logger import init_logger
 from .. import counters
 from ..errors import BudgetSpent, ConnectionBroken, PiecewisedError, Unreachable
 from ..local import advice
-from .asking import Asked, Asking
+from . import kept
+from .asking import Answer, Asked, Asking, Described
 from .piece import Piece
 from .summary import Summary
 
@@ -35,9 +37,9 @@ class Part:
     def __init__(self, backend: Any) -> None:
         self._backend = backend
         self._asking: Asking | None = None
-        self._pieces: list[Piece] = []
+        self._pieces: list[_Placed] = []
         #: By all that the code depends on: pieces that are alike wait for one answer.
-        self._asked: dict[tuple[Any, ...], Asked] = {}
+        self._asked: dict[tuple[Any, ...], Answer] = {}
         #: Why the daemon is asked for nothing more; None: it is.
         self._refusal: PiecewisedError | None = None
         self._deadline = time.monotonic() + _budget_s()
@@ -49,43 +51,59 @@ class Part:
         """Asks the daemon for one piece and range, and returns at once. None: the stock compiler has to do it. `call` has it done by
         the stock compiler later, if need be."""
         self._note_failures()
-        index = _place(call)
+        manager, index = _place(call)
         self._summary.submitted(index, size_range)
-        if self._refusal is not None:
+        is_noted = kept.is_noted(manager, size_range, index)
+        if self._refusal is not None and not is_noted:
             self._local(self._refusal)
             return None
         try:
-            if self._asking is None:
-                self._asking = Asking(self._backend, options)
-            request, entry, content = self._asking.request(graph, size_range, index)
+            described = Described.of(graph)
+            found = self._kept(manager, described, size_range, index) if is_noted else None
+            if found is None and self._refusal is not None:
+                raise self._refusal
+            asked = found or self._ask(described, options, size_range, index)
         except Exception as failure:
             # Whatever it is: a model that can't be asked for is no reason not to start.
             error = failure if isinstance(failure, PiecewisedError) else _unexpected(failure)
             self._fail(error)
             self._local(error)
             return None
-        assert request.frontend is not None
-        alike = (content, request.options, request.frontend.identity, entry)
-        asked = self._asked.get(alike)
-        if asked is None:
-            asked = self._asked[alike] = Asked(request, entry)
-            asked.start()
-        self._summary.content(index, content)
+        self._summary.content(index, described.content)
         piece = Piece(asked, call)
-        self._pieces.append(piece)
+        self._pieces.append(_Placed(piece, size_range, index, described.content))
         return piece
+
+    def _kept(self, manager: Any, piece: Described, size_range: tuple[int, int], index: int) -> Answer | None:
+        found = kept.find(manager, size_range, index, piece.content, piece.device_index)
+        if found is None:
+            return None
+        return self._asked.setdefault((piece.content, size_range, "kept"), found)
+
+    def _ask(self, piece: Described, options: dict[str, Any], size_range: tuple[int, int], index: int) -> Answer:
+        if self._asking is None:
+            self._asking = Asking(self._backend, options)
+        request, entry = self._asking.request(piece, size_range, index)
+        assert request.frontend is not None
+        alike = (piece.content, request.options, request.frontend.identity, entry)
+        if (known := self._asked.get(alike)) is not None:
+            return known
+        asked = self._asked[alike] = Asked(request, entry)
+        asked.start()
+        return asked
 
     def finish(self, manager: Any) -> None:
         """Waits until every piece can be called; the stock compiler makes what the daemon could not."""
         pieces, self._pieces = self._pieces, []
         failed: list[tuple[Piece, PiecewisedError]] = []
-        for piece in pieces:
-            error = self._answer(piece)
+        for placed in pieces:
+            error = self._answer(placed.piece)
             if error is None:
                 counters.record_piece()
+                placed.note(manager)
                 continue
             self._fail(error)
-            failed.append((piece, error))
+            failed.append((placed.piece, error))
         for asked in self._asked.values():
             self._summary.asked(asked)
         if failed:
@@ -148,9 +166,25 @@ def _unexpected(failure: Exception) -> PiecewisedError:
     return PiecewisedError(f"the request could not be made: {type(failure).__name__}: {failure}", reason="INTERNAL")
 
 
-def _place(call: Any) -> int:
-    """The index of the piece in a call of CompilerManager.compile."""
-    return int(call.keywords.get("graph_index", 0))
+@dataclass(frozen=True)
+class _Placed:
+    """A piece, and what vLLM knows it by."""
+
+    piece: Piece
+    size_range: tuple[int, int]
+    index: int
+    content: bytes
+
+    def note(self, manager: Any) -> None:
+        """Has vLLM's cache hold what it is now, for a start without a daemon."""
+        compiled = self.piece.asked.compiled
+        if compiled is not None and compiled.source != "kept":
+            kept.note(manager, self.size_range, self.index, self.content, compiled.handle)
+
+
+def _place(call: Any) -> tuple[Any, int]:
+    """The manager and the index of the piece in a call of CompilerManager.compile."""
+    return call.args[0], int(call.keywords.get("graph_index", 0))
 
 
 def _budget_s() -> float:

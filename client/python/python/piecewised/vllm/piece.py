@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import PiecewisedError
-from .asking import Asked
+from .asking import Answer
 
 
 class Piece:
     """Called by vLLM like what its own compiler gives. `asked`: the answer that it waits for; `call` has the stock compiler make it."""
 
-    def __init__(self, asked: Asked, call: Callable[[], Any]) -> None:
+    def __init__(self, asked: Answer, call: Callable[[], Any]) -> None:
         self.asked = asked
         self.call = call
         self._run: Callable[..., Any] = self._first

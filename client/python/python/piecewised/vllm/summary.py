@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from ..errors import PiecewisedError
-from .asking import Asked
+from .asking import Answer
 
 
 class Summary:
@@ -18,7 +18,7 @@ class Summary:
         self._pieces: set[int] = set()
         self._ranges: set[tuple[int, int]] = set()
         self._contents: dict[int, bytes] = {}
-        self._sources: dict[str, int] = {"compiled": 0, "joined": 0, "store": 0}
+        self._sources: dict[str, int] = {"compiled": 0, "joined": 0, "store": 0, "kept": 0}
         self._local: list[PiecewisedError] = []
         self._compile_s = 0.0
         self._saved_s = 0.0
@@ -38,7 +38,7 @@ class Summary:
         """A compile is the stock compiler's, for that reason."""
         self._local.append(error)
 
-    def asked(self, asked: Asked) -> None:
+    def asked(self, asked: Answer) -> None:
         """The daemon has answered, or not."""
         if asked.compiled is None:
             return
@@ -67,6 +67,7 @@ class Summary:
             "n_compiled": self._sources["compiled"],
             "n_joined": self._sources["joined"],
             "n_from_store": self._sources["store"],
+            "n_kept": self._sources["kept"],
             "n_local": len(self._local),
             "local_reasons": {error.reason or type(error).__name__: n for error, n in self.reasons()},
             "compile_s": self._compile_s,
@@ -79,5 +80,5 @@ class Summary:
         return (
             f"{it['name']}: {it['n_pieces']} pieces, {it['n_distinct']} distinct, {it['n_ranges']} ranges: "
             f"{it['n_compiled']} compiled for this process, {it['n_joined']} joined, {it['n_from_store']} from the store, "
-            f"{it['n_local']} local; took {it['elapsed_s']:.1f} s, saved {it['saved_s']:.1f} s of compiling"
+            f"{it['n_kept']} already here, {it['n_local']} local; took {it['elapsed_s']:.1f} s, saved {it['saved_s']:.1f} s of compiling"
         )
