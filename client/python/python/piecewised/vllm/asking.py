@@ -25,7 +25,7 @@ from ..settings import device_index_of, device_of, toolchain, torch_settings
 from ..submission import Frontend, Request, follow
 from . import artifacts
 from .normal import normal_form
-from .worker import Worker, refuse_special
+from .worker import FRONTEND, Worker, refuse_special
 
 # Requests at once; more would wait in the daemon's queue and nowhere else.
 _IN_FLIGHT = threading.BoundedSemaphore(64)
@@ -37,7 +37,7 @@ class Asking:
     def __init__(self, backend: Any, options: dict[str, Any]) -> None:
         refuse_special(backend.vllm_config, options)
         # First, since the rest takes longer.
-        connect(None)
+        _check_daemon()
         self._worker = Worker(backend)
         self._label = f"{_model_name(backend.vllm_config)}/{_plain(backend.prefix)}"
 
@@ -173,6 +173,18 @@ class Asked(Answer):
             raise
         finally:
             self._done.set()
+
+
+def _check_daemon() -> None:
+    """Raises PiecewisedError where no daemon takes a frontend from this process. One that is too old to know what that is would compile without
+    vLLM's passes, and say nothing."""
+    capabilities = json.loads(connect(None).capabilities(FRONTEND))
+    if not capabilities["trusts_frontend"]:
+        raise PiecewisedError(
+            f"the daemon (version {capabilities['version']}) takes no configuration of vLLM's from this process: run it as the same user, start it with "
+            "--trusted-frontend-peers all, or install a newer one",
+            reason="FRONTEND_NOT_TRUSTED",
+        )
 
 
 def _entry(graph: dict[str, Any], size_range: tuple[int, int]) -> tuple[Entry, dict[Entry, int]]:

@@ -20,6 +20,7 @@ from ..errors import PiecewisedError
 from . import artifacts, snapshots
 from .compiler import DaemonCompiler
 from .part import Part
+from .worker import FRONTEND
 
 # Below vLLM's own logger, so that its handlers and levels hold. (Not by this module's name, which no vLLM logger is above.)
 log = init_logger("vllm.piecewised")
@@ -104,7 +105,7 @@ def _announce(pid: int) -> None:
 
     def tell(stop: Stop) -> None:
         try:
-            connect(None).capabilities("vllm")
+            connect(None).capabilities(FRONTEND)
         except PiecewisedError as error:
             log.debug("piecewised: the daemon was not told of vLLM: %s", error)
 

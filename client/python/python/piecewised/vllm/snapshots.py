@@ -18,10 +18,9 @@ from vllm.logger import init_logger
 from .. import counters
 from ..connections import connect
 from ..errors import ConnectionBroken, Unreachable
+from .worker import FRONTEND
 
 log = init_logger("vllm.piecewised")
-
-_FRONTEND = "vllm"
 
 
 def load(original: Callable[..., Any], model: Any, path: str) -> Any:
@@ -43,7 +42,7 @@ def save(original: Callable[..., Any], model: Any) -> None:
 
 def _fetch(path: Path) -> None:
     try:
-        data = connect(None).fetch_snapshot(_FRONTEND, _name(path), _toolchain())
+        data = connect(None).fetch_snapshot(FRONTEND, _name(path), _toolchain())
         if data is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +59,7 @@ def _fetch(path: Path) -> None:
 
 def _put(path: Path) -> None:
     try:
-        connect(None).put_snapshot(_FRONTEND, _name(path), _toolchain(), path.read_bytes())
+        connect(None).put_snapshot(FRONTEND, _name(path), _toolchain(), path.read_bytes())
     except Exception as error:
         _failed("kept", error)
         return

@@ -12,6 +12,9 @@ from ..runtime.vllm.reads import NotPortable
 from ..runtime.vllm.setup import Payload, Setup, vllm_version
 from ..submission import Frontend
 
+#: What the daemon knows vLLM's side of a compile by.
+FRONTEND = "vllm"
+
 
 class Worker:
     """One model part's configuration, taken down and made again, as the executor will make it. Raises UnsupportedPiece where that can't be."""
@@ -35,7 +38,7 @@ class Worker:
             text = identity(self._configured, payload)
         except NotPortable as error:
             raise _not_portable(error) from error
-        return Frontend("vllm", vllm_version(), text, payload.to_bytes())
+        return Frontend(FRONTEND, vllm_version(), text, payload.to_bytes())
 
 
 def refuse_special(vllm_config: Any, options: dict[str, Any]) -> None:
