@@ -1,17 +1,13 @@
 """A real daemon for the tests that need one, and worker processes that talk to it.
 
-PIECEWISED_TEST_DAEMON names the binary (target/debug/piecewised otherwise), PIECEWISED_TEST_PYTHON the interpreter that
-compiles (this one otherwise).
+`ready_daemon` says which binary and which interpreter.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,17 +15,7 @@ from typing import Any
 import executor_harness
 import pytest
 import service_harness
-
-ROOT = Path(__file__).resolve().parents[2]
-BINARY = Path(os.environ.get("PIECEWISED_TEST_DAEMON", ROOT / "target/debug/piecewised"))
-PYTHON = os.environ.get("PIECEWISED_TEST_PYTHON", sys.executable)
-START_DEADLINE_S = 180
-
-
-def environment(**extra: str) -> dict[str, str]:
-    """This process's environment without anything that configures piecewised, and with `extra`."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PIECEWISED_")}
-    return {**clean, **extra}
+from ready_daemon import BINARY, Daemon, environment
 
 
 @pytest.fixture(scope="session")
@@ -38,60 +24,6 @@ def executor() -> Iterator[executor_harness.Executor]:
     with executor_harness.Executor() as process:
         process.ready = process.hello()
         yield process
-
-
-class Daemon:
-    """One daemon with a socket and a store of its own, both below `folder`."""
-
-    def __init__(self, folder: Path, *flags: str) -> None:
-        self.folder = folder
-        self.flags = flags
-        # Socket paths are limited to some 100 bytes, pytest's folders are not.
-        self.socket = folder / "s.sock"
-        self.log = folder / "log"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def endpoint(self) -> str:
-        return f"unix:{self.socket}"
-
-    def start(self) -> Daemon:
-        """Starts it and waits until it can compile."""
-        command = [BINARY, "serve", "--socket", self.socket, "--store-dir", self.folder / "store", "--python", PYTHON]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*command, *self.flags], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment()
-            )
-        deadline = time.monotonic() + START_DEADLINE_S
-        while not self._is_ready():
-            assert self.process.poll() is None, f"the daemon ended:\n{self.words()}"
-            assert time.monotonic() < deadline, f"the daemon isn't ready:\n{self.words()}"
-            time.sleep(0.1)
-        return self
-
-    def _is_ready(self) -> bool:
-        import piecewised
-
-        try:
-            capabilities = json.loads(piecewised.Client(self.endpoint).capabilities())
-        except (piecewised.Unreachable, piecewised.ConnectionBroken):
-            return False
-        return capabilities["ready"]
-
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """Ends it with a signal and waits for it."""
-        if self.process is not None:
-            self.process.send_signal(how)
-            try:
-                self.process.wait(timeout=60)
-            finally:
-                self.process.kill()
-                self.process.wait()
-                self.process = None
-
-    def words(self) -> str:
-        """What it logged, the last part."""
-        return self.log.read_text(errors="replace")[-8000:]
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,10 @@ from typing import Any
 import piecewised
 import pytest
 import torch
-from conftest import ROOT, Daemon
+from conftest import Daemon
 from piece_harness import arguments, capture
 from piecewised import PiecewiseBackend, Program
+from ready_daemon import ROOT
 
 WEIGHT = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
 NAME = "test-program.v1"

@@ -10,10 +10,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,13 +18,13 @@ from typing import Any
 import libcuda
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
 PARTS = Path(__file__).resolve().parent / "parts"
-BINARY = Path(os.environ.get("PIECEWISED_TEST_DAEMON", ROOT / "target/debug/piecewised"))
-START_DEADLINE_S = 180
 WORKER_DEADLINE_S = 300
 
 sys.path.insert(0, str(PARTS))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "python"))
+
+from ready_daemon import BINARY, Daemon  # noqa: E402 - found by the line above
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,63 +44,6 @@ def _without_gpu(tmp_path_factory: pytest.TempPathFactory) -> None:
     # No question about this machine goes out, and no model is looked for.
     os.environ.update(VLLM_NO_USAGE_STATS="1", HF_HUB_OFFLINE="1", VLLM_LOGGING_LEVEL="INFO")
     os.environ["PYTHONPATH"] = str(PARTS)
-
-
-class Daemon:
-    """A daemon with a socket and a store of its own, both below `folder`."""
-
-    def __init__(self, folder: Path, *flags: str) -> None:
-        self.folder = folder
-        self.socket = folder / "s.sock"
-        self.log = folder / "log"
-        self.flags = flags
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def endpoint(self) -> str:
-        return f"unix:{self.socket}"
-
-    def start(self) -> Daemon:
-        """Starts it and waits until it can compile."""
-        import piecewised
-
-        command = [
-            BINARY,
-            "serve",
-            "--socket",
-            self.socket,
-            "--store-dir",
-            self.folder / "store",
-            "--python",
-            sys.executable,
-        ]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen([*command, *self.flags], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        deadline = time.monotonic() + START_DEADLINE_S
-        while True:
-            assert self.process.poll() is None, f"the daemon ended:\n{self.words()}"
-            assert time.monotonic() < deadline, f"the daemon isn't ready:\n{self.words()}"
-            try:
-                if json.loads(piecewised.Client(self.endpoint).capabilities())["ready"]:
-                    return self
-            except (piecewised.Unreachable, piecewised.ConnectionBroken):
-                pass
-            time.sleep(0.1)
-
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """Ends it with a signal and waits for it."""
-        if self.process is not None:
-            self.process.send_signal(how)
-            try:
-                self.process.wait(timeout=60)
-            finally:
-                self.process.kill()
-                self.process.wait()
-                self.process = None
-
-    def words(self) -> str:
-        """What it logged, the last part."""
-        return self.log.read_text(errors="replace")[-8000:]
 
 
 @pytest.fixture(scope="session")
