@@ -126,6 +126,8 @@ def test_ctrl_c_ends_a_wait(worker: Callable[..., Any]) -> None:
 import json, os, signal, socket, tempfile, threading
 import piecewised
 
+# As at a terminal, also where these tests run in the background of a shell, which has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 path = os.path.join(tempfile.mkdtemp(), "s.sock")
 silent = socket.socket(socket.AF_UNIX)
 silent.bind(path)
