@@ -1,6 +1,10 @@
 //! Finding the toolchain while the daemon already serves.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use piecewised_executor::{
     Executor, ExecutorConfig, ExecutorError, ExecutorSource, Found, Hello, LaunchKind, Launcher, NoToolchain,
@@ -59,15 +63,16 @@ pub(crate) async fn find(
         }
     }
     match find_python(config.python.as_deref(), executors).await {
-        Ok(found) => {
-            for one in &found.rejected {
+        Ok(Found { python, launcher, executor, rejected }) => {
+            for one in rejected {
                 tracing::info!(python = %one.python.display(), "passed over: {}", one.why);
             }
-            say(&found.python, found.executor.hello(), &found.launcher);
-            remember(config, executors, store, &found).await;
-            let info = ToolchainInfo::new(found.executor.hello().clone(), found.launcher);
-            scheduler.adopt(found.executor);
-            status.send_replace(ToolchainStatus::Ready(Arc::new(info)));
+            let hello = executor.hello().clone();
+            say(&python, &hello, &launcher);
+            scheduler.adopt(executor);
+            status.send_replace(ToolchainStatus::Ready(Arc::new(ToolchainInfo::new(hello.clone(), launcher))));
+            // Nobody waits for it.
+            remember(config, executors, store, python, hello).await;
             Ok(())
         }
         Err(none) => {
@@ -95,9 +100,8 @@ async fn recall(config: &Config, executors: &ExecutorConfig, store: &Store) -> O
     tokio::task::spawn_blocking(look).await.ok().flatten()
 }
 
-async fn remember(config: &Config, executors: &ExecutorConfig, store: &Store, found: &Found) {
+async fn remember(config: &Config, executors: &ExecutorConfig, store: &Store, python: PathBuf, hello: Hello) {
     let (explicit, executors) = (config.python.clone(), executors.clone());
-    let (python, hello) = (found.python.clone(), found.executor.hello().clone());
     let look = move || Remembered::new(explicit.as_deref(), &executors, python, hello);
     let Ok(Some(remembered)) = tokio::task::spawn_blocking(look).await else { return };
     if let Err(error) = store.put_note(Note::Toolchain, remembered.to_json()).await {

@@ -9,7 +9,7 @@ import torch
 import torch.fx
 from torch._ops import OpOverload, OpOverloadPacket
 
-from .written import storage, written_by
+from .written import overload_of, storage, written_by
 
 _FACTORIES = frozenset(("empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided"))
 
@@ -33,8 +33,7 @@ def leaves(module: torch.fx.GraphModule) -> set[int]:
 def _allocates(node: torch.fx.Node) -> bool:
     target = node.target
     if isinstance(target, (OpOverload, OpOverloadPacket)):
-        overload = target if isinstance(target, OpOverload) else getattr(target, target.overloads()[0])
-        namespace, _, name = overload._schema.name.partition("::")
+        namespace, _, name = overload_of(target)._schema.name.partition("::")
         return namespace == "aten" and name in _FACTORIES
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
     return node.op in ("call_function", "call_method") and name in _FACTORIES

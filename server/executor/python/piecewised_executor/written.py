@@ -29,7 +29,7 @@ def by_operators(
     for node in module.graph.nodes:
         if not isinstance(node.target, (OpOverload, OpOverloadPacket)):
             continue
-        overload = _overload(node.target)
+        overload = overload_of(node.target)
         found = consumed if _name(overload) in consuming else plain
         for tensor in _written(overload, node):
             found.update(positions.get(storage(tensor), ()))
@@ -40,10 +40,10 @@ def written_by(node: torch.fx.Node) -> list[torch.Tensor]:
     """What a node's operator writes to; empty for what is no registered operator."""
     if not isinstance(node.target, (OpOverload, OpOverloadPacket)):
         return []
-    return list(_written(_overload(node.target), node))
+    return list(_written(overload_of(node.target), node))
 
 
-def _overload(target: OpOverload | OpOverloadPacket) -> OpOverload:
+def overload_of(target: OpOverload | OpOverloadPacket) -> OpOverload:
     """Of a packet the first overload: they differ in what they take, and hardly in what they write to."""
     if isinstance(target, OpOverload):
         return target

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import _core
 from ..errors import ArtifactError
-from ..loading import load_folder
+from ..loading import Compiled, load_folder
 from ..piece import Piece
 
 
@@ -36,8 +36,13 @@ def bundle(handle: dict[str, Any]) -> Bundle:
 def load(found: Bundle) -> Callable[..., Any]:
     """What was bundled, ready to be called. Raises PiecewisedError for bytes that are damaged or don't fit this process."""
     text, folder = _core.Cache().take_bundle(found.data)
-    compiled = load_folder(json.loads(text), folder)
-    return Piece([text], {(0, entry): run for entry, run in compiled.runnables.items()}).run
+    return runnable(load_folder(json.loads(text), folder))
+
+
+def runnable(compiled: Compiled) -> Callable[..., Any]:
+    """What runs a piece, for any size that its handle is for. Raises PiecewisedError."""
+    runnables = {(0, entry): run for entry, run in compiled.runnables.items()}
+    return Piece([json.dumps(compiled.handle)], runnables).run
 
 
 def load_all(original: Callable[..., Any], store: Any) -> None:

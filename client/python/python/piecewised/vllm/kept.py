@@ -15,33 +15,13 @@ from vllm.logger import init_logger
 
 from .. import _core
 from ..errors import PiecewisedError
-from ..loading import Compiled, load_folder
+from ..loading import load_folder
 from .asking import Answer
 
 log = init_logger("vllm.piecewised")
 
 # In the place of a compiler's name: stock vLLM, which may use the same folders without the plugin, never asks for it.
 _NAME = "piecewised"
-
-
-class Kept(Answer):
-    """A piece that needs nobody."""
-
-    def __init__(self, compiled: Compiled) -> None:
-        super().__init__()
-        self.compiled = compiled
-
-    @property
-    def is_done(self) -> bool:
-        """It is."""
-        return True
-
-    def wait(self, deadline: float | None) -> PiecewisedError | None:
-        """Nothing to wait for."""
-        return None
-
-    def stop(self) -> None:
-        """Nothing to stop."""
 
 
 def is_noted(manager: Any, size_range: tuple[int, int], index: int) -> bool:
@@ -59,13 +39,13 @@ def note(manager: Any, size_range: tuple[int, int], index: int, content: bytes, 
         manager.is_cache_updated = True
 
 
-def find(manager: Any, size_range: tuple[int, int], index: int, content: bytes, device: int | None) -> Kept | None:
+def find(manager: Any, size_range: tuple[int, int], index: int, content: bytes, device: int | None) -> Answer | None:
     """The piece, loaded. None where the graph is another one, or the artifact is gone or no longer fits this process."""
     try:
         noted, text = manager.cache[_key(size_range, index)]["graph_handle"]
         if noted != content.hex() or (folder := _core.Cache().find(text)) is None:
             return None
-        return Kept(replace(load_folder(json.loads(text), folder, device), source="kept"))
+        return Answer(replace(load_folder(json.loads(text), folder, device), source="kept"))
     except (KeyError, TypeError, ValueError, PiecewisedError) as error:
         log.debug("piecewised: piece %d for %s is not taken from vLLM's cache: %s", index, size_range, error)
         return None

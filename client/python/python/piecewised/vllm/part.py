@@ -37,6 +37,7 @@ class Part:
     def __init__(self, backend: Any) -> None:
         self._backend = backend
         self._asking: Asking | None = None
+        self._described: Described | None = None
         self._pieces: list[_Placed] = []
         #: By all that the code depends on: pieces that are alike wait for one answer.
         self._asked: dict[tuple[Any, ...], Answer] = {}
@@ -58,7 +59,7 @@ class Part:
             self._local(self._refusal)
             return None
         try:
-            described = Described.of(graph)
+            described = self._describe(graph)
             found = self._kept(manager, described, size_range, index) if is_noted else None
             if found is None and self._refusal is not None:
                 raise self._refusal
@@ -74,11 +75,20 @@ class Part:
         self._pieces.append(_Placed(piece, size_range, index, described.content))
         return piece
 
+    def _describe(self, graph: Any) -> Described:
+        # vLLM asks for all ranges of a piece before it comes to the next piece.
+        if self._described is None or self._described.graph is not graph:
+            self._described = Described.of(graph)
+        return self._described
+
     def _kept(self, manager: Any, piece: Described, size_range: tuple[int, int], index: int) -> Answer | None:
+        alike = (piece.content, size_range, "kept")
+        if (known := self._asked.get(alike)) is not None:
+            return known
         found = kept.find(manager, size_range, index, piece.content, piece.device_index)
-        if found is None:
-            return None
-        return self._asked.setdefault((piece.content, size_range, "kept"), found)
+        if found is not None:
+            self._asked[alike] = found
+        return found
 
     def _ask(self, piece: Described, options: dict[str, Any], size_range: tuple[int, int], index: int) -> Answer:
         if self._asking is None:
