@@ -39,6 +39,7 @@ const TEXT_KEYS: &[&str] = &[
     "temp_dir",
     "python",
     "trusted_frontend_peers",
+    "admin_peers",
     "log",
     "log_format",
 ];
