@@ -46,9 +46,7 @@ def check(shared_object: bytes) -> None:
         )
 
 
-_REMEDY = (
-    "start the daemon with CXX naming a C++ compiler that links libstdc++ dynamically, as a distribution's g++ does (CXX=/usr/bin/g++)"
-)
+_REMEDY = "start the daemon with CXX naming a C++ compiler that links libstdc++ dynamically, as a distribution's g++ does (CXX=/usr/bin/g++)"
 
 
 def _choose(candidates: tuple[str, ...]) -> str:

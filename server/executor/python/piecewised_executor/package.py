@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shlex
 import tempfile
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from torch._inductor.utils import fresh_cache
 from torch.export.pt2_archive._package import PT2ArchiveWriter
 from torch.export.pt2_archive.constants import AOTINDUCTOR_DIR
 
-from . import compilers, elf, faults, frontends, lease, program, settings, winners
+from . import compilers, faults, frontends, lease, program, settings, winners
 from .errors import CompileError, JobError, Unsupported, describe, from_outside
 from .frontends import Frontend
 from .rebuild import Rebuilt
@@ -118,7 +117,9 @@ def _packed(files: list[Any], taken: TensorsOnly, folder: str, *, is_autocast: b
     shared_object = contents[f"{MODEL}.wrapper.so"]
     compilers.check(shared_object)
     if folder.encode() in shared_object:
-        raise CompileError("the package's shared object names the folder that it was built in; this torch is not one that was tried")
+        raise CompileError(
+            "the package's shared object names the folder that it was built in; this torch is not one that was tried"
+        )
     # The loader looks for the metadata beside a source; what is in that it does not read.
     contents[f"{MODEL}.wrapper.cpp"] = f"// Compiled, as {MODEL}.wrapper.so.\n".encode()
     nodes = json.loads(contents.get(f"{MODEL}.wrapper.json", b"{}")).get("nodes", [])

@@ -69,11 +69,13 @@ def tensors_only(rebuilt: Rebuilt, symbols: Symbols) -> TensorsOnly:
         module=torch.fx.GraphModule(rebuilt.module, graph),
         inputs=[*inputs, *rebuilt.inputs[n_kept:]],
         arguments=[position for _, position in kept],
-        described=[
-            _described(position, tensor, names) for (_, position), tensor in zip(kept, inputs, strict=True)
-        ],
+        described=[_described(position, tensor, names) for (_, position), tensor in zip(kept, inputs, strict=True)],
         symbols=_places(rebuilt, inputs, carriers, names),
-        numbers=[i for i, value in enumerate(values) if isinstance(value, (int, float, torch.SymInt, torch.SymFloat, torch.SymBool))],
+        numbers=[
+            i
+            for i, value in enumerate(values)
+            if isinstance(value, (int, float, torch.SymInt, torch.SymFloat, torch.SymBool))
+        ],
     )
 
 
