@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._inductor import compile_fx, cpp_builder
+from torch._inductor import compile_fx
 from torch._inductor.codegen.wrapper import PythonWrapperCodegen
 from torch._inductor.ir import FallbackKernel
 from torch._inductor.utils import fresh_cache
@@ -25,6 +24,7 @@ from torch.export.pt2_archive._package import PT2ArchiveWriter
 from torch.export.pt2_archive.constants import AOTINDUCTOR_DIR
 
 from . import compilers, faults, frontends, lease, program, settings, winners
+from .building import building
 from .errors import CompileError, JobError, Unsupported, describe, from_outside
 from .frontends import Frontend
 from .rebuild import Rebuilt
@@ -93,7 +93,7 @@ def compile_package(
             torch.no_grad(),
             torch._guards.tracing(context),
             winners.short_names(),
-            _path_free(folder),
+            building(folder),
             _autotuning_leased(),
             _refusals_named(),
             frontend.compiling(),
@@ -141,23 +141,6 @@ def _packed(files: list[Any], taken: TensorsOnly, folder: str, *, is_autocast: b
 
 def _is_torchs(operator: str) -> bool:
     return operator.partition("::")[0] in _TORCH_NAMESPACES
-
-
-@contextlib.contextmanager
-def _path_free(folder: str) -> Iterator[None]:
-    """While inside, compiled C++ names neither the folder that it is built in nor the one that torch is in."""
-    original = cpp_builder.run_compile_cmd
-    places = {folder: "", os.path.dirname(torch.__file__): "torch"}
-    flags = "".join(f" -ffile-prefix-map={shlex.quote(f'{place}={name}')}" for place, name in places.items())
-
-    def run_compile_cmd(cmd_line: str, cwd: str) -> None:
-        original(cmd_line + flags, cwd=cwd)
-
-    cpp_builder.run_compile_cmd = run_compile_cmd
-    try:
-        yield
-    finally:
-        cpp_builder.run_compile_cmd = original
 
 
 @contextlib.contextmanager
