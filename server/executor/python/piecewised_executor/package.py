@@ -10,13 +10,15 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._inductor.config as inductor_config
 from torch._inductor import compile_fx
+from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from torch._inductor.codegen.wrapper import PythonWrapperCodegen
 from torch._inductor.ir import FallbackKernel
 from torch._inductor.utils import fresh_cache
@@ -99,7 +101,9 @@ def compile_package(
             frontend.compiling(),
         ):
             try:
-                files = compile_fx.compile_fx_aot(taken.module, list(taken.inputs), config_patches=patches)
+                # Not as its argument, which it copies: a frontend's passes are the frontend's own objects.
+                with inductor_config.patch(patches):
+                    files = compile_fx.compile_fx_aot(taken.module, list(taken.inputs))
             except JobError:
                 raise
             except faults.DeviceFault:
@@ -162,22 +166,31 @@ def _autotuning_leased() -> Iterator[None]:
 @contextlib.contextmanager
 def _refusals_named() -> Iterator[None]:
     """While inside, an operator that a package cannot call is refused by its name."""
-    original = FallbackKernel.export_extern_kernel_node
-
-    def export_extern_kernel_node(kernel: Any) -> Any:
-        try:
-            return original(kernel)
-        except Exception as error:
-            raise Unsupported(
-                f"the operator {kernel.op_overload.name()} cannot be called from an AOTInductor package ({describe(error)[:300]}); ask for "
-                "the format 'inductor'"
-            ) from error
-
-    FallbackKernel.export_extern_kernel_node = export_extern_kernel_node  # type: ignore[method-assign]
+    places: list[tuple[Any, str, Callable[..., Any]]] = [
+        (FallbackKernel, "export_extern_kernel_node", lambda kernel: kernel.op_overload),
+        (CppWrapperCpu, "generate_fallback_kernel_with_runtime_lookup_aot", lambda wrapper, overload, *rest: overload),
+    ]
+    originals = [getattr(owner, name) for owner, name, _ in places]
+    for (owner, name, overload_of), original in zip(places, originals, strict=True):
+        setattr(owner, name, _named(original, overload_of))
     try:
         yield
     finally:
-        FallbackKernel.export_extern_kernel_node = original  # type: ignore[method-assign]
+        for (owner, name, _), original in zip(places, originals, strict=True):
+            setattr(owner, name, original)
+
+
+def _named(original: Callable[..., Any], overload_of: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        try:
+            return original(*args)
+        except Exception as error:
+            raise Unsupported(
+                f"the operator {overload_of(*args).name()} cannot be called from an AOTInductor package ({describe(error)[:300]}); ask "
+                "for the format 'inductor'"
+            ) from error
+
+    return call
 
 
 def _refusal(error: BaseException) -> Unsupported | None:
