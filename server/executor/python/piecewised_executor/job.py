@@ -173,7 +173,7 @@ def _tried(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The Verification and the latencies. Without `verify` nothing is run, since that costs a process."""
     if not job.request.get("verify"):
-        return {"outcome": "not_done", "sizes": [], "note": "", "seconds": 0.0}, []
+        return {"outcome": "not_done", "sizes": [], "note": "", "seconds": 0.0, "checker": "none"}, []
     with job.phases.phase("verify"):
         return check.verify(nursery, job.request, job.dispatched, artifact, segments)
 

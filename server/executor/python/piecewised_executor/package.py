@@ -121,10 +121,6 @@ def _packed(files: list[Any], taken: TensorsOnly, folder: str, *, is_autocast: b
     contents = {os.path.basename(path): Path(path).read_bytes() for path in files if not path.endswith((".cpp", ".h"))}
     shared_object = contents[f"{MODEL}.wrapper.so"]
     compilers.check(shared_object)
-    if folder.encode() in shared_object:
-        raise CompileError(
-            "the package's shared object names the folder that it was built in; this torch is not one that was tried"
-        )
     # The loader looks for the metadata beside a source; what is in that it does not read.
     contents[f"{MODEL}.wrapper.cpp"] = f"// Compiled, as {MODEL}.wrapper.so.\n".encode()
     nodes = json.loads(contents.get(f"{MODEL}.wrapper.json", b"{}")).get("nodes", [])

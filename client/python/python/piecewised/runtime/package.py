@@ -35,8 +35,9 @@ def load(
     _check_operators(record["operators"])
     index = _NO_DEVICE_INDEX if device_index is None else device_index
     try:
-        # Not run_single_threaded, which is for CUDA graphs that capture loading too; one copy of the code, whose calls do not share anything.
-        loader = torch._C._aoti.AOTIModelPackageLoader(path, _MODEL, False, 1, index)
+        # With run_single_threaded: libtorch's own order of calls would wait for a call that has given up Python's lock in one of Python's operators,
+        # and keep that from getting it back; and it asks for events, which ends the capture of a CUDA graph. Calls share nothing but code and constants.
+        loader = torch._C._aoti.AOTIModelPackageLoader(path, _MODEL, True, 1, index)
     except RuntimeError as error:
         raise LoadError(f"the package {path} can't be loaded: {error}") from error
     run = _flat(loader.boxed_run, record["arguments"], constants, record["numbers"], record)
