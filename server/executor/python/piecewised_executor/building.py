@@ -13,11 +13,13 @@ import hashlib
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch._inductor import codecache, cpp_builder
+from torch._inductor.exc import CppCompileError
 from torch.utils._filelock import FileLock
 
 _RUNTIME = os.path.join(os.path.dirname(torch.__file__), "_inductor", "codegen", "aoti_runtime", "interface.cpp")
@@ -66,7 +68,6 @@ def _split(source: str, cmd_line: str, flags: str, run: Callable[[str], None]) -
     if part is None or text.count(part) != 1:
         return None
     before, _, after = text.partition(part)
-    # As any name of this machine's would be in the object, which is the same for all.
     content = f"{before}{part}{_INSTANTIATION}"
     path = os.path.join(os.path.dirname(source), "interface.cpp")
     target = os.path.join(codecache._HEADER_DIR, f"interface-{_identity(source, cmd_line, content)}.o")
@@ -78,7 +79,14 @@ def _split(source: str, cmd_line: str, flags: str, run: Callable[[str], None]) -
             Path(path).write_text(content, encoding="utf-8")
             built = f"{path}.o"
             command = cmd_line.replace(source, path).replace(source.removesuffix(_SOURCE) + _OBJECT, built)
-            run(command + flags)
+            try:
+                run(command + flags)
+            except CppCompileError as error:
+                # What is wrong, if anything is, is said of the whole source.
+                print(
+                    f"piecewised_executor: packages do not share their interface: {str(error)[-500:]}", file=sys.stderr
+                )
+                return None
             # In one step: whoever is killed in between leaves nothing that another would take.
             scratch = f"{target}.{os.getpid()}"
             Path(scratch).write_bytes(Path(built).read_bytes())
