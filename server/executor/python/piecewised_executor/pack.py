@@ -55,6 +55,7 @@ class Container:
             "symbols": package.symbols,
             "numbers": package.numbers,
             "operators": package.operators,
+            "mutated": package.mutated,
             "is_autocast": package.is_autocast,
         }
 

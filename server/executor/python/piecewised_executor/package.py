@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ class Package:
     symbols: list[dict[str, Any]]
     numbers: list[int]
     operators: list[str]
+    mutated: list[int]
     is_autocast: bool
 
 
@@ -100,7 +102,10 @@ def compile_package(
             _refusals_named(),
             _arrays_declared_anew(),
             frontend.compiling(),
+            warnings.catch_warnings(),
         ):
+            # Of torch about torch, once for each compile.
+            warnings.simplefilter("ignore", FutureWarning)
             try:
                 # Not as its argument, which it copies: a frontend's passes are the frontend's own objects.
                 with inductor_config.patch(patches):
@@ -136,6 +141,7 @@ def _packed(files: list[Any], taken: TensorsOnly, folder: str, *, is_autocast: b
         symbols=taken.symbols,
         numbers=taken.numbers,
         operators=sorted({name for node in nodes if not _is_torchs(name := node["node"]["target"])}),
+        mutated=taken.mutated,
         is_autocast=is_autocast,
     )
 

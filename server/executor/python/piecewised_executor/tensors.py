@@ -26,7 +26,7 @@ class TensorsOnly:
     """`module` takes `inputs`, fake tensors: those of the graph at the positions `arguments`, in order, then the constants.
 
     `described` and `symbols` are the container's fields "inputs" and "symbols"; `numbers` the positions, among what the graph returns, of
-    what is no tensor there.
+    what is no tensor there; `mutated` the arguments that are changed in place.
     """
 
     module: torch.fx.GraphModule
@@ -35,6 +35,7 @@ class TensorsOnly:
     described: list[dict[str, Any]]
     symbols: list[dict[str, Any]]
     numbers: list[int]
+    mutated: list[int]
 
 
 def tensors_only(rebuilt: Rebuilt, symbols: Symbols) -> TensorsOnly:
@@ -71,6 +72,7 @@ def tensors_only(rebuilt: Rebuilt, symbols: Symbols) -> TensorsOnly:
         arguments=[position for _, position in kept],
         described=[_described(position, tensor, names) for (_, position), tensor in zip(kept, inputs, strict=True)],
         symbols=_places(rebuilt, inputs, carriers, names),
+        mutated=[rebuilt.kept[i] for i in rebuilt.mutated if i < n_kept],
         numbers=[
             i
             for i, value in enumerate(values)

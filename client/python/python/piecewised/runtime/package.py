@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from . import outputs
+from . import direct, outputs
 from .errors import LoadError
 
 # The name of the one model in a package.
@@ -41,6 +41,8 @@ def load(
     except RuntimeError as error:
         raise LoadError(f"the package {path} can't be loaded: {error}") from error
     run = _flat(loader.boxed_run, record["arguments"], constants, record["numbers"], record)
+    if device_index is not None and record["mutated"]:
+        run = _realigning(run, record["mutated"])
     return _without_autocast(run) if record["is_autocast"] else run
 
 
@@ -84,6 +86,31 @@ def _flat(
             return lambda *args: build(run([*select(args), *constants]))
         return lambda *args: build(run(list(select(args))))
     return lambda *args: build(run([*(args[i] for i in arguments), *constants]))
+
+
+def _realigning(run: Callable[..., Any], mutated: Sequence[int]) -> Callable[..., Any]:
+    """For code that takes tensors to begin where GPUs read whole words. A package copies those that do not by itself, and what it changes in the copy
+    nobody would see."""
+
+    def run_aligned(*args: Any) -> Any:
+        for i in mutated:
+            if args[i].data_ptr() % direct.ALIGNMENT:
+                return realigned(list(args))
+        return run(*args)
+
+    def realigned(arguments: list[Any]) -> Any:
+        copied = []
+        for i in mutated:
+            if (given := arguments[i]).data_ptr() % direct.ALIGNMENT:
+                arguments[i] = direct.aligned(given)
+                copied.append((given, arguments[i]))
+        result = run(*arguments)
+        with torch.no_grad():
+            for given, copy in copied:
+                given.copy_(copy)
+        return result
+
+    return run_aligned
 
 
 def _without_autocast(run: Callable[..., Any]) -> Callable[..., Any]:
