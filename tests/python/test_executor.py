@@ -340,7 +340,7 @@ REFUSED = {
     "reserved option": (LINEAR, {"options": {"inductor": {"cpp.cxx": {"str": "/bin/sh"}}}}, "executor's own"),
     "wrong type": (LINEAR, {"options": {"inductor": {"max_autotune": {"int": 1}}}}, "is a bool"),
     "foreign device": (LINEAR, {"device": {"type": "cpu", "name": "pdp11", "capability": ""}}, "pdp11"),
-    "foreign format": (LINEAR, {"format": "aoti"}, "'aoti'"),
+    "foreign format": (LINEAR, {"format": "onnx"}, "makes 'inductor' and 'aoti'"),
     "dispatch argument": (LINEAR, {"dispatch_argument": 1}, "dispatch argument 1"),
 }
 

@@ -26,7 +26,7 @@ CPU_KERNEL = "_cpu_kernel"
 GIVEN = (GPU_KERNEL, CPU_KERNEL, "extern_kernels")
 
 # Bytes that generated kernels take tensors to be aligned to.
-_ALIGNMENT = 16
+ALIGNMENT = 16
 
 
 def _bias_addmm(
@@ -109,7 +109,7 @@ def _callable(call: Callable[[list[Any]], Any], record: dict[str, Any]) -> Calla
     def run(*args: Any) -> Any:
         arguments = list(args)
         for i in realigned:
-            if arguments[i].data_ptr() % _ALIGNMENT:
+            if arguments[i].data_ptr() % ALIGNMENT:
                 return realigned_call(arguments)
         if not is_grad_enabled():
             return call(arguments)
@@ -123,8 +123,8 @@ def _callable(call: Callable[[list[Any]], Any], record: dict[str, Any]) -> Calla
         copied = {}
         for i in realigned:
             given = arguments[i]
-            if given.data_ptr() % _ALIGNMENT:
-                arguments[i] = _aligned(given)
+            if given.data_ptr() % ALIGNMENT:
+                arguments[i] = aligned(given)
                 copied[i] = given, arguments[i]
         with torch.no_grad():
             result = list(call(arguments))
@@ -149,7 +149,7 @@ def _callable(call: Callable[[list[Any]], Any], record: dict[str, Any]) -> Calla
     return run_and_tell
 
 
-def _aligned(tensor: torch.Tensor) -> torch.Tensor:
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
     """A copy with the same sizes and strides at the beginning of storage of its own."""
     extent = 0
     if tensor.numel():
