@@ -28,6 +28,7 @@ $(VENV)/.ready: $(REQUIREMENTS) Makefile
 	  || { echo "python3 -m venv failed; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@$(UV) --version 2>/dev/null | grep -q ' $(UV_VERSION)' || $(VENV_PYTHON) -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
 	$(UV) pip install -q --python $(VENV_PYTHON) -r $(REQUIREMENTS)
+	ln -sfn $$($(VENV_PYTHON) -c 'import importlib.util as u; print(u.find_spec("torch").submodule_search_locations[0])') $(VENV)/libtorch
 	@touch $@
 
 .PHONY: venv
