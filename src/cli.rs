@@ -126,6 +126,12 @@ pub(crate) struct ServeArguments {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     executor_environment: Vec<String>,
 
+    /// The program that loads and runs AOTInductor packages without Python before they are handed out; "none": executors do so
+    /// themselves [default: piecewised-runner beside this program, where there is one].
+    #[arg(long, value_name = "FILE", help_heading = "Executors")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runner: Option<PathBuf>,
+
     /// A module that is a frontend, by its full name, importable by the interpreter that compiles; may be repeated. Frontends that piecewised
     /// brings along (vllm) need not be named.
     #[arg(long, value_name = "MODULE", help_heading = "Frontends")]

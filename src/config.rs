@@ -34,6 +34,7 @@ pub(crate) const KEYS: &[&str] = &[
     "max_jobs_per_gpu",
     "executor_nice",
     "executor_environment",
+    "runner",
     "frontends",
     "trusted_frontend_peers",
     "executor_ready_deadline_s",
@@ -124,6 +125,8 @@ pub(crate) struct Config {
     pub(crate) max_jobs_per_gpu: usize,
     pub(crate) executor_nice: u8,
     pub(crate) executor_environment: Vec<String>,
+    /// "none": none.
+    pub(crate) runner: Option<PathBuf>,
     pub(crate) frontends: Vec<String>,
     pub(crate) trusted_frontend_peers: Trusted,
     pub(crate) executor_ready_deadline_s: u64,
@@ -172,6 +175,7 @@ impl Config {
             max_jobs_per_gpu: 2,
             executor_nice: 5,
             executor_environment: Vec::new(),
+            runner: None,
             frontends: Vec::new(),
             trusted_frontend_peers: Trusted::SameUid,
             executor_ready_deadline_s: 120,
@@ -253,6 +257,14 @@ impl Config {
         match self.abandoned_jobs {
             AbandonedJobs::Finish => Abandoned::Finish,
             AbandonedJobs::End => Abandoned::End,
+        }
+    }
+
+    /// What tries AOTInductor packages: the one that is named, or else the one beside the daemon.
+    pub(crate) fn runner(&self) -> Option<PathBuf> {
+        match &self.runner {
+            Some(path) => Some(path.clone()).filter(|path| path.as_os_str() != "none"),
+            None => self.surroundings.beside("piecewised-runner"),
         }
     }
 
@@ -424,6 +436,22 @@ mod tests {
             policy(&["--verify", "sample", "--verify-sample-percent", "25"], &[("PIECEWISED_VERIFY", "off")], None),
             VerifyPolicy::Sample { percent: 25 }
         );
+    }
+
+    #[test]
+    fn the_runner_is_beside_the_daemon_or_named() {
+        let runner = |flags: &[&str], folder: &Path| {
+            let config = load(flags, &[], None).unwrap();
+            let surroundings = Surroundings { program_folder: Some(folder.into()), ..config.surroundings.clone() };
+            Config { surroundings, ..config }.runner()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(runner(&[], folder.path()), None);
+        let beside = folder.path().join("piecewised-runner");
+        fs::write(&beside, "").unwrap();
+        assert_eq!(runner(&[], folder.path()), Some(beside));
+        assert_eq!(runner(&["--runner", "none"], folder.path()), None);
+        assert_eq!(runner(&["--runner", "/opt/runner"], folder.path()), Some("/opt/runner".into()));
     }
 
     #[test]

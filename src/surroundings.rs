@@ -22,6 +22,8 @@ pub(crate) struct Surroundings {
     pub(crate) looks_for_files: bool,
     /// Whether stderr is a terminal.
     pub(crate) stderr_is_terminal: bool,
+    /// The folder that this program lies in.
+    pub(crate) program_folder: Option<PathBuf>,
 }
 
 impl Surroundings {
@@ -38,6 +40,7 @@ impl Surroundings {
                 .is_some_and(|folder| access(*folder, Access::WRITE_OK | Access::EXEC_OK).is_ok()),
             looks_for_files: true,
             stderr_is_terminal: std::io::stderr().is_terminal(),
+            program_folder: std::env::current_exe().ok().and_then(|path| Some(path.parent()?.to_owned())),
         }
     }
 
@@ -49,6 +52,11 @@ impl Surroundings {
     /// A folder that a variable names. Relative ones do not count, as the XDG specification has it.
     fn folder(&self, name: &str) -> Option<PathBuf> {
         self.variable(name).map(PathBuf::from).filter(|folder| folder.is_absolute())
+    }
+
+    /// A file in this program's own folder, where there is one of that name.
+    pub(crate) fn beside(&self, name: &str) -> Option<PathBuf> {
+        self.program_folder.as_ref().map(|folder| folder.join(name)).filter(|path| path.is_file())
     }
 
     /// Where the socket is by default. Clients look in the same places, in the same order.

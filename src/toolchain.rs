@@ -31,6 +31,7 @@ pub(crate) fn executor_config(config: &Config, folder: &RuntimeFolder) -> std::i
         environment: config.surroundings.variables.clone(),
         extra_environment: config.executor_environment.clone(),
         frontends: config.frontends.clone(),
+        runner: config.runner(),
         nice: config.executor_nice,
         n_compile_threads: config.n_compile_threads,
         ..ExecutorConfig::new("python3", source_dir, temp_root)

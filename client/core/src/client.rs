@@ -207,7 +207,7 @@ impl Client {
 }
 
 impl CompileRequest {
-    fn into_proto(self) -> v1::CompileRequest {
+    pub(crate) fn into_proto(self) -> v1::CompileRequest {
         v1::CompileRequest {
             graph: Some(graph_to_proto(&self.graph)),
             plan: Some(plan_to_proto(&self.plan)),

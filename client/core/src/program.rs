@@ -2,7 +2,7 @@
 
 use piecewised_graph::{Digest, Manifest, PhaseTiming, ProgramName};
 use piecewised_proto::v1;
-use piecewised_wire::{manifest_from_proto, manifest_to_proto, program_name_from_proto};
+use piecewised_wire::{WireError, manifest_from_proto, manifest_to_proto, program_name_from_proto};
 use serde::{Deserialize, Serialize};
 
 use crate::{Client, ClientError};
@@ -68,6 +68,15 @@ pub fn check_manifest(manifest: &Manifest) -> Result<(), ClientError> {
 }
 
 impl ProgramPiece {
+    pub(crate) fn from_proto(piece: v1::ProgramPiece) -> Result<Self, WireError> {
+        Ok(Self {
+            program: program_name_from_proto(&piece.program)?,
+            run: program_name_from_proto(&piece.run)?,
+            index: piece.index,
+            n_pieces: piece.n_pieces,
+        })
+    }
+
     pub(crate) fn into_proto(self) -> v1::ProgramPiece {
         v1::ProgramPiece {
             program: self.program.into(),

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use piecewised_client::{
     Cache, Client as CoreClient, ClientError, ClientOptions, CompileRequest, CompileStream, Delivery, Endpoint, Event,
-    Fetched as CoreFetched, Priority,
+    Fetched as CoreFetched, GraphFileError, Priority,
 };
 use piecewised_graph::{Frontend, Handle, ProgramName, SnapshotName, request::ArtifactFormat};
 use pyo3::{
@@ -99,10 +99,10 @@ impl Client {
     /// Asks to compile a graph for ranges and sizes; what comes back says what happens to each. `is_tiered`: tuned artifacts where the
     /// store has them, whatever tuning the options name. `is_strict`: a range that is not proven as a whole fails. `priority`:
     /// "interactive", "prefetch" (somebody will wait for it soon) or "background" (nobody does, and no budget bounds it). `frontend`: name,
-    /// version, identity (JSON text) and payload of what takes part in the compile.
+    /// version, identity (JSON text) and payload of what takes part in the compile. `format`: "inductor" or "aoti".
     #[pyo3(signature = (
         graph, ranges, sizes, options, toolchain = None, device = None, hints = Vec::new(), program = None, stop = None, *,
-        is_tiered = false, is_strict = false, priority = "interactive", frontend = None, label = ""
+        is_tiered = false, is_strict = false, priority = "interactive", frontend = None, label = "", format = "inductor"
     ))]
     #[expect(clippy::too_many_arguments, reason = "Python's keyword arguments")]
     fn compile(
@@ -122,20 +122,25 @@ impl Client {
         priority: &str,
         frontend: Option<(String, String, PyBackedBytes, PyBackedBytes)>,
         label: &str,
+        format: &str,
     ) -> PyResult<Events> {
-        let request = CompileRequest {
-            plan: plan(py, &ranges, &sizes)?,
-            graph: parse(py, "graph", graph)?,
-            options: parse(py, "options", options)?,
-            format: ArtifactFormat::Inductor,
-            delivery: Delivery { hints, is_tiered, is_strict },
-            priority: self::priority(priority)?,
-            toolchain: toolchain.map(|text| parse(py, "toolchain", text)).transpose()?,
-            device: device.map(|text| parse(py, "device", text)).transpose()?,
-            program: program.map(|text| parse(py, "program", text)).transpose()?,
-            frontend: frontend.map(self::frontend).transpose()?,
-            label: label.to_owned(),
-        };
+        let request = Asked {
+            graph,
+            ranges,
+            sizes,
+            options,
+            toolchain,
+            device,
+            hints,
+            program,
+            is_tiered,
+            is_strict,
+            priority,
+            frontend,
+            label,
+            format,
+        }
+        .request(py)?;
         let client = self.connected(py)?;
         let stop = stop.map(Stop::subscribe);
         let stream = wait_unless(py, stop.clone(), async move { client.compile(request).await })?;
@@ -329,4 +334,96 @@ fn priority(name: &str) -> PyResult<Priority> {
             "priority is \"interactive\", \"prefetch\" or \"background\", not {other:?}"
         ))),
     }
+}
+
+fn format(name: &str) -> PyResult<ArtifactFormat> {
+    match name {
+        "inductor" => Ok(ArtifactFormat::Inductor),
+        "aoti" => Ok(ArtifactFormat::Aoti),
+        other => Err(PyValueError::new_err(format!("format is \"inductor\" or \"aoti\", not {other:?}"))),
+    }
+}
+
+/// A request for a compile, as Python gives it.
+struct Asked<'a> {
+    graph: &'a str,
+    ranges: Vec<(i64, i64)>,
+    sizes: Vec<i64>,
+    options: &'a str,
+    toolchain: Option<&'a str>,
+    device: Option<&'a str>,
+    hints: Vec<i64>,
+    program: Option<&'a str>,
+    is_tiered: bool,
+    is_strict: bool,
+    priority: &'a str,
+    frontend: Option<(String, String, PyBackedBytes, PyBackedBytes)>,
+    label: &'a str,
+    format: &'a str,
+}
+
+impl Asked<'_> {
+    fn request(self, py: Python<'_>) -> PyResult<CompileRequest> {
+        let Self { hints, is_tiered, is_strict, .. } = self;
+        Ok(CompileRequest {
+            plan: plan(py, &self.ranges, &self.sizes)?,
+            graph: parse(py, "graph", self.graph)?,
+            options: parse(py, "options", self.options)?,
+            format: format(self.format)?,
+            delivery: Delivery { hints, is_tiered, is_strict },
+            priority: priority(self.priority)?,
+            toolchain: self.toolchain.map(|text| parse(py, "toolchain", text)).transpose()?,
+            device: self.device.map(|text| parse(py, "device", text)).transpose()?,
+            program: self.program.map(|text| parse(py, "program", text)).transpose()?,
+            frontend: self.frontend.map(frontend).transpose()?,
+            label: self.label.to_owned(),
+        })
+    }
+}
+
+/// Writes a request for a compile to a graph file; its arguments are those of `Client.compile`. Neither toolchain nor device are in it: they
+/// are those of whoever reads it.
+#[pyfunction]
+#[pyo3(signature = (
+    path, graph, ranges, sizes, options, hints = Vec::new(), program = None, *, is_tiered = false, is_strict = false,
+    frontend = None, label = "", format = "inductor"
+))]
+#[expect(clippy::too_many_arguments, reason = "Python's keyword arguments")]
+pub(crate) fn write_graph_file(
+    py: Python<'_>,
+    path: PathBuf,
+    graph: &str,
+    ranges: Vec<(i64, i64)>,
+    sizes: Vec<i64>,
+    options: &str,
+    hints: Vec<i64>,
+    program: Option<&str>,
+    is_tiered: bool,
+    is_strict: bool,
+    frontend: Option<(String, String, PyBackedBytes, PyBackedBytes)>,
+    label: &str,
+    format: &str,
+) -> PyResult<()> {
+    let (toolchain, device, priority) = (None, None, "interactive");
+    let asked = Asked {
+        graph,
+        ranges,
+        sizes,
+        options,
+        toolchain,
+        device,
+        hints,
+        program,
+        is_tiered,
+        is_strict,
+        priority,
+        frontend,
+        label,
+        format,
+    };
+    let request = asked.request(py)?;
+    py.detach(|| piecewised_client::write_graph_file(&path, request)).map_err(|error| match error {
+        GraphFileError::Io { source, .. } => source.into(),
+        error => PyValueError::new_err(error.to_string()),
+    })
 }

@@ -17,7 +17,7 @@ mod _core {
     #[pymodule_export]
     use super::cache::{Cache, check_manifest, check_program_name};
     #[pymodule_export]
-    use super::client::{Client, Events, Fetched};
+    use super::client::{Client, Events, Fetched, write_graph_file};
     #[pymodule_export]
     use super::dispatch::{
         DispatchTable, Dispatcher, evaluate, extend_for_encoder, plan_entries, ranges_from_endpoints,

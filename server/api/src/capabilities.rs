@@ -41,7 +41,7 @@ pub(crate) fn capabilities(
         ready: !toolchains.is_empty(),
         toolchains,
         devices,
-        formats: vec![v1::ArtifactFormat::Inductor.into()],
+        formats: [v1::ArtifactFormat::Inductor, v1::ArtifactFormat::Aoti].map(Into::into).to_vec(),
         limits: Some(v1::Limits {
             max_message_bytes: config.max_message_bytes as u64,
             max_nodes: count(limits.max_nodes),

@@ -26,6 +26,8 @@ pub struct ExecutorConfig {
     pub extra_environment: Vec<String>,
     /// Modules that are frontends, beside those that the executor has itself.
     pub frontends: Vec<String>,
+    /// The program that tries AOTInductor packages without Python, `piecewised-runner`; none: executors try them themselves.
+    pub runner: Option<PathBuf>,
     /// Nice level, 0 to 19; 0 leaves it alone.
     pub nice: u8,
     /// Processes that Inductor compiles kernels with; none leaves it to Inductor.
@@ -47,6 +49,7 @@ impl ExecutorConfig {
             environment: BTreeMap::new(),
             extra_environment: Vec::new(),
             frontends: Vec::new(),
+            runner: None,
             nice: 5,
             n_compile_threads: None,
         }

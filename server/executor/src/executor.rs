@@ -4,7 +4,7 @@
 //! ran out of time or memory, was answered with nonsense or whose future was dropped leaves nothing that another job could read half of,
 //! because the whole group is killed at that moment.
 
-use std::{fmt, future::Future, io, process::Stdio, sync::Arc, time::Duration};
+use std::{fmt, future::Future, io, path::PathBuf, process::Stdio, sync::Arc, time::Duration};
 
 use piecewised_graph::check_segments;
 use tokio::time::Instant;
@@ -29,6 +29,7 @@ pub struct Executor {
     is_broken: bool,
     job_deadline: Duration,
     max_artifact_bytes: u64,
+    runner: Option<PathBuf>,
 }
 
 /// Why a job's conversation ended without an answer.
@@ -102,6 +103,7 @@ impl Executor {
                     is_broken: false,
                     job_deadline: config.job_deadline,
                     max_artifact_bytes: config.max_artifact_bytes,
+                    runner: config.runner.clone(),
                 })
             }
             Ok(Ok(FromExecutor::Ready { protocol, .. })) => {
@@ -165,7 +167,8 @@ impl Executor {
         if self.is_broken {
             return Err(ExecutorError::Broken);
         }
-        let text = message::compile(job).map_err(|error| ExecutorError::BadJob { problem: error.to_string() })?;
+        let text = message::compile(job, self.runner.as_deref())
+            .map_err(|error| ExecutorError::BadJob { problem: error.to_string() })?;
         if u32::try_from(text.len()).is_err() {
             return Err(ExecutorError::BadJob { problem: format!("its graph has {} bytes", text.len()) });
         }

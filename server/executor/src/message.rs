@@ -3,7 +3,7 @@
 //! An executor's answer is checked against the job before anything is built on it ([`piecewised_graph::check_segments`]): a segment
 //! outside the job's range would be dispatched to without proof.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use piecewised_graph::{
     Frontend, Verification, VerificationOutcome,
@@ -84,6 +84,9 @@ pub(crate) enum ToExecutor<'a> {
         device: &'a DeviceKind,
         verify: bool,
         frontend: Option<&'a Frontend>,
+        /// Only with the format that it is for.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        runner: Option<&'a Path>,
     },
 }
 
@@ -162,8 +165,8 @@ pub(crate) fn leased(job: &str) -> Result<Vec<u8>, serde_json::Error> {
     serde_json::to_vec(&ToExecutor::Leased { job })
 }
 
-/// The JSON text of `compile`; fails where the graph is not JSON.
-pub(crate) fn compile(job: &CompileJob) -> Result<Vec<u8>, serde_json::Error> {
+/// The JSON text of `compile`; fails where the graph is not JSON. `runner`: what tries packages, where there is one.
+pub(crate) fn compile(job: &CompileJob, runner: Option<&Path>) -> Result<Vec<u8>, serde_json::Error> {
     serde_json::to_vec(&ToExecutor::Compile {
         job: &job.id,
         graph: serde_json::from_str(&job.graph)?,
@@ -175,6 +178,7 @@ pub(crate) fn compile(job: &CompileJob) -> Result<Vec<u8>, serde_json::Error> {
         device: &job.device,
         verify: job.verify,
         frontend: job.frontend.as_ref().map(|(frontend, _)| frontend),
+        runner: runner.filter(|_| job.format == ArtifactFormat::Aoti),
     })
 }
 
@@ -229,7 +233,7 @@ mod tests {
             frontend: None,
             deadline: std::time::Duration::from_secs(60),
         };
-        let text = String::from_utf8(compile(&job).unwrap()).unwrap();
+        let text = String::from_utf8(compile(&job, Some(Path::new("/runner"))).unwrap()).unwrap();
         assert!(text.starts_with(
             r#"{"compile":{"job":"j1","graph":{"nodes": [1.0e1]},"range":[1,16],"dispatch_argument":2,"hint":null,"options":{"#
         ));
@@ -243,10 +247,16 @@ mod tests {
         let frontend = Frontend::new("f".into(), "1".into(), identity.into()).unwrap();
         let with =
             CompileJob { frontend: Some((frontend, bytes::Bytes::from_static(b"never in the text"))), ..job.clone() };
-        let text = String::from_utf8(compile(&with).unwrap()).unwrap();
+        let text = String::from_utf8(compile(&with, None).unwrap()).unwrap();
         let expected = r#""frontend":{"name":"f","version":"1","identity":"{\"a\": \"\\\"b\\\"\"}"}}}"#;
         assert!(text.ends_with(expected), "{text}");
-        assert!(compile(&CompileJob { graph: "{".into(), ..job }).is_err());
+        let package = CompileJob { format: ArtifactFormat::Aoti, ..job.clone() };
+        let text = String::from_utf8(compile(&package, Some(Path::new("/runner"))).unwrap()).unwrap();
+        assert!(
+            text.contains(r#""format":"aoti""#) && text.ends_with(r#""frontend":null,"runner":"/runner"}}"#),
+            "{text}"
+        );
+        assert!(compile(&CompileJob { graph: "{".into(), ..job }, None).is_err());
     }
 
     #[test]

@@ -89,6 +89,19 @@ pub struct Verification {
     pub sizes: Vec<CheckedSize>,
     pub note: String,
     pub seconds: f64,
+    #[serde(default)]
+    pub checker: VerificationChecker,
+}
+
+/// Who ran the artifact.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "documented once, at the proto's Verification.Checker")]
+pub enum VerificationChecker {
+    #[default]
+    None,
+    Executor,
+    Runner,
 }
 
 /// How the check ended; a failed one leaves no handle.

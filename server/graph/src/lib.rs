@@ -30,7 +30,7 @@ pub use frontend::{BadFrontend, Frontend, MAX_IDENTITY_BYTES};
 pub use guards::{BadSegments, check_segments, unproven};
 pub use handle::{
     Candidate, CheckedSize, GuardSymbol, Handle, Latency, PhaseTiming, Segment, Timings, TuningReport, Verification,
-    VerificationOutcome,
+    VerificationChecker, VerificationOutcome,
 };
 pub use key::{KeyParts, options_for_key};
 pub use manifest::{BadProgramName, Manifest, ManifestPiece, ProgramName};

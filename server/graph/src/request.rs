@@ -12,6 +12,8 @@ use crate::model::Real;
 pub enum ArtifactFormat {
     /// Inductor's result with every file its load needs.
     Inductor,
+    /// An AOTInductor package for each part.
+    Aoti,
 }
 
 /// What the caller may choose about code generation, and the settings of its process.

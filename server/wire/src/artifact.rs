@@ -2,7 +2,7 @@
 
 use piecewised_graph::{
     Candidate, CheckedSize, Digest, GuardSymbol, Handle, Latency, PhaseTiming, Segment, Timings, TuningReport,
-    Verification, VerificationOutcome,
+    Verification, VerificationChecker, VerificationOutcome,
     request::{ArtifactFormat, DeviceKind, Toolchain, Tuning},
 };
 use piecewised_plan::Range;
@@ -22,6 +22,7 @@ use crate::{
 pub fn format_from_proto(format: i32) -> Result<ArtifactFormat, WireError> {
     match v1::ArtifactFormat::try_from(format) {
         Ok(v1::ArtifactFormat::Inductor) => Ok(ArtifactFormat::Inductor),
+        Ok(v1::ArtifactFormat::Aoti) => Ok(ArtifactFormat::Aoti),
         _ => Err(WireError::new(
             "UNSUPPORTED_FORMAT",
             format!("artifact format {format} is not one that this version makes; GetCapabilities lists them"),
@@ -33,6 +34,7 @@ pub fn format_from_proto(format: i32) -> Result<ArtifactFormat, WireError> {
 pub fn format_to_proto(format: ArtifactFormat) -> v1::ArtifactFormat {
     match format {
         ArtifactFormat::Inductor => v1::ArtifactFormat::Inductor,
+        ArtifactFormat::Aoti => v1::ArtifactFormat::Aoti,
     }
 }
 
@@ -181,7 +183,12 @@ pub fn handle_from_proto(handle: v1::Handle) -> Result<Handle, WireError> {
 }
 
 fn verification_to(verification: &Verification) -> v1::Verification {
-    use v1::verification::Outcome;
+    use v1::verification::{Checker, Outcome};
+    let checker = match verification.checker {
+        VerificationChecker::None => Checker::Unspecified,
+        VerificationChecker::Executor => Checker::Executor,
+        VerificationChecker::Runner => Checker::Runner,
+    };
     let outcome = match verification.outcome {
         VerificationOutcome::NotDone => Outcome::NotDone,
         VerificationOutcome::Passed => Outcome::Passed,
@@ -199,12 +206,18 @@ fn verification_to(verification: &Verification) -> v1::Verification {
         sizes: verification.sizes.iter().map(size).collect(),
         note: verification.note.clone(),
         seconds: verification.seconds,
+        checker: checker.into(),
     }
 }
 
 /// An outcome that this version does not know counts as none.
 fn verification_from(verification: v1::Verification) -> Verification {
-    use v1::verification::Outcome;
+    use v1::verification::{Checker, Outcome};
+    let checker = match verification.checker() {
+        Checker::Unspecified => VerificationChecker::None,
+        Checker::Executor => VerificationChecker::Executor,
+        Checker::Runner => VerificationChecker::Runner,
+    };
     let outcome = match verification.outcome() {
         Outcome::Unspecified | Outcome::NotDone => VerificationOutcome::NotDone,
         Outcome::Passed => VerificationOutcome::Passed,
@@ -222,6 +235,7 @@ fn verification_from(verification: v1::Verification) -> Verification {
         sizes: verification.sizes.into_iter().map(size).collect(),
         note: verification.note,
         seconds: verification.seconds,
+        checker,
     }
 }
 

@@ -3,7 +3,7 @@
 
 use piecewised_graph::{
     Candidate, CheckedSize, Digest, Frontend, GuardSymbol, Handle, Latency, PhaseTiming, Segment, Timings,
-    TuningReport, Verification, VerificationOutcome,
+    TuningReport, Verification, VerificationChecker, VerificationOutcome,
     model::{
         Argument, Constant, Device, Graph, Node, Op, Real, Subgraph, SymExpr, SymFunction, Symbol, TensorMeta,
         ValueMeta,
@@ -150,7 +150,7 @@ fn plans_options_and_handles_survive_the_wire() {
         range: Some(range),
         digest: Digest([3; 32]),
         size_bytes: 4,
-        format: ArtifactFormat::Inductor,
+        format: ArtifactFormat::Aoti,
         toolchain: Toolchain {
             fingerprint: "f".into(),
             python_version: "3.11".into(),
@@ -188,6 +188,7 @@ fn plans_options_and_handles_survive_the_wire() {
             }],
             note: "a note".into(),
             seconds: 1.5,
+            checker: VerificationChecker::Runner,
         },
         tuning: TuningReport {
             mode: Tuning::Full,

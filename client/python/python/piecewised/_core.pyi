@@ -93,8 +93,25 @@ class Client:
         priority: str = "interactive",
         frontend: tuple[str, str, bytes, bytes] | None = None,
         label: str = "",
+        format: str = "inductor",
     ) -> Events: ...
     def manifest(self, program: str) -> tuple[str, str]: ...
     def fetch(self, handle: str, stop: Stop | None = None) -> Fetched: ...
     def put_snapshot(self, frontend: str, name: str, toolchain: str, data: bytes, stop: Stop | None = None) -> None: ...
     def fetch_snapshot(self, frontend: str, name: str, toolchain: str, stop: Stop | None = None) -> bytes | None: ...
+
+def write_graph_file(
+    path: str | PathLike[str],
+    graph: str,
+    ranges: Sequence[tuple[int, int]],
+    sizes: Sequence[int],
+    options: str,
+    hints: Sequence[int] = ...,
+    program: str | None = None,
+    *,
+    is_tiered: bool = False,
+    is_strict: bool = False,
+    frontend: tuple[str, str, bytes, bytes] | None = None,
+    label: str = "",
+    format: str = "inductor",
+) -> None: ...
