@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use piecewised_client::ClientError;
+use piecewised_client::{ClientError, GraphFileError};
 use piecewised_graph::GraphError;
 use piecewised_plan::Range;
 use thiserror::Error;
@@ -17,6 +17,9 @@ pub enum Error {
     /// Between this process and the daemon, or in choosing what runs a size.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// A file that is no graph file.
+    #[error(transparent)]
+    GraphFile(#[from] GraphFileError),
     /// A graph that breaks a rule.
     #[error("the graph can't be compiled: {0}")]
     Graph(#[from] GraphError),

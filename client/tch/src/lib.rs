@@ -20,6 +20,7 @@ mod package;
 mod piece;
 mod places;
 mod shim;
+mod worker;
 
 pub use builder::{Arg, GraphBuilder, Size, Value};
 pub use dtype::{dtype, kind};
@@ -27,3 +28,4 @@ pub use error::{Error, FailedEntry, InputError, Position, Result};
 pub use libtorch::{initialise, libtorch_version, load_operators, synchronise};
 pub use package::{LoadOptions, Package};
 pub use piece::Piece;
+pub use worker::{Worker, WorkerOptions, request};

@@ -3,7 +3,13 @@
 //! What runs which size is client/core's dispatcher's to say, from the handles alone. It asks for the value of integer arguments; a Rust caller
 //! gives tensors, so `places.rs` finds out which dimension of which tensor has the same value.
 
-use std::{borrow::Borrow, collections::HashMap, fmt, path::PathBuf, sync::Arc};
+use std::{
+    borrow::Borrow,
+    collections::{HashMap, hash_map::Entry as Slot},
+    fmt,
+    path::PathBuf,
+    sync::Arc,
+};
 
 use piecewised_client::{ClientError, Dispatcher};
 use piecewised_graph::Handle;
@@ -48,16 +54,18 @@ impl Piece {
         let mut packages = Vec::new();
         for target in dispatcher.targets() {
             let folder = &folders[target.handle];
-            if !manifests.contains_key(folder) {
-                manifests.insert(folder, Manifest::read(folder)?);
-            }
-            let key = (folder, target.entry.as_str());
-            if !loaded.contains_key(&key) {
-                let manifest = &manifests[folder];
-                let package = Package::of(folder, manifest, manifest.entry(folder, &target.entry)?, options)?;
-                loaded.insert(key, Arc::new(package));
-            }
-            packages.push(loaded[&key].clone());
+            let manifest = match manifests.entry(folder) {
+                Slot::Occupied(known) => known.into_mut(),
+                Slot::Vacant(slot) => slot.insert(Manifest::read(folder)?),
+            };
+            let package = match loaded.entry((folder, target.entry.as_str())) {
+                Slot::Occupied(known) => known.into_mut(),
+                Slot::Vacant(slot) => {
+                    let entry = manifest.entry(folder, &target.entry)?;
+                    slot.insert(Arc::new(Package::of(folder, manifest, entry, options)?))
+                }
+            };
+            packages.push(package.clone());
         }
         let mut compiled = Vec::new();
         for (handle, folder) in handles.iter().zip(folders) {
