@@ -9,7 +9,7 @@ import tempfile
 import time
 from typing import Any
 
-from . import inputs
+from . import inputs, pack, runner
 from .points import Point, describe, points_to_check
 from .trials import Nursery
 
@@ -33,6 +33,7 @@ def verify(
     Raises VerificationFailed where it does not load, crashes, or differs from eager.
     """
     started = time.monotonic()
+    path, why_not = _runner(request, artifact)
     with tempfile.TemporaryDirectory(prefix="piecewised-artifact-") as folder:
         _unpack(artifact, folder)
         result = _run(
@@ -43,8 +44,9 @@ def verify(
             points_to_check(request["graph"], dispatched, segments, request.get("hint")),
             compare=True,
             measure=True,
+            runner_path=path,
         )
-    notes = list(result["notes"])
+    notes = [*([why_not] if why_not else []), *result["notes"]]
     if result["is_comparable"] and (missed := [s for i, s in enumerate(segments) if i not in result["compared"]]):
         named = [describe(segment) for segment in missed[:_MAX_NAMED]]
         more = f" and {len(missed) - len(named)} more" if len(missed) > len(named) else ""
@@ -55,6 +57,7 @@ def verify(
         "sizes": result["checks"],
         "note": "; ".join(notes),
         "seconds": time.monotonic() - started,
+        "checker": result["checker"],
     }
     return verification, result["latencies"][0]
 
@@ -76,6 +79,19 @@ def measure(
         points = [Point(size) for size in sizes]
         result = _run(nursery, request, dispatched, artifacts, points, compare=False, measure=True)
     return result["latencies"], result["notes"]
+
+
+def _runner(request: dict[str, Any], artifact: bytes) -> tuple[str | None, str]:
+    """The runner that is to try an artifact, or None; and why one that is there is not used, as a note."""
+    path = request.get("runner")
+    if request["format"] != "aoti" or not path:
+        return None, ""
+    operators = sorted({name for entry in pack.manifest(artifact)["entries"] for name in entry["operators"]})
+    if operators:
+        return None, f"checked without the runner, which does not have the operators {', '.join(operators)}"
+    if reason := runner.why_not(path, request["device"]["type"]):
+        return None, f"checked without the runner: {reason}"
+    return path, ""
 
 
 def _unpack(artifact: bytes, folder: str) -> None:
@@ -100,6 +116,7 @@ def _run(
     *,
     compare: bool,
     measure: bool,
+    runner_path: str | None = None,
 ) -> dict[str, Any]:
     message = {
         "graph": request["graph"],
@@ -113,6 +130,7 @@ def _run(
         "compare": compare,
         "measure": measure,
         "measure_s": _MEASURE_S,
+        "runner": runner_path,
     }
     bounds = list(inputs.INTEGER_BOUNDS)
     while True:
@@ -128,4 +146,5 @@ def _run(
                 "latencies": [[] for _ in artifacts],
                 "notes": [refused],
                 "is_comparable": False,
+                "checker": "executor",
             }

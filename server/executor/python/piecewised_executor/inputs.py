@@ -85,10 +85,11 @@ def make_case(rebuilt: Rebuilt, size: int | None, seed: int, integer_bound: int)
     """Real arguments like the fake ones, on the devices of those."""
     generators: dict[torch.device, torch.Generator] = {}
 
-    def generator(device: torch.device) -> torch.Generator:
+    def generator(device: torch.device, i: int) -> torch.Generator:
         if device not in generators:
-            generators[device] = torch.Generator(device).manual_seed(seed)
-        return generators[device]
+            generators[device] = torch.Generator(device)
+        # Each input by itself: what has the same sizes in every case (weights) has the same values too.
+        return generators[device].manual_seed((seed << 32) + i)
 
     n_kept = len(rebuilt.kept)
     flat: list[Any] = []
@@ -97,7 +98,7 @@ def make_case(rebuilt: Rebuilt, size: int | None, seed: int, integer_bound: int)
             constant = rebuilt.constants[i - n_kept]
             flat.append(tensor_of(constant.data, constant.dtype, constant.sizes, constant.device))
         elif isinstance(fake, torch.Tensor):
-            flat.append(_tensor(fake, generator(fake.device), integer_bound))
+            flat.append(_tensor(fake, generator(fake.device, i), integer_bound))
         elif isinstance(fake, FakeScriptObject):
             flat.append(fake.real_obj)
         else:

@@ -18,7 +18,7 @@ from .cover import Cover
 from .errors import JobError, Outside, Unsupported, describe, from_outside, shorten
 from .guards import Guards
 from .lease import Leases
-from .pack import Container
+from .pack import FORMATS, Container
 from .parts import Job, Part, Recipe, compile_interval, stock_recipe
 from .phases import Phases
 from .protocol import Channel
@@ -73,8 +73,8 @@ def compile_job(
     request: dict[str, Any], payload: bytes, phases: Phases, nursery: Nursery
 ) -> tuple[dict[str, Any], bytes]:
     """The fields of `done`, and the artifact. Raises JobError."""
-    if request["format"] != "inductor":
-        raise Unsupported(f"the format {request['format']!r}; this executor makes 'inductor'")
+    if request["format"] not in FORMATS:
+        raise Unsupported(f"the format {request['format']!r}; this executor makes {' and '.join(map(repr, FORMATS))}")
     if request["device"] not in fingerprint.devices(request["device"]["type"]):
         raise Unsupported(f"there is no device {request['device']} here")
     graph = request["graph"]
@@ -86,7 +86,7 @@ def compile_job(
     whole: Interval | None = tuple(request["range"]) if request.get("range") and job.dispatched else None
 
     cover = Cover(whole, job.dispatched, job.guards)
-    packed = _Packed()
+    packed = _Packed(Container(job.format))
     tuned = None
     if request.get("options", {}).get("tuning") == "full":
         tuned = tune.tune(job, nursery, whole)
@@ -122,7 +122,7 @@ def compile_job(
 class _Packed:
     """The compiles that are in the artifact, as entries of it."""
 
-    container: Container = field(default_factory=Container)
+    container: Container
     parts: list[Part] = field(default_factory=list)
 
     @property

@@ -9,24 +9,56 @@ import tarfile
 from dataclasses import dataclass, field
 from typing import Any
 
+from .package import Package
 from .program import Program
-from .rebuild import Rebuilt
+from .rebuild import ConstantTensor, Rebuilt
 from .runtime import gpu_kernels, shared_objects
 
 CONTAINER_VERSION = 2
 
+#: What a container can be of, as keys and requests name it.
+FORMATS = ("inductor", "aoti")
+
 
 @dataclass
 class Container:
-    """Collects members; equal content is kept once."""
+    """Collects members; equal content is kept once. `format`: "inductor" or "aoti", which says what is added."""
 
+    format: str = "inductor"
     entries: list[dict[str, Any]] = field(default_factory=list)
     members: dict[str, bytes] = field(default_factory=dict)
     kernel_index: dict[str, str] = field(default_factory=dict)
     gpu_kernel_index: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def add(self, name: str, rebuilt: Rebuilt, program: Program) -> None:
+    def add(self, name: str, rebuilt: Rebuilt, program: Program | Package) -> None:
         """Adds a part that segments can name."""
+        how = self._package(name, program) if isinstance(program, Package) else self._program(name, program, rebuilt)
+        self.entries.append(
+            {
+                "name": name,
+                **how,
+                "n_arguments": rebuilt.n_arguments,
+                "constants": [self._constant(constant) for constant in rebuilt.constants],
+                "n_outputs": rebuilt.n_outputs,
+                "output": rebuilt.structure,
+            }
+        )
+
+    def _package(self, name: str, package: Package) -> dict[str, Any]:
+        path = f"packages/{name}.pt2"
+        self.members[path] = package.content
+        return {
+            "kind": "package",
+            "program": path,
+            "arguments": package.arguments,
+            "inputs": package.inputs,
+            "symbols": package.symbols,
+            "numbers": package.numbers,
+            "operators": package.operators,
+            "is_autocast": package.is_autocast,
+        }
+
+    def _program(self, name: str, program: Program, rebuilt: Rebuilt) -> dict[str, Any]:
         for digest, content in program.kernels.items():
             path = f"kernels/{_sha256(content)}.so"
             self.members[f"cache/{path}"] = content
@@ -37,40 +69,26 @@ class Container:
             self.gpu_kernel_index[digest] = {**kernel.record, "cubin": path}
         for path, content in program.cache_files.items():
             self.members[f"cache/{path}"] = content
-        constants = []
-        for constant in rebuilt.constants:
-            path = f"constants/{_sha256(constant.data)}.bin"
-            self.members[path] = constant.data
-            constants.append(
-                {"path": path, "dtype": constant.dtype, "sizes": constant.sizes, "device": constant.device}
-            )
-        how: dict[str, Any]
-        if program.direct is not None:
-            path = f"programs/{name}.py"
-            self.members[path] = program.direct.source.encode()
-            how = {
-                "kind": "direct",
-                "program": path,
-                "realigned": program.direct.realigned,
-                "written_back": program.direct.written_back,
-                "bumped": program.direct.bumped,
-                "views": program.direct.views,
-            }
-        else:
+        if program.direct is None:
             path = f"programs/{name}.bin"
             self.members[path] = program.serialized
-            how = {"kind": "whole", "program": path}
-        self.entries.append(
-            {
-                "name": name,
-                **how,
-                "n_arguments": rebuilt.n_arguments,
-                "arguments": rebuilt.kept,
-                "constants": constants,
-                "n_outputs": rebuilt.n_outputs,
-                "output": rebuilt.structure,
-            }
-        )
+            return {"kind": "whole", "program": path, "arguments": rebuilt.kept}
+        path = f"programs/{name}.py"
+        self.members[path] = program.direct.source.encode()
+        return {
+            "kind": "direct",
+            "program": path,
+            "realigned": program.direct.realigned,
+            "written_back": program.direct.written_back,
+            "bumped": program.direct.bumped,
+            "views": program.direct.views,
+            "arguments": rebuilt.kept,
+        }
+
+    def _constant(self, constant: ConstantTensor) -> dict[str, Any]:
+        path = f"constants/{_sha256(constant.data)}.bin"
+        self.members[path] = constant.data
+        return {"path": path, "dtype": constant.dtype, "sizes": constant.sizes, "device": constant.device}
 
     def to_bytes(self, toolchain: dict[str, str], device: dict[str, str]) -> bytes:
         """The finished container."""
@@ -81,7 +99,7 @@ class Container:
             members[f"cache/{gpu_kernels.INDEX}"] = _json(dict(sorted(self.gpu_kernel_index.items())))
         manifest = {
             "container_version": CONTAINER_VERSION,
-            "format": "inductor",
+            "format": self.format,
             "toolchain": toolchain,
             "device": device,
             "entries": self.entries,
@@ -98,6 +116,15 @@ class Container:
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
         return buffer.getvalue()
+
+
+def manifest(container: bytes) -> dict[str, Any]:
+    """The manifest of a container."""
+    with tarfile.open(fileobj=io.BytesIO(container)) as tar:
+        content = tar.extractfile("manifest.json")
+        assert content is not None
+        read: dict[str, Any] = json.load(content)
+        return read
 
 
 def _json(value: Any) -> bytes:

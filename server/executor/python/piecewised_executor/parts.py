@@ -11,6 +11,7 @@ from typing import Any
 from . import frontends, program
 from .frontends import Frontend
 from .guards import Guards
+from .package import Package, compile_package
 from .phases import Phases
 from .prove import Interval, Proof, is_right, prove
 from .rebuild import Rebuilt, rebuild
@@ -43,6 +44,11 @@ class Job:
         return self.request.get("hint")
 
     @property
+    def format(self) -> str:
+        """The artifact format: "inductor" or "aoti"."""
+        return str(self.request["format"])
+
+    @property
     def on_gpu(self) -> bool:
         """Whether the code runs on a GPU."""
         return bool(self.request["device"]["type"] == "cuda")
@@ -65,7 +71,7 @@ class Part:
 
     recipe: Recipe
     rebuilt: Rebuilt
-    program: program.Program
+    program: program.Program | Package
     proof: Proof
     symbols: Symbols
     #: Wall seconds.
@@ -115,10 +121,14 @@ def compile_interval(
         with job.phases.phase("settle"):
             settler(compiled)
 
+    compiled: program.Program | Package
+    options = job.request.get("options", {})
     with job.phases.phase("compile"):
-        compiled = program.compile_program(
-            *(rebuilt, job.request.get("options", {}), settle, recipe.patches), frontend=job.frontend
-        )
+        if job.format == "aoti":
+            # Its autotuning is settled while its code is generated: what C++ launches it cannot choose later.
+            compiled = compile_package(rebuilt, symbols, options, recipe.patches, frontend=job.frontend)
+        else:
+            compiled = program.compile_program(rebuilt, options, settle, recipe.patches, frontend=job.frontend)
     with job.phases.phase("prove"):
         symbol = symbols.by_name[dispatched] if dispatched in narrowed else None
         # Proven is only what the compiler was told of.

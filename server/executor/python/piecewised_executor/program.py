@@ -39,7 +39,7 @@ from .rebuild import Rebuilt
 from .runtime import devices, kernels
 
 # What the executor decides about every compile; see settings._RESERVED.
-_PATCHES: dict[str, Any] = {
+PATCHES: dict[str, Any] = {
     "autotune_remote_cache": False,
     # The winners are packed by `winners`; the bundle would hold every candidate in every intermediate form.
     "bundle_triton_into_fx_graph_cache": False,
@@ -102,7 +102,7 @@ def compile_program(
         **settings.inductor_patches(options.get("inductor", {})),
         **frontend.patches(),
         **(extra_patches or {}),
-        **_PATCHES,
+        **PATCHES,
         "compile_threads": settings.compile_threads(),
         "unsafe_marked_cacheable_functions": _higher_order_names(),
     }

@@ -41,7 +41,7 @@ _SHARE_OF_MEMORY = 0.5
 _MAX_BYTES = {"cpu": 1 << 30, "cuda": 16 << 30}
 # On a CPU eager is slow: a size that is expected to take longer than this is not run.
 _MAX_SECONDS_PER_SIZE = 20.0
-_SEED = 0
+SEED = 0
 
 
 @dataclass
@@ -100,6 +100,11 @@ class Trial:
         if text not in self.notes:
             self.notes.append(text)
 
+    def took(self, size: int | None, seconds: float) -> None:
+        """Eager took so long for a size."""
+        if size is not None and (self.eager_s is None or size > self.eager_s[0]):
+            self.eager_s = (size, seconds)
+
     def serves(self, point: Point) -> bool:
         """Whether an artifact has a segment for a point."""
         return any(artifact.segment(point) is not None for artifact in self.artifacts)
@@ -146,22 +151,32 @@ class Trial:
         return max((segment["range"][0] for segment in segments if segment and segment["range"]), default=1)
 
 
-def run(request: dict[str, Any]) -> dict[str, Any]:
+#: Has the project's runner try what a folder holds; gives its result, or "failed" or "unusable" with a sentence.
+AskRunner = Callable[[str], "dict[str, Any]"]
+
+
+def run(request: dict[str, Any], ask_runner: AskRunner | None = None) -> dict[str, Any]:
     """`checks` ([CheckedSize], where `compare` was asked for) with the segments that they ran (`compared`), `latencies` (per artifact, where `measure` was), `notes`,
-    `is_comparable`. Raises VerificationFailed."""
+    `is_comparable`, and `checker`: "runner" where it was asked and ran the code, else "executor". Raises VerificationFailed."""
     if request["device_type"] == "cuda" and torch.cuda._is_in_bad_fork():
         raise CudaIsLost
     with torch.no_grad(), settings.torch_settings(request["torch"]), contextlib.ExitStack() as stack:
         trial = Trial(request)
         stack.enter_context(trial.frontend.running())
+        result: dict[str, Any] = {"checks": [], "compared": [], "latencies": [[] for _ in trial.artifacts]}
+        points = [Point(*point) for point in request["points"]]
+        if ask_runner is not None:
+            from . import by_runner
+
+            if (found := by_runner.run(trial, points, request["measure_s"], ask_runner)) is not None:
+                return {**found, "notes": trial.notes, "is_comparable": True, "checker": "runner"}
         # A worker loads everything that a handle names: an entry that no size below asks for must load too.
         for artifact in trial.artifacts:
             for segment in artifact.segments:
                 artifact.load(segment["entry"])
-        result: dict[str, Any] = {"checks": [], "compared": [], "latencies": [[] for _ in trial.artifacts]}
         is_comparable = True
         seen: set[Any] = set()
-        for point in (Point(*point) for point in request["points"]):
+        for point in points:
             prepared = trial.prepared(point) if trial.serves(point) else None
             if prepared is None or prepared[1].identity in seen:
                 continue
@@ -176,22 +191,19 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             # Latencies are told by size: those at unusual values of other symbols would pass for the usual ones.
             if request["measure"] and not actual.others:
                 _measure(trial, fake, actual, result["latencies"], request["measure_s"])
-        return {**result, "notes": trial.notes, "is_comparable": is_comparable}
+        return {**result, "notes": trial.notes, "is_comparable": is_comparable, "checker": "executor"}
 
 
 def _check(trial: Trial, fake: Rebuilt, point: Point) -> dict[str, Any] | None:
     """Runs the first artifact and eager on equal inputs. None: there is nothing to compare with."""
     (artifact,) = trial.artifacts
-    size = point.size
-    made = _eager(trial, fake, point)
+    made = eager(trial, fake, point)
     if made is None:
         return None
-    case, expected, eager_s = made
-    if size is not None and (trial.eager_s is None or size > trial.eager_s[0]):
-        trial.eager_s = (size, eager_s)
+    case, expected = made
     call = artifact.callable(point)
     ours = inputs.copied(case)
-    torch.manual_seed(_SEED)
+    torch.manual_seed(SEED)
     try:
         with lease.running(trial.device_type):
             returned = compare.flatten(call(*ours.arguments))
@@ -203,36 +215,55 @@ def _check(trial: Trial, fake: Rebuilt, point: Point) -> dict[str, Any] | None:
         raise VerificationFailed(
             f"the compiled code fails{_at(point)}, where eager does not: {describe(error)}"
         ) from error
+    entry = artifact.entry(point)
+    assert entry is not None
+    changed = [ours.flat[i] for i in ours.changed]
+    return judged(trial, lambda: case, point, entry, returned=returned, changed=changed, expected=expected)
+
+
+def judged(
+    trial: Trial,
+    make_case: Callable[[], inputs.Case],
+    point: Point,
+    entry: str,
+    *,
+    returned: list[Any],
+    changed: list[Any],
+    expected: list[Any],
+) -> dict[str, Any] | None:
+    """What compiled code returned and changed in place, against eager. None: there is nothing to compare with. Raises VerificationFailed."""
+    case = make_case()
     nobodys = _unset(case.rebuilt)
-    found = [*_without(nobodys, returned), *(ours.flat[i] for i in ours.changed)]
+    found = [*_without(nobodys, returned), *changed]
     names = _without(nobodys, [f"output {i}" for i in range(len(returned))])
     names += [f"the input {case.rebuilt.kept[i]}, which is changed in place," for i in case.changed]
     result = compare.compare(names, found, expected, trial.precision)
     if result.problem is None or compare.is_as_near(found, expected, lambda: _precise(trial, case)):
         return {
-            "size": size,
-            "entry": artifact.entry(point),
+            "size": point.size,
+            "entry": entry,
             "max_absolute_error": result.max_absolute_error,
             "max_relative_error": result.max_relative_error,
             "tolerance": result.tolerance,
         }
-    again = _call_eager(inputs.copied(case), _SEED + 1)
+    again = _call_eager(inputs.copied(case), SEED + 1)
     if compare.compare(names, again, expected, trial.precision).problem is not None:
         trial.note("eager gives other values each time, so there is nothing to compare with")
         return None
     raise VerificationFailed(f"{result.problem}{_at(point)}")
 
 
-def _eager(trial: Trial, fake: Rebuilt, point: Point) -> tuple[inputs.Case, list[Any], float] | None:
-    """A case whose integers eager takes, what eager gives for it, and how long that took."""
+def eager(trial: Trial, fake: Rebuilt, point: Point) -> tuple[inputs.Case, list[Any]] | None:
+    """A case whose integers eager takes, and what eager gives for it. None: there is none."""
     while trial.integer_bounds:
-        case = inputs.make_case(fake, point.size, _SEED, trial.integer_bounds[0])
+        case = inputs.make_case(fake, point.size, SEED, trial.integer_bounds[0])
         started = time.monotonic()
         try:
             with lease.running(trial.device_type):
-                expected = _call_eager(inputs.copied(case), _SEED)
+                expected = _call_eager(inputs.copied(case), SEED)
                 _synchronise(trial.device_type)
-            return case, expected, time.monotonic() - started
+            trial.took(point.size, time.monotonic() - started)
+            return case, expected
         except torch.OutOfMemoryError as error:
             trial.note(f"eager ran out of memory{_at(point)}: {describe(error)[:200]}")
             return None
@@ -277,7 +308,7 @@ def _precise(trial: Trial, case: inputs.Case) -> list[Any] | None:
     copy = inputs.copied(case)
     copy.flat = [widened(value) for value in copy.flat]
     try:
-        return _call_eager(copy, _SEED)
+        return _call_eager(copy, SEED)
     except Exception as error:
         trial.note(f"no reference in float32: {describe(error)[:200]}")
         return None
@@ -288,7 +319,7 @@ def _measure(trial: Trial, fake: Rebuilt, point: Point, latencies: list[list[Any
     size = point.size
     positions = [i for i, artifact in enumerate(trial.artifacts) if artifact.entry(point) is not None]
     bound = trial.integer_bounds[0] if trial.integer_bounds else 1
-    case = inputs.make_case(fake, size, _SEED, bound)
+    case = inputs.make_case(fake, size, SEED, bound)
     calls = [trial.artifacts[i].callable(point) for i in positions]
     try:
         # Latencies in a handle are for people, and a CPU has other users anyhow; what tuning chooses by is timed alone.

@@ -10,7 +10,7 @@ an interpreter of its own, which takes the seconds of an import, and says so onc
 
 Wire: frames of `protocol.Channel` on a socket pair. The executor sends `try`, the child answers `started` and `result`,
 the nursery `ended` when the child is gone. In between the child may send `lease`, which the executor answers with `leased`, and
-`release`. The nursery also guards the executor's group (`guard`).
+`release`; and, where the request names a runner, `run`, which is answered with `ran` when that has ended: a trial itself starts no process. The nursery also guards the executor's group (`guard`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from . import lease
+from . import lease, runner
 from .errors import Interrupted, VerificationFailed, describe
 from .guard import Guard
 from .lease import Leases
@@ -98,6 +98,7 @@ class Nursery:
     def _exchange(self, request: dict[str, Any], deadline_s: float) -> dict[str, Any]:
         self._channel.send("try", request)
         result: dict[str, Any] | None = None
+        interrupted: Interrupted | None = None
         # The trial has no way to the daemon: its leases are this process's, and end with it.
         with contextlib.ExitStack() as leased, contextlib.closing(_Deadline(deadline_s)) as deadline:
             while (frame := self._channel.receive()) is not None:
@@ -110,8 +111,17 @@ class Nursery:
                     self._channel.send("leased", {})
                 elif name == "release":
                     leased.close()
+                elif name == "run":
+                    with deadline.stopped():
+                        try:
+                            ran = runner.run(request["runner"], fields["folder"], request["device_type"])
+                        except Interrupted as error:
+                            interrupted, ran = error, {"failed": str(error)}
+                    self._channel.send("ran", ran)
                 elif name == "result":
                     result = fields
+                elif interrupted is not None:
+                    raise interrupted
                 elif result is not None:
                     return result
                 else:
@@ -248,7 +258,8 @@ def _run_trial(channel: Channel, request: dict[str, Any], folder: str) -> None:
         channel.send("started", {"pid": os.getpid()})
         _isolate(folder)
         with lease.using(Leases(lambda mode: _ask(channel, mode), lambda: channel.send("release", {}))):
-            result = _result(request)
+            ask_runner = None if request.get("runner") is None else lambda folder: _run(channel, folder)
+            result = _result(request, ask_runner)
         channel.send("result", result)
     finally:
         sys.stderr.flush()
@@ -262,11 +273,18 @@ def _ask(channel: Channel, mode: str) -> None:
         raise EOFError("the executor is gone")
 
 
-def _result(request: dict[str, Any]) -> dict[str, Any]:
+def _run(channel: Channel, folder: str) -> dict[str, Any]:
+    channel.send("run", {"folder": folder})
+    if (frame := channel.receive()) is None:
+        raise EOFError("the executor is gone")
+    return frame[1]
+
+
+def _result(request: dict[str, Any], ask_runner: Any = None) -> dict[str, Any]:
     from . import trial
 
     try:
-        return trial.run(request)
+        return trial.run(request, ask_runner)
     except trial.CudaIsLost:
         return {"cuda_is_lost": True}
     except VerificationFailed as error:

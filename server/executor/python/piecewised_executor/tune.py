@@ -196,7 +196,7 @@ def _measure(job: Job, nursery: Nursery, interval: Interval | None, working: lis
     containers = []
     for candidate in working:
         assert candidate.part is not None
-        container = Container()
+        container = Container(job.format)
         container.add("e0", candidate.part.rebuilt, candidate.part.program)
         spans: list[Any] = [list(sizes) for sizes in candidate.intervals] or [None]
         segments = [{"range": span, "entry": "e0", "guards": []} for span in spans]

@@ -1,7 +1,8 @@
 """From a materialised artifact to a callable, without a compiler and without starting a process.
 
 The folder is what docs/artifact.md describes; it is read and never written. Most programs are direct (:mod:`.direct`) and
-need torch alone; the others are what Inductor serialises (:mod:`.whole`), which brings in torch.compile.
+need torch alone, as AOTInductor packages do (:mod:`.package`); the others are what Inductor serialises (:mod:`.whole`), which brings in
+torch.compile.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from typing import Any
 
 import torch
 
-from . import devices, direct, fingerprint, outputs
+from . import devices, direct, fingerprint, outputs, package
 from .errors import LoadError
 
-# The container_version that this loader reads.
+# The container_version that this loader reads, and the formats.
 CONTAINER_VERSION = 2
+FORMATS = ("inductor", "aoti")
 
 
 def load_entry(folder: str | os.PathLike[str], entry: str, device_index: int = 0) -> Callable[..., Any]:
@@ -39,6 +41,8 @@ def load_entry(folder: str | os.PathLike[str], entry: str, device_index: int = 0
         raise LoadError(f"the artifact in {folder} has no entry {entry!r}; it has {names}")
     constants = tuple(_constant(folder, constant, device_index) for constant in record["constants"])
     cache, path = os.path.join(folder, "cache"), os.path.join(folder, record["program"])
+    if record["kind"] == "package":
+        return package.load(path, record, constants, device_index if manifest["device"]["type"] == "cuda" else None)
     if record["kind"] == "direct":
         compiled = direct.load(path, cache, record, device_index)
     elif record["kind"] != "whole":
@@ -54,10 +58,10 @@ def load_entry(folder: str | os.PathLike[str], entry: str, device_index: int = 0
 def check(manifest: dict[str, Any], device_index: int = 0) -> None:
     """Raises LoadError unless this process can load the artifact with that manifest, for the GPU of that index."""
     version = manifest.get("container_version")
-    if version != CONTAINER_VERSION or manifest.get("format") != "inductor":
+    if version != CONTAINER_VERSION or manifest.get("format") not in FORMATS:
         raise LoadError(
             f"the artifact is a container of version {version!r}, format {manifest.get('format')!r}; "
-            f"this loader reads version {CONTAINER_VERSION}, format 'inductor'"
+            f"this loader reads version {CONTAINER_VERSION}, format {' or '.join(map(repr, FORMATS))}"
         )
     theirs, ours = manifest["toolchain"], fingerprint.toolchain()
     if theirs["fingerprint"] != ours["fingerprint"]:

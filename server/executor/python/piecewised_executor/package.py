@@ -1,0 +1,209 @@
+"""One call of AOTInductor: from a rebuilt graph to a package (.pt2) that loads in any process with the same libtorch and device.
+
+The package holds what a load needs and nothing else: the shared object with the kernels in it, what its code asks libtorch to call (a JSON text), and
+what it was made for. Sources, which name this machine's folders, stay behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._inductor import compile_fx, cpp_builder
+from torch._inductor.codegen.wrapper import PythonWrapperCodegen
+from torch._inductor.ir import FallbackKernel
+from torch._inductor.utils import fresh_cache
+from torch.export.pt2_archive._package import PT2ArchiveWriter
+from torch.export.pt2_archive.constants import AOTINDUCTOR_DIR
+
+from . import compilers, faults, frontends, lease, program, settings, winners
+from .errors import CompileError, JobError, Unsupported, describe, from_outside
+from .frontends import Frontend
+from .rebuild import Rebuilt
+from .symbols import Symbols
+from .tensors import TensorsOnly, tensors_only
+
+# The name of the model in its package, and of the files there: by content, as Inductor has it, they would differ with its folder.
+MODEL = "model"
+# Whose operators every libtorch has.
+_TORCH_NAMESPACES = frozenset(
+    ("aten", "prim", "prims", "quantized", "quantized_decomposed", "mkldnn", "mkl", "onednn", "_c10d_functional", "c10d", "inductor", "symm_mem", "profiler")
+)  # fmt: skip
+
+_PATCHES: dict[str, Any] = {
+    "aot_inductor.package": True,
+    "aot_inductor.model_name_for_generated_files": MODEL,
+    # Kernels are in the shared object, and no path of theirs is.
+    "aot_inductor.embed_kernel_binary": True,
+    # C++ launches kernels with the configuration that won here.
+    "triton.autotune_at_compile_time": True,
+}
+
+
+@dataclass(frozen=True)
+class Package:
+    """`content` is the .pt2. The rest is what the container says of it (docs/artifact.md)."""
+
+    content: bytes
+    arguments: list[int]
+    inputs: list[dict[str, Any]]
+    symbols: list[dict[str, Any]]
+    numbers: list[int]
+    operators: list[str]
+    is_autocast: bool
+
+
+def compile_package(
+    rebuilt: Rebuilt,
+    symbols: Symbols,
+    options: dict[str, Any],
+    extra_patches: dict[str, Any] | None = None,
+    *,
+    frontend: Frontend = frontends.NONE,
+) -> Package:
+    """As `program.compile_program`, in the other format. Raises also Unsupported, for what a package cannot hold."""
+    taken = tensors_only(rebuilt, symbols)
+    compiler = compilers.for_packages()
+    context = torch._guards.TracingContext(rebuilt.fake_mode)
+    with tempfile.TemporaryDirectory(prefix="piecewised-") as folder:
+        output = os.path.join(folder, "package")
+        patches = {
+            **settings.inductor_patches(options.get("inductor", {})),
+            **frontend.patches(),
+            **(extra_patches or {}),
+            **program.PATCHES,
+            **_PATCHES,
+            "aot_inductor.output_path": output,
+            # What the code is for is written into it.
+            "aot_inductor.metadata": {},
+            "compile_threads": settings.compile_threads(),
+            "cpp.cxx": (compiler,),
+        }
+        with (
+            fresh_cache(dir=folder),
+            settings.torch_settings(options.get("torch", {})),
+            torch.no_grad(),
+            torch._guards.tracing(context),
+            winners.short_names(),
+            _path_free(folder),
+            _autotuning_leased(),
+            _refusals_named(),
+            frontend.compiling(),
+        ):
+            try:
+                files = compile_fx.compile_fx_aot(taken.module, list(taken.inputs), config_patches=patches)
+            except JobError:
+                raise
+            except faults.DeviceFault:
+                raise
+            except Exception as error:
+                faults.check()
+                if (refused := _refusal(error)) is not None:
+                    raise refused from error
+                raise (from_outside(error) or CompileError(describe(error))) from error
+        return _packed(files, taken, folder, is_autocast=bool(options.get("torch", {}).get("autocast")))
+
+
+def _packed(files: list[Any], taken: TensorsOnly, folder: str, *, is_autocast: bool) -> Package:
+    contents = {os.path.basename(path): Path(path).read_bytes() for path in files if not path.endswith((".cpp", ".h"))}
+    shared_object = contents[f"{MODEL}.wrapper.so"]
+    compilers.check(shared_object)
+    if folder.encode() in shared_object:
+        raise CompileError(
+            "the package's shared object names the folder that it was built in; this torch is not one that was tried"
+        )
+    # The loader looks for the metadata beside a source; what is in that it does not read.
+    contents[f"{MODEL}.wrapper.cpp"] = f"// Compiled, as {MODEL}.wrapper.so.\n".encode()
+    nodes = json.loads(contents.get(f"{MODEL}.wrapper.json", b"{}")).get("nodes", [])
+    path = os.path.join(folder, f"{MODEL}.pt2")
+    with PT2ArchiveWriter(path) as archive:
+        for name, content in sorted(contents.items()):
+            if not name.startswith(f"{MODEL}.kernel"):
+                archive.write_bytes(os.path.join(AOTINDUCTOR_DIR, MODEL, name), content)
+    return Package(
+        content=Path(path).read_bytes(),
+        arguments=taken.arguments,
+        inputs=taken.described,
+        symbols=taken.symbols,
+        numbers=taken.numbers,
+        operators=sorted({name for node in nodes if not _is_torchs(name := node["node"]["target"])}),
+        is_autocast=is_autocast,
+    )
+
+
+def _is_torchs(operator: str) -> bool:
+    return operator.partition("::")[0] in _TORCH_NAMESPACES
+
+
+@contextlib.contextmanager
+def _path_free(folder: str) -> Iterator[None]:
+    """While inside, compiled C++ names neither the folder that it is built in nor the one that torch is in."""
+    original = cpp_builder.run_compile_cmd
+    places = {folder: "", os.path.dirname(torch.__file__): "torch"}
+    flags = "".join(f" -ffile-prefix-map={shlex.quote(f'{place}={name}')}" for place, name in places.items())
+
+    def run_compile_cmd(cmd_line: str, cwd: str) -> None:
+        original(cmd_line + flags, cwd=cwd)
+
+    cpp_builder.run_compile_cmd = run_compile_cmd
+    try:
+        yield
+    finally:
+        cpp_builder.run_compile_cmd = original
+
+
+@contextlib.contextmanager
+def _autotuning_leased() -> Iterator[None]:
+    """While inside, the code that AOTInductor runs to have kernels measured holds a lease of the device."""
+    original = PythonWrapperCodegen.generate_and_run_autotune_block
+
+    def generate_and_run_autotune_block(wrapper: Any) -> None:
+        with lease.running("cuda"):
+            original(wrapper)
+
+    PythonWrapperCodegen.generate_and_run_autotune_block = generate_and_run_autotune_block  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        PythonWrapperCodegen.generate_and_run_autotune_block = original  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _refusals_named() -> Iterator[None]:
+    """While inside, an operator that a package cannot call is refused by its name."""
+    original = FallbackKernel.export_extern_kernel_node
+
+    def export_extern_kernel_node(kernel: Any) -> Any:
+        try:
+            return original(kernel)
+        except Exception as error:
+            raise Unsupported(
+                f"the operator {kernel.op_overload.name()} cannot be called from an AOTInductor package ({describe(error)[:300]}); ask for "
+                "the format 'inductor'"
+            ) from error
+
+    FallbackKernel.export_extern_kernel_node = export_extern_kernel_node  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        FallbackKernel.export_extern_kernel_node = original  # type: ignore[method-assign]
+
+
+def _refusal(error: BaseException) -> Unsupported | None:
+    """The refusal that a compiler's error comes down to, if it does."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, Unsupported):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
