@@ -13,6 +13,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -128,6 +129,8 @@ char* pw_package_run(
     if (package->device_index >= 0) {
       guard.reset_device(c10::Device(c10::kCUDA, package->device_index));
     }
+    // Casts are in the code, as far as its graph was captured under autocast: a caller that is under it now has no say in them.
+    c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     // Without a stream's handle the runner takes the current stream of the current device.
     std::vector<at::Tensor> returned = package->loader.boxed_run(std::move(arguments), nullptr);
     if (returned.size() != n_outputs) {
@@ -159,8 +162,9 @@ char* pw_has_operator(const char* name, bool* is_there) {
   return guarded([&] {
     const std::string text = name;
     const auto dot = text.find('.', text.find("::"));
-    const bool has_overload = dot != std::string::npos;
-    const c10::OperatorName wanted{text.substr(0, dot), has_overload ? text.substr(dot + 1) : ""};
+    const std::string overload = dot == std::string::npos ? "" : text.substr(dot + 1);
+    // Python calls the overload without a name "default".
+    const c10::OperatorName wanted{text.substr(0, dot), overload == "default" ? "" : overload};
     *is_there = c10::Dispatcher::singleton().findSchema(wanted).has_value();
   });
 }

@@ -10,7 +10,7 @@
 //! let x = graph.tensor("x", Kind::Float, [n.into(), 64.into()]);
 //! let weight = graph.tensor("weight", Kind::Float, [64.into(), 64.into()]);
 //! let product = graph.call("torch.matmul", [x.into(), weight.into()]);
-//! let gated = graph.call_with("torch.nn.functional.gelu", [product.into()], [("approximate", "tanh".into())]);
+//! let gated = graph.call_with("torch._C._nn.gelu", [product.into()], [("approximate", "tanh".into())]);
 //! let graph = graph.finish([gated])?;
 //! # Ok(())
 //! # }

@@ -126,13 +126,27 @@ impl Package {
         self.run(&tensors, &described)
     }
 
+    /// As [`Self::forward`], but what the package itself returns: `n_outputs` of its manifest, before the structure is made of them that the
+    /// graph returns (where one value may stand twice, and constants between them).
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn forward_flat<T: Borrow<Tensor>>(&self, inputs: &[T]) -> Result<Vec<Tensor>> {
+        let tensors = Tensors::of(inputs);
+        let described = described(&tensors)?;
+        self.run_flat(&tensors, &described)
+    }
+
     /// As [`Self::forward`], of tensors that were looked at already.
     pub(crate) fn run(&self, tensors: &Tensors<'_>, described: &[Described<'_>]) -> Result<Vec<Tensor>> {
+        Ok(self.outputs.of(self.run_flat(tensors, described)?))
+    }
+
+    fn run_flat(&self, tensors: &Tensors<'_>, described: &[Described<'_>]) -> Result<Vec<Tensor>> {
         self.inputs.check(described)?;
         let chosen = tensors.chosen(&self.taken, &self.constants);
         let returned = self.loaded.run(&chosen, self.outputs.n_returned());
-        let returned = returned.map_err(|problem| Error::Call { entry: self.name.clone(), problem })?;
-        Ok(self.outputs.of(returned))
+        returned.map_err(|problem| Error::Call { entry: self.name.clone(), problem })
     }
 }
 

@@ -60,9 +60,9 @@ pub(crate) enum Answer {
 /// What came of one call.
 #[derive(Debug, Serialize)]
 pub(crate) struct CaseResult {
-    /// What the graph returns, in a row. Contiguous.
+    /// What the package returns, `n_outputs` of its entry. Contiguous.
     pub(crate) outputs: Vec<Tensor>,
-    /// The inputs after the call: those that did not change are the request's own, the others are contiguous in files of their own.
+    /// The inputs after the call, contiguous. Those that did not change, and were contiguous, are the request's own files.
     pub(crate) inputs: Vec<Tensor>,
     /// Of a call, in microseconds.
     pub(crate) median_us: Option<f64>,

@@ -52,7 +52,7 @@ fn tried(folder: &Path) -> Result<Answer> {
 fn call(folder: &Path, request: &Request, n: usize, case: &Case, package: &Package) -> Result<CaseResult> {
     let inputs = case.inputs.iter().map(|given| read(folder, given, package.device())).collect::<Result<Vec<_>>>()?;
     let tensors: Vec<&Tensor> = inputs.iter().map(|input| &input.tensor).collect();
-    let returned = package.forward(&tensors)?;
+    let returned = package.forward_flat(&tensors)?;
     // What failed on a GPU is known only now.
     synchronise(package.device())?;
     let outputs = returned.iter().enumerate();
