@@ -34,6 +34,7 @@ from .errors import (
 if TYPE_CHECKING:
     from ._core import VERSION as __version__
     from ._core import Client, DispatchTable, plan_entries, ranges_from_endpoints
+    from .graph_files import record_graphs, save_graph
     from .manifest import get_manifest, load, save_manifest
     from .piece import Piece
     from .piecewise_backend import PiecewiseBackend
@@ -47,6 +48,8 @@ _LAZY = {
     "plan_entries": ("._core", "plan_entries"),
     "ranges_from_endpoints": ("._core", "ranges_from_endpoints"),
     "get_manifest": (".manifest", "get_manifest"),
+    "record_graphs": (".graph_files", "record_graphs"),
+    "save_graph": (".graph_files", "save_graph"),
     "load": (".manifest", "load"),
     "save_manifest": (".manifest", "save_manifest"),
     "Piece": (".piece", "Piece"),
@@ -85,6 +88,8 @@ __all__ = [
     "plan_entries",
     "programs",
     "ranges_from_endpoints",
+    "record_graphs",
+    "save_graph",
     "save_manifest",
     "stats",
 ]

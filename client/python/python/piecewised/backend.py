@@ -9,7 +9,7 @@ compiled as one program (:mod:`.split_backend`).
 
 Options: ``compile_ranges`` ([[start, end], ...], inclusive) or ``compile_range_endpoints``, ``compile_sizes``,
 ``is_encoder``, ``max_num_batched_tokens``, ``tuning`` ("fast", "full", "tiered"), ``specialisation`` ("range", "generic"),
-``compile_hints`` ({"[start, end]": size}), ``swap`` ("auto", "never"), ``splitting_ops``, ``program``, ``compile_mode`` ("upfront", "lazy"), ``endpoint``, ``on_error`` ("local", "raise"), ``guards`` ("dispatch", "strict"), ``priority`` ("interactive", "prefetch", "background"), ``progress`` ("auto", True, False), ``budget_s``, ``cache_dir``; every
+``compile_hints`` ({"[start, end]": size}), ``artifact_format`` ("inductor", "aoti"), ``swap`` ("auto", "never"), ``splitting_ops``, ``program``, ``compile_mode`` ("upfront", "lazy"), ``endpoint``, ``on_error`` ("local", "raise"), ``guards`` ("dispatch", "strict"), ``priority`` ("interactive", "prefetch", "background"), ``progress`` ("auto", True, False), ``budget_s``, ``cache_dir``; every
 other name is one of ``torch._inductor.config``.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from . import settings
+from . import graph_files, settings
 from .capture import graph_of, needs_gradient
 from .connections import connect
 from .errors import MISTAKES, OptionError, PiecewisedError
@@ -60,8 +60,10 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: B
     _refuse_training(example_inputs)
     if options.splitting_ops or options.program is not None:
         return compile_split(gm, options)
-    client = connect(options.endpoint, budget_s=options.budget_s, cache_dir=options.cache_dir)
     graph = graph_of(gm, example_inputs)
+    # Before there is a connection: recording needs none.
+    graph_files.record(graph, options)
+    client = connect(options.endpoint, budget_s=options.budget_s, cache_dir=options.cache_dir)
     piece = Piece.compile(
         client,
         graph,

@@ -1,5 +1,5 @@
-"""How the ranges of a plan are to be compiled, beside Inductor's own options, and what of it is taken: tuning, specialisation, hints, swap, guards,
-priority.
+"""How the ranges of a plan are to be compiled, beside Inductor's own options, and what of it is taken: tuning, specialisation, hints, artifact
+format, swap, guards, priority.
 
 What each means is said once, in the README's table and in ``piecewised/v1/compile_service.proto``.
 """
@@ -17,10 +17,11 @@ TUNINGS = ("fast", "full", "tiered")
 SPECIALISATIONS = ("range", "generic")
 SWAPS = ("auto", "never")
 GUARD_POLICIES = ("dispatch", "strict")
+FORMATS = ("inductor", "aoti")
 PRIORITIES = ("interactive", "prefetch", "background")
 
 #: The options that make a Choices.
-CHOICE_OPTIONS = ("tuning", "specialisation", "compile_hints", "swap", "guards", "priority")
+CHOICE_OPTIONS = ("tuning", "specialisation", "compile_hints", "artifact_format", "swap", "guards", "priority")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Choices:
     specialisation: str = "range"
     #: The size that code generation thinks of, for the entries that have one given.
     hints: Mapping[Entry, int] = field(default_factory=dict)
+    #: What is made: what Inductor makes for Python ("inductor"), or an AOTInductor package ("aoti").
+    artifact_format: str = "inductor"
     #: With "tiered": whether the tuned code replaces the other in this process ("auto") or is left to the next one ("never").
     swap: str = "auto"
     #: What follows where compiled code is valid for some calls of a range only: each call decides ("dispatch"), or the range fails
@@ -68,7 +71,9 @@ class Choices:
     def content(self) -> dict[str, Any]:
         """What of it makes other code, as JSON."""
         hints = sorted([*entry, hint] for entry, hint in self.hints.items())
-        return {"tuning": self.tuning, "specialisation": self.specialisation, "hints": hints}
+        content = {"tuning": self.tuning, "specialisation": self.specialisation, "hints": hints}
+        # Only where it is not the usual one: programs are named by this, and had their names before there was another.
+        return content if self.artifact_format == FORMATS[0] else {**content, "artifact_format": self.artifact_format}
 
 
 def parse_choices(given: Mapping[str, Any], entries: Sequence[Entry]) -> Choices:
@@ -77,6 +82,7 @@ def parse_choices(given: Mapping[str, Any], entries: Sequence[Entry]) -> Choices
         tuning=_choice(given, "tuning", TUNINGS),
         specialisation=_choice(given, "specialisation", SPECIALISATIONS),
         hints=_hints(given.get("compile_hints"), entries),
+        artifact_format=_choice(given, "artifact_format", FORMATS),
         swap=_choice(given, "swap", SWAPS),
         guards=_choice(given, "guards", GUARD_POLICIES),
         priority=_choice(given, "priority", PRIORITIES),

@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from . import _core, background, counters
+from . import _core, background, counters, graph_files
 from .arguments import entries_of, plan_of, precompiled_argument, program_of
 from .choices import check_choice, parse_choices
 from .entries import Entries, State
@@ -56,7 +56,7 @@ class PiecewiseBackend:
     ``piece_index`` and ``n_pieces`` are the piece's place; ``program`` is the :class:`Program` it belongs to, or the
     name of one, to which ``run`` and ``on_complete`` then belong. ``on_error="local"`` compiles ranges that the daemon
     can't have compiled in this process, ``"raise"`` raises at the call. ``options`` is Inductor's configuration; ``tuning``,
-    ``specialisation``, ``compile_hints``, ``swap``, ``guards`` and ``priority`` are the backend's options of these names.
+    ``specialisation``, ``compile_hints``, ``artifact_format``, ``swap``, ``guards`` and ``priority`` are the backend's options of these names.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class PiecewiseBackend:
         tuning: str = "fast",
         specialisation: str = "range",
         compile_hints: Mapping[str | Entry, int] | None = None,
+        artifact_format: str = "inductor",
         swap: str = "auto",
         guards: str = "dispatch",
         priority: str = "interactive",
@@ -126,6 +127,7 @@ class PiecewiseBackend:
             "tuning": tuning,
             "specialisation": specialisation,
             "compile_hints": compile_hints,
+            "artifact_format": artifact_format,
             "swap": swap,
             "guards": guards,
             "priority": priority,
@@ -253,11 +255,16 @@ class PiecewiseBackend:
             self._request = request_of(
                 *(graph, inductor, self._choices), endpoint=endpoint, budget_s=budget_s, cache_dir=self._cache_dir
             )
+            graph_files.recorded(self._request, Plan.of_entries(self.entries), self._label())
         except PiecewisedError as error:
             for position in self._entries.ask(range(len(self.entries))):
                 self._entries.fail(position, error)
             self._entries.finish()
             self._piece_ended(None)
+
+    def _label(self) -> str:
+        """What it is called in files, where the request does not say."""
+        return f"{self.program.name}/{self.piece_index}" if self.program is not None else str(self.piece_index)
 
     def _submit(self, positions: Sequence[int]) -> None:
         """Asks for those entries that nobody has asked for yet."""

@@ -54,6 +54,7 @@ def _backend(module: torch.fx.GraphModule, place: int, program: Program, options
         tuning=choices.tuning,
         specialisation=choices.specialisation,
         compile_hints=None if is_static else choices.hints,
+        artifact_format=choices.artifact_format,
         swap=choices.swap,
         guards=choices.guards,
         on_error=options.on_error,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import astuple, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -82,6 +83,18 @@ class Request:
             priority=self.choices.priority,
             frontend=None if self.frontend is None else astuple(self.frontend),
             label=self.label or ("" if program is None else f"{program['program']}/{program['index']}"),
+            format=self.choices.artifact_format,
+        )
+
+    def save(self, path: str | os.PathLike[str], plan: Plan, label: str = "") -> None:
+        """Writes it to a graph file. Raises OSError."""
+        _core.write_graph_file(
+            *(path, self.graph, plan.ranges, plan.sizes, self.options, self.choices.hints_for(plan.entries)),
+            is_tiered=self.choices.is_tiered,
+            is_strict=self.choices.is_strict,
+            frontend=None if self.frontend is None else astuple(self.frontend),
+            label=self.label or label,
+            format=self.choices.artifact_format,
         )
 
     def client(self) -> _core.Client:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch._inductor import compile_fx, cpp_builder
+import torch._inductor.config as inductor_config
+from torch._inductor import compile_fx
+from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from torch._inductor.codegen.wrapper import PythonWrapperCodegen
 from torch._inductor.ir import FallbackKernel
 from torch._inductor.utils import fresh_cache
@@ -25,6 +26,7 @@ from torch.export.pt2_archive._package import PT2ArchiveWriter
 from torch.export.pt2_archive.constants import AOTINDUCTOR_DIR
 
 from . import compilers, faults, frontends, lease, program, settings, winners
+from .building import building
 from .errors import CompileError, JobError, Unsupported, describe, from_outside
 from .frontends import Frontend
 from .rebuild import Rebuilt
@@ -93,13 +95,15 @@ def compile_package(
             torch.no_grad(),
             torch._guards.tracing(context),
             winners.short_names(),
-            _path_free(folder),
+            building(folder),
             _autotuning_leased(),
             _refusals_named(),
             frontend.compiling(),
         ):
             try:
-                files = compile_fx.compile_fx_aot(taken.module, list(taken.inputs), config_patches=patches)
+                # Not as its argument, which it copies: a frontend's passes are the frontend's own objects.
+                with inductor_config.patch(patches):
+                    files = compile_fx.compile_fx_aot(taken.module, list(taken.inputs))
             except JobError:
                 raise
             except faults.DeviceFault:
@@ -144,23 +148,6 @@ def _is_torchs(operator: str) -> bool:
 
 
 @contextlib.contextmanager
-def _path_free(folder: str) -> Iterator[None]:
-    """While inside, compiled C++ names neither the folder that it is built in nor the one that torch is in."""
-    original = cpp_builder.run_compile_cmd
-    places = {folder: "", os.path.dirname(torch.__file__): "torch"}
-    flags = "".join(f" -ffile-prefix-map={shlex.quote(f'{place}={name}')}" for place, name in places.items())
-
-    def run_compile_cmd(cmd_line: str, cwd: str) -> None:
-        original(cmd_line + flags, cwd=cwd)
-
-    cpp_builder.run_compile_cmd = run_compile_cmd
-    try:
-        yield
-    finally:
-        cpp_builder.run_compile_cmd = original
-
-
-@contextlib.contextmanager
 def _autotuning_leased() -> Iterator[None]:
     """While inside, the code that AOTInductor runs to have kernels measured holds a lease of the device."""
     original = PythonWrapperCodegen.generate_and_run_autotune_block
@@ -179,22 +166,31 @@ def _autotuning_leased() -> Iterator[None]:
 @contextlib.contextmanager
 def _refusals_named() -> Iterator[None]:
     """While inside, an operator that a package cannot call is refused by its name."""
-    original = FallbackKernel.export_extern_kernel_node
-
-    def export_extern_kernel_node(kernel: Any) -> Any:
-        try:
-            return original(kernel)
-        except Exception as error:
-            raise Unsupported(
-                f"the operator {kernel.op_overload.name()} cannot be called from an AOTInductor package ({describe(error)[:300]}); ask for "
-                "the format 'inductor'"
-            ) from error
-
-    FallbackKernel.export_extern_kernel_node = export_extern_kernel_node  # type: ignore[method-assign]
+    places: list[tuple[Any, str, Callable[..., Any]]] = [
+        (FallbackKernel, "export_extern_kernel_node", lambda kernel: kernel.op_overload),
+        (CppWrapperCpu, "generate_fallback_kernel_with_runtime_lookup_aot", lambda wrapper, overload, *rest: overload),
+    ]
+    originals = [getattr(owner, name) for owner, name, _ in places]
+    for (owner, name, overload_of), original in zip(places, originals, strict=True):
+        setattr(owner, name, _named(original, overload_of))
     try:
         yield
     finally:
-        FallbackKernel.export_extern_kernel_node = original  # type: ignore[method-assign]
+        for (owner, name, _), original in zip(places, originals, strict=True):
+            setattr(owner, name, original)
+
+
+def _named(original: Callable[..., Any], overload_of: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        try:
+            return original(*args)
+        except Exception as error:
+            raise Unsupported(
+                f"the operator {overload_of(*args).name()} cannot be called from an AOTInductor package ({describe(error)[:300]}); ask "
+                "for the format 'inductor'"
+            ) from error
+
+    return call
 
 
 def _refusal(error: BaseException) -> Unsupported | None:

@@ -36,6 +36,8 @@ register_opaque_type(LayerName, typ="value", hoist=True)
 _library = torch.library.Library("scaling", "DEF")
 _library.define("scale(Tensor x) -> Tensor")
 _library.define("shift_(Tensor(a!) x, float by) -> ()")
+# No package can call it with numbers of two kinds.
+_library.define("weigh(Tensor x, Scalar[] by) -> Tensor")
 _library.define("donate(Tensor(a!) x) -> Tensor")
 _library.define(f"of_layer(Tensor x, {LayerName.__module__}.{LayerName.__qualname__} name) -> Tensor")
 
@@ -59,10 +61,12 @@ def _of_layer(x: torch.Tensor, name: LayerName) -> torch.Tensor:
 
 _library.impl("scale", lambda x: x * 2, "CPU")
 _library.impl("shift_", _shift, "CPU")
+_library.impl("weigh", lambda x, by: x * sum(by), "CPU")
 _library.impl("donate", _donate, "CPU")
 _library.impl("of_layer", _of_layer, "CPU")
 torch.library.register_fake("scaling::scale", lambda x: torch.empty_like(x), lib=_library)
 torch.library.register_fake("scaling::shift_", lambda x, by: None, lib=_library)
+torch.library.register_fake("scaling::weigh", lambda x, by: torch.empty_like(x), lib=_library)
 torch.library.register_fake("scaling::donate", lambda x: torch.empty_like(x), lib=_library)
 torch.library.register_fake("scaling::of_layer", lambda x, name: torch.empty_like(x), lib=_library)
 
