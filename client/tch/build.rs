@@ -32,7 +32,7 @@ fn main() {
         .compile("piecewised_package");
     let library = libtorch.join("lib");
     // For tests that compile C++ themselves; the library does not read it.
-    println!("cargo:rustc-env=PIECEWISED_BUILT_WITH={}", libtorch.display());
+    println!("cargo:rustc-env=LIBTORCH_OF_BUILD={}", libtorch.display());
     for kind in ["tests", "examples"] {
         println!("cargo:rustc-link-arg-{kind}=-Wl,-rpath,{}", library.display());
     }
