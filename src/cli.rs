@@ -58,6 +58,12 @@ pub(crate) struct ServeArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     listen_tcp: Option<SocketAddr>,
 
+    /// Also serve /healthz, /readyz and /metrics by HTTP, for probes and Prometheus: 0.0.0.0:7411. Read only, and without secrets, but without
+    /// authentication too.
+    #[arg(long, value_name = "ADDRESS:PORT", help_heading = "Listening")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listen_http: Option<SocketAddr>,
+
     /// Where artifacts are kept [default: piecewised in $XDG_CACHE_HOME, ~/.cache or /var/cache].
     #[arg(long, value_name = "FOLDER", help_heading = "Folders")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -21,6 +21,7 @@ use crate::{
 pub(crate) const KEYS: &[&str] = &[
     "socket",
     "listen_tcp",
+    "listen_http",
     "store_dir",
     "store_max_bytes",
     "store_reserve_bytes",
@@ -111,6 +112,7 @@ pub(crate) enum Trusted {
 pub(crate) struct Config {
     pub(crate) socket: PathBuf,
     pub(crate) listen_tcp: Option<SocketAddr>,
+    pub(crate) listen_http: Option<SocketAddr>,
     pub(crate) store_dir: PathBuf,
     pub(crate) store_max_bytes: Option<u64>,
     pub(crate) store_reserve_bytes: u64,
@@ -162,6 +164,7 @@ impl Config {
         Self {
             socket: surroundings.default_socket(),
             listen_tcp: None,
+            listen_http: None,
             store_dir: surroundings.default_store_dir(),
             store_max_bytes: None,
             store_reserve_bytes: 64 << 20,

@@ -31,8 +31,18 @@ const OTHER_NAMES: &[&str] =
     &["CONFIG", "ENDPOINT", "CACHE_DIR", "LIBTORCH", "TEST_*", "CLIENT_*", "SERVICE_*", "PORT", "PORT_*"];
 
 /// Keys whose values are text as they stand; those of the others are read as TOML values are.
-const TEXT_KEYS: &[&str] =
-    &["socket", "listen_tcp", "store_dir", "temp_dir", "python", "trusted_frontend_peers", "log", "log_format"];
+const TEXT_KEYS: &[&str] = &[
+    "socket",
+    "listen_tcp",
+    "listen_http",
+    "runner",
+    "store_dir",
+    "temp_dir",
+    "python",
+    "trusted_frontend_peers",
+    "log",
+    "log_format",
+];
 
 /// Keys whose values are several words, separated by commas in the environment.
 const LIST_KEYS: &[&str] = &["executor_environment", "frontends"];

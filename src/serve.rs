@@ -45,6 +45,9 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     if let Some(address) = config.listen_tcp {
         listeners.push(Listener::Tcp(listen::tcp(address).await?));
     }
+    if let Some(address) = config.listen_http {
+        listeners.push(Listener::Http(listen::tcp(address).await?));
+    }
     let store = open_store(&config).await?;
 
     let (status, toolchain) = watch::channel(ToolchainStatus::Probing);
@@ -224,6 +227,10 @@ fn announce(config: &Config, listeners: &[Listener]) {
             }
             Listener::Tcp(listener) => match listener.local_addr() {
                 Ok(address) => format!("http://{address}"),
+                Err(_) => continue,
+            },
+            Listener::Http(listener) => match listener.local_addr() {
+                Ok(address) => format!("http://{address}/metrics"),
                 Err(_) => continue,
             },
         };

@@ -47,8 +47,8 @@ class Daemon:
                     self.socket,
                     "--store-dir",
                     self.folder / "store",
-                    "--python",
-                    self.python,
+                    # Without one the daemon looks for one itself.
+                    *(["--python", self.python] if self.python else []),
                     *self.flags,
                 ],
                 stderr=log,
@@ -170,6 +170,15 @@ class Client:
         request = self.message("ForgetFailuresRequest")
         request.key = key
         return int(call(request, timeout=30).n_forgotten)
+
+    def report_fallbacks(self, fallbacks: list[dict[str, Any]]) -> None:
+        """ReportFallbacks."""
+        call = self.channel.unary_unary(
+            f"/{SERVICE}/ReportFallbacks",
+            lambda message: message.SerializeToString(),
+            self._parse("ReportFallbacksResponse"),
+        )
+        call(self.message("ReportFallbacksRequest", fallbacks=fallbacks), timeout=30)
 
     def manifest(self, program: str) -> Any:
         """GetManifest."""

@@ -1,6 +1,7 @@
 //! The calls: ask what the daemon can do, compile a piece, fetch what was compiled.
 
 use std::{
+    collections::BTreeMap,
     future::Future as _,
     pin::Pin,
     task::{Context, Poll},
@@ -147,6 +148,18 @@ impl Client {
         let response = self.service.clone().get_capabilities(request).await;
         let response = response.map_err(|status| ClientError::from_status(&status, "asking for its capabilities"))?;
         Ok(response.into_inner().into())
+    }
+
+    /// Tells the daemon of pieces that were compiled without it, by reason (`UNSUPPORTED_GRAPH`), for its metrics.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] (of a daemon that does not know this call yet, among others), [`ClientError::Broken`].
+    pub async fn report_fallbacks(&self, reasons: BTreeMap<String, u64>) -> Result<(), ClientError> {
+        let fallback = |(reason, n_pieces)| v1::Fallback { reason, n_pieces };
+        let request = v1::ReportFallbacksRequest { fallbacks: reasons.into_iter().map(fallback).collect() };
+        let answer = self.service.clone().report_fallbacks(request).await;
+        answer.map_err(|status| ClientError::from_status(&status, "telling it of local compiles"))?;
+        Ok(())
     }
 
     /// Compiles a piece for its plan. Waits for a daemon that isn't ready yet, up to [`ClientOptions::ready_timeout`].

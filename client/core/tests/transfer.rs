@@ -81,6 +81,13 @@ impl CompileService for Server {
         Err(Status::unimplemented("this server remembers none"))
     }
 
+    async fn report_fallbacks(
+        &self,
+        _request: Request<v1::ReportFallbacksRequest>,
+    ) -> Result<Response<v1::ReportFallbacksResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
     async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Result<Response<v1::GetStatusResponse>, Status> {
         Err(Status::unimplemented("this server does not say"))
     }

@@ -1,6 +1,7 @@
 //! The connection for Python: compile, follow the events, fetch.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -94,6 +95,12 @@ impl Client {
         let client = self.connected(py)?;
         let status = wait(py, async move { client.status().await })?.map_err(|error| raise(py, &error))?;
         serde_json::to_string(&status).map_err(|error| raise_json(py, "status", &error))
+    }
+
+    /// Tells the daemon of pieces that were compiled without it, by reason.
+    fn report_fallbacks(&self, py: Python<'_>, reasons: BTreeMap<String, u64>) -> PyResult<()> {
+        let client = self.connected(py)?;
+        wait(py, async move { client.report_fallbacks(reasons).await })?.map_err(|error| raise(py, &error))
     }
 
     /// Asks to compile a graph for ranges and sizes; what comes back says what happens to each. `is_tiered`: tuned artifacts where the

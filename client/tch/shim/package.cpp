@@ -105,6 +105,9 @@ char* pw_describe(const void* const* tensors, size_t n, pw_tensor* described) {
 
 char* pw_package_load(const char* path, size_t n_runners, int32_t device_index, pw_package** package) {
   return guarded([&] {
+    // libtorch does not say that packages may be loaded at the same time. It takes milliseconds: one after the other.
+    static std::mutex one_at_a_time;
+    const std::lock_guard<std::mutex> lock(one_at_a_time);
     preload_libtorch();
     const auto index = static_cast<c10::DeviceIndex>(device_index);
     // Constants and kernels are loaded for the current device.

@@ -148,15 +148,16 @@ async fn what_compiled_code_throws_is_an_error_and_the_piece_goes_on() {
     let daemon = daemon();
     let mut graph = GraphBuilder::new(Device::Cpu);
     let n = graph.symbol("n");
-    let x = graph.tensor("x", Kind::Float, [n.into(), 4.into(), 4.into()]);
-    let factor = graph.call("torch.ops.aten.cholesky.default", [x.into()]);
-    let graph = graph.finish([factor]).unwrap();
+    let index = graph.tensor("index", Kind::Int64, [n.into()]);
+    let table = graph.tensor("table", Kind::Float, [10.into(), 4.into()]);
+    let rows = graph.call("torch.nn.functional.embedding", [index.into(), table.into()]);
+    let graph = graph.finish([rows]).unwrap();
     let piece = daemon.worker().await.compile(request(graph, plan(&[(2, 8)], &[])), |_| ()).await.unwrap();
-    let good = Tensor::eye(4, (Kind::Float, Device::Cpu)).expand([3, 4, 4], false).contiguous();
-    let bad = good.neg();
+    let table = random(&[10, 4]);
+    let (good, bad) = (Tensor::from_slice(&[3i64, 0, 9]), Tensor::from_slice(&[3i64, 0, 10]));
     for _ in 0..3 {
-        assert_close(&piece.forward(&[&good]).unwrap()[0], &good);
-        let error = piece.forward(&[&bad]).unwrap_err();
+        assert_close(&piece.forward(&[&good, &table]).unwrap()[0], &table.index_select(0, &good));
+        let error = piece.forward(&[&bad, &table]).unwrap_err();
         assert!(matches!(&error, Error::Call { entry, .. } if entry == "e0"), "{error}");
     }
 }

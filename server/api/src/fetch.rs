@@ -1,5 +1,7 @@
 //! `FetchArtifact`, and the pieces of anything that is read from the store: verified bytes, at the reader's pace.
 
+use std::sync::Arc;
+
 use async_stream::stream;
 use bytes::Bytes;
 use piecewised_graph::Digest;
@@ -8,7 +10,7 @@ use piecewised_store::{ArtifactReader, Store};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Status};
 
-use crate::status::ApiError;
+use crate::{status::ApiError, tally::Tally};
 
 /// Large enough that the cost of a message does not count, small enough that a slow reader holds little memory.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -16,6 +18,7 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// The chunks from the offset on.
 pub(crate) async fn chunks(
     store: &Store,
+    tally: &Arc<Tally>,
     request: v1::FetchArtifactRequest,
 ) -> Result<impl Stream<Item = Result<v1::FetchArtifactResponse, Status>> + Send + use<>, ApiError> {
     let digest = Digest::from_slice(&request.digest)
@@ -28,8 +31,13 @@ pub(crate) async fn chunks(
         )
     })?;
     let pieces = pieces(artifact, request.offset)?;
-    Ok(pieces.map(|piece| {
-        piece.map(|Piece { offset, data, total_bytes }| v1::FetchArtifactResponse { offset, data, total_bytes })
+    tally.fetch();
+    let tally = Arc::clone(tally);
+    Ok(pieces.map(move |piece| {
+        piece.map(|Piece { offset, data, total_bytes }| {
+            tally.sent(data.len());
+            v1::FetchArtifactResponse { offset, data, total_bytes }
+        })
     }))
 }
 

@@ -1,4 +1,4 @@
-//! The gRPC services: `piecewised.v1.CompileService`, health, reflection.
+//! The gRPC services: `piecewised.v1.CompileService`, health, reflection; and the HTTP port for probes and metrics.
 //!
 //! The outermost room of the server: it alone knows tonic and the messages. It turns requests into jobs, job states into
 //! events, and errors into `Status` ([`status`], the one mapping). It decides nothing that outlives a request.
@@ -8,12 +8,14 @@ mod capabilities;
 mod events;
 mod fetch;
 mod frontend;
+mod http;
 mod node_status;
 mod peer;
 mod request;
 mod service;
 mod snapshots;
 pub mod status;
+mod tally;
 mod trust;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -27,6 +29,8 @@ use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Server;
 use tower::util::MapResponseLayer;
+
+use crate::{http::Site, tally::Tally};
 
 pub use service::Compiler;
 pub use trust::TrustedPeers;
@@ -63,6 +67,8 @@ pub enum Listener {
     Unix(UnixListener, PathBuf),
     /// A TCP socket, already bound.
     Tcp(TcpListener),
+    /// A TCP socket for HTTP, already bound: probes and metrics.
+    Http(TcpListener),
 }
 
 /// How serving ended badly.
@@ -74,6 +80,9 @@ pub enum ServeError {
     /// A listener failed.
     #[error("serving: {0}")]
     Transport(#[from] tonic::transport::Error),
+    /// The HTTP listener failed.
+    #[error("serving HTTP: {0}")]
+    Http(#[from] std::io::Error),
 }
 
 /// Serves on every listener. From `draining` on, health says NOT_SERVING while calls are still answered (new compiles are refused by
@@ -99,7 +108,9 @@ pub async fn serve(
     // Half of the tools in use still ask for v1alpha.
     let (reflection, reflection_alpha) = (reflection().build_v1()?, reflection().build_v1alpha()?);
     let max_message_bytes = config.max_message_bytes;
-    let compiler = CompileServiceServer::new(Compiler::new(scheduler, store, Arc::new(config)))
+    let tally = Arc::new(Tally::default());
+    let site = Site::new(scheduler.clone(), store.clone(), Arc::clone(&tally), draining.clone());
+    let compiler = CompileServiceServer::new(Compiler::new(scheduler, store, Arc::new(config), tally))
         .max_decoding_message_size(max_message_bytes)
         .max_encoding_message_size(usize::MAX);
     let router = || {
@@ -121,16 +132,18 @@ pub async fn serve(
     let mut handles = Vec::new();
     for listener in listeners {
         let stopped = stop.clone().cancelled_owned();
-        let router = router();
+        let (router, site) = (router(), site.clone());
         handles.push(tasks.spawn(async move {
             match listener {
                 Listener::Unix(listener, _) => {
-                    router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped).await
+                    router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped).await?;
                 }
                 Listener::Tcp(listener) => {
-                    router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped).await
+                    router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped).await?;
                 }
+                Listener::Http(listener) => http::serve(listener, site, stopped).await?,
             }
+            Ok::<(), ServeError>(())
         }));
     }
     tasks.close();

@@ -20,6 +20,7 @@ use crate::{
     request::{Checked, Sent, check},
     snapshots::{self, Receiving},
     status::ApiError,
+    tally::Tally,
     trust,
 };
 
@@ -30,15 +31,19 @@ pub struct Compiler {
     store: Store,
     config: Arc<ApiConfig>,
     receiving: Receiving,
+    tally: Arc<Tally>,
     started: Instant,
 }
 
 impl Compiler {
-    /// A service with these limits.
-    pub fn new(scheduler: Scheduler, store: Store, config: Arc<ApiConfig>) -> Self {
-        Self { scheduler, store, config, receiving: Receiving::default(), started: Instant::now() }
+    /// A service with these limits, which counts for metrics what it does.
+    pub(crate) fn new(scheduler: Scheduler, store: Store, config: Arc<ApiConfig>, tally: Arc<Tally>) -> Self {
+        Self { scheduler, store, config, receiving: Receiving::default(), tally, started: Instant::now() }
     }
 }
+
+/// Of one report.
+const MAX_FALLBACKS: usize = 256;
 
 type EventStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -111,7 +116,7 @@ impl CompileService for Compiler {
         &self,
         request: Request<v1::FetchArtifactRequest>,
     ) -> Result<Response<Self::FetchArtifactStream>, Status> {
-        Ok(Response::new(Box::pin(fetch::chunks(&self.store, request.into_inner()).await?)))
+        Ok(Response::new(Box::pin(fetch::chunks(&self.store, &self.tally, request.into_inner()).await?)))
     }
 
     async fn get_status(
@@ -137,6 +142,18 @@ impl CompileService for Compiler {
         request: Request<v1::FetchSnapshotRequest>,
     ) -> Result<Response<Self::FetchSnapshotStream>, Status> {
         Ok(Response::new(Box::pin(snapshots::chunks(&self.store, request.into_inner()).await?)))
+    }
+
+    async fn report_fallbacks(
+        &self,
+        request: Request<v1::ReportFallbacksRequest>,
+    ) -> Result<Response<v1::ReportFallbacksResponse>, Status> {
+        let peer = peer::peer(&request);
+        for v1::Fallback { reason, n_pieces } in request.into_inner().fallbacks.into_iter().take(MAX_FALLBACKS) {
+            tracing::debug!(%peer, reason, n_pieces, "compiled by itself");
+            self.tally.fallback(&reason, n_pieces);
+        }
+        Ok(Response::new(v1::ReportFallbacksResponse {}))
     }
 
     async fn get_manifest(

@@ -15,6 +15,7 @@
 
 mod activity;
 mod config;
+mod counters;
 mod error;
 mod failures;
 mod flights;
@@ -46,6 +47,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use activity::{Activities, Activity, Became, PartActivity};
 pub use config::SchedulerConfig;
+pub use counters::{Counters, Counts, DURATION_BOUNDS_S, OTHER};
 pub use error::{JobFailure, SubmitError};
 pub use job::{Abandoned, JobFrontend, JobSpec, JobState, Origin, Peer, Priority, Ticket, Watcher};
 pub use labels::{LabelDifference, Labels};
@@ -82,6 +84,7 @@ pub(crate) struct Shared {
     toolchain: watch::Receiver<ToolchainStatus>,
     labels: Labels,
     activities: Activities,
+    pub(crate) counters: Counters,
 }
 
 impl Scheduler {
@@ -102,6 +105,7 @@ impl Scheduler {
             toolchain,
             labels: Labels::default(),
             activities: Activities::default(),
+            counters: Counters::default(),
         });
         tokio::spawn(worker::list_gpus(Arc::downgrade(&shared)));
         tokio::spawn(worker::end_idle(Arc::downgrade(&shared)));
@@ -322,6 +326,16 @@ impl Scheduler {
     /// How many jobs wait, and how many run.
     pub fn n_jobs(&self) -> (usize, usize) {
         self.shared.flights.counts()
+    }
+
+    /// Executors that wait for a job.
+    pub fn n_idle_executors(&self) -> usize {
+        self.shared.pool.len()
+    }
+
+    /// What workers did since the start.
+    pub fn counters(&self) -> &Counters {
+        &self.shared.counters
     }
 
     /// Takes no more jobs; running and queued ones go on. How many those are.

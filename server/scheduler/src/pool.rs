@@ -29,6 +29,11 @@ impl Pool {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
     /// One that was started with this placement and is well; the latest, so that what is not needed any more grows old.
     pub(crate) fn take(&self, placement: &Placement) -> Option<Executor> {
         let mut idle = self.lock();

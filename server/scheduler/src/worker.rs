@@ -43,6 +43,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             () = job.end.cancelled() => Err(JobFailure::abandoned()),
             () = shared.stop.cancelled() => Err(JobFailure::cancelled()),
         };
+        shared.counters.ended(&outcome);
         match &outcome {
             Ok(handle) => tracing::info!(
                 parent: &span,
@@ -135,6 +136,7 @@ async fn compile(shared: &Shared, job: &Arc<Job>, mut grant: Grant) -> Result<Ha
         if !error.is_retryable() || attempt >= shared.config.max_attempts || n_timeouts >= MAX_TIMEOUTS {
             return Err(JobFailure::executor(&error));
         }
+        shared.counters.retried();
         tracing::warn!(attempt, "trying again on a new executor: {error}");
     }
 }

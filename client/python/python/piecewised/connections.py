@@ -45,6 +45,12 @@ def connect(
         return client
 
 
+def made() -> list[_core.Client]:
+    """The connections that this process has made."""
+    with _lock:
+        return list(_clients.values())
+
+
 def _in_child() -> None:
     # Another thread of the parent may have held it.
     global _lock  # noqa: PLW0603

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from . import counters
+from . import counters, reporting
 from .errors import OptionError, PiecewisedError, PiecewisedWarning
 
 log = logging.getLogger(__name__)
@@ -117,6 +117,7 @@ def _function_of(gm: Any) -> Callable[..., Any]:
 
 def _announce(why: PiecewisedError) -> None:
     reason = why.reason or type(why).__name__
+    reporting.note(reason)
     if counters.record_local(reason):
         what = advice(reason)
         warnings.warn(

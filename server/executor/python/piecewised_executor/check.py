@@ -84,7 +84,7 @@ def measure(
 def _runner(request: dict[str, Any], artifact: bytes) -> tuple[str | None, str]:
     """The runner that is to try an artifact, or None; and why one that is there is not used, as a note."""
     path = request.get("runner")
-    if request["format"] != "aoti" or not path:
+    if request.get("format") != "aoti" or not path:
         return None, ""
     operators = sorted({name for entry in pack.manifest(artifact)["entries"] for name in entry["operators"]})
     if operators:

@@ -98,6 +98,7 @@ def compile_package(
             building(folder),
             _autotuning_leased(),
             _refusals_named(),
+            _arrays_declared_anew(),
             frontend.compiling(),
         ):
             try:
@@ -178,6 +179,27 @@ def _refusals_named() -> Iterator[None]:
     finally:
         for (owner, name, _), original in zip(places, originals, strict=True):
             setattr(owner, name, original)
+
+
+@contextlib.contextmanager
+def _arrays_declared_anew() -> Iterator[None]:
+    """While inside, each array of sizes in the generated C++ is declared where it is used.
+
+    AOTInductor looks for one that it has declared before, by the address of an object that lives no longer than the look: whether it finds one is
+    chance, and the same graph would give one source this time and another the next.
+    """
+    original = CppWrapperCpu.codegen_int_array_var
+
+    def codegen_int_array_var(
+        wrapper: Any, int_array: str, writeline: Any, known_statically: bool = False, graph: Any = None
+    ) -> str:
+        return wrapper._codegen_int_array_var_impl(int_array, writeline, known_statically)  # type: ignore[no-any-return]
+
+    CppWrapperCpu.codegen_int_array_var = codegen_int_array_var  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        CppWrapperCpu.codegen_int_array_var = original  # type: ignore[method-assign]
 
 
 def _named(original: Callable[..., Any], overload_of: Callable[..., Any]) -> Callable[..., Any]:

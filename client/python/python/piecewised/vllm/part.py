@@ -11,7 +11,7 @@ from typing import Any
 from vllm.compilation.counter import compilation_counter
 from vllm.logger import init_logger
 
-from .. import counters
+from .. import counters, reporting
 from ..errors import BudgetSpent, ConnectionBroken, PiecewisedError, Unreachable
 from ..local import advice
 from . import kept
@@ -145,7 +145,9 @@ class Part:
             manager.compiler = ours
 
     def _local(self, error: PiecewisedError) -> None:
-        counters.record_local(error.reason or type(error).__name__)
+        reason = error.reason or type(error).__name__
+        counters.record_local(reason)
+        reporting.note(reason)
         self._summary.local(error)
 
     def _note_failures(self) -> None:
