@@ -31,6 +31,10 @@ fn main() -> ExitCode {
             }
         },
         [command] if command == "version" => {
+            if let Err(error) = initialise(Device::Cpu) {
+                eprintln!("piecewised-runner: {error}");
+                return ExitCode::FAILURE;
+            }
             let cuda = initialise(Device::Cuda(0)).is_ok();
             println!("{}", serde_json::json!({"libtorch": libtorch_version(), "cuda": cuda}));
             ExitCode::SUCCESS
