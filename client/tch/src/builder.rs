@@ -7,7 +7,7 @@
 //! # fn main() -> piecewised_tch::Result<()> {
 //! let mut graph = GraphBuilder::new(Device::Cpu);
 //! let n = graph.symbol("n");
-//! let x = graph.tensor("x", Kind::Float, [n.into(), 64.into()]);
+//! let x = graph.tensor("x", Kind::Float, [n, 64.into()]);
 //! let weight = graph.tensor("weight", Kind::Float, [64.into(), 64.into()]);
 //! let product = graph.call("torch.matmul", [x.into(), weight.into()]);
 //! let gated = graph.call_with("torch._C._nn.gelu", [product.into()], [("approximate", "tanh".into())]);

@@ -148,7 +148,7 @@ async fn what_compiled_code_throws_is_an_error_and_the_piece_goes_on() {
     let daemon = daemon();
     let mut graph = GraphBuilder::new(Device::Cpu);
     let n = graph.symbol("n");
-    let index = graph.tensor("index", Kind::Int64, [n.into()]);
+    let index = graph.tensor("index", Kind::Int64, [n]);
     let table = graph.tensor("table", Kind::Float, [10.into(), 4.into()]);
     let rows = graph.call("torch.nn.functional.embedding", [index.into(), table.into()]);
     let graph = graph.finish([rows]).unwrap();
@@ -203,7 +203,7 @@ async fn what_cannot_be_compiled_is_told_in_the_compilers_words() {
     let worker = daemon.worker().await;
     let mut graph = GraphBuilder::new(Device::Cpu);
     let n = graph.symbol("n");
-    let x = graph.tensor("x", Kind::Float, [n.into(), 4.into()]);
+    let x = graph.tensor("x", Kind::Float, [n, 4.into()]);
     let y = graph.tensor("y", Kind::Float, [5.into(), 4.into()]);
     let product = graph.call("torch.matmul", [x.into(), y.into()]);
     let graph = graph.finish([product]).unwrap();

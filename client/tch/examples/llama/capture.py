@@ -35,7 +35,7 @@ def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.
     return torch.empty_like(q)
 
 
-def call_attention(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, **_: Any) -> Any:
+def call_attention(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, **_: Any) -> Any:  # noqa: PLR0917
     """As transformers calls it: without a mask, since the operator is causal."""
     return attention(query, key, value, scaling).transpose(1, 2).contiguous(), None
 

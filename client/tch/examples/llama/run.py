@@ -1,6 +1,6 @@
 """All of the example: a daemon of its own, the capture, the worker. Ends non-zero where the worker's results are not eager's.
 
-    make example-tch
+make example-tch
 """
 
 from __future__ import annotations
@@ -32,12 +32,28 @@ def main() -> int:
     # Short: a socket's path has to fit 108 bytes.
     with tempfile.TemporaryDirectory() as short, open(args.folder / "daemon.log", "w") as log:
         socket = pathlib.Path(short) / "socket"
-        command = [args.daemon, "serve", "--socket", socket, "--store-dir", args.folder / "store", "--python", sys.executable]
+        command = [
+            args.daemon,
+            "serve",
+            "--socket",
+            socket,
+            "--store-dir",
+            args.folder / "store",
+            "--python",
+            sys.executable,
+        ]
         daemon = subprocess.Popen(command, stderr=log)
         try:
             wait_for(socket, daemon)
             launcher = args.daemon.resolve().parent / "piecewised-with-torch"
-            worker = [args.worker.resolve(), captured, "--endpoint", f"unix://{socket}", "--cache-dir", args.folder / "cache"]
+            worker = [
+                args.worker.resolve(),
+                captured,
+                "--endpoint",
+                f"unix://{socket}",
+                "--cache-dir",
+                args.folder / "cache",
+            ]
             return subprocess.run([launcher, *worker], check=False).returncode
         finally:
             daemon.terminate()

@@ -33,15 +33,23 @@ fn run(library: &Path, arguments: &[&str]) -> Output {
     Command::new(RUNNER).args(arguments).env("LD_LIBRARY_PATH", library).output().unwrap()
 }
 
-/// A folder that has all of libtorch, and says another version.
+/// A folder of packages whose torch has all of libtorch, and says another version.
 fn other_version() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    fs::create_dir(folder.path().join("lib")).unwrap();
-    for entry in fs::read_dir(libtorch().join("lib")).unwrap() {
-        let path = entry.unwrap().path();
-        symlink(&path, folder.path().join("lib").join(path.file_name().unwrap())).unwrap();
+    fs::create_dir_all(folder.path().join("torch/lib")).unwrap();
+    let link_all = |from: &Path, to: &Path| {
+        for entry in fs::read_dir(from).unwrap() {
+            let path = entry.unwrap().path();
+            symlink(&path, to.join(path.file_name().unwrap())).unwrap();
+        }
+    };
+    link_all(&libtorch().join("lib"), &folder.path().join("torch/lib"));
+    // libtorch finds what it needs itself beside its own folder.
+    let beside = libtorch().parent().unwrap().join("nvidia");
+    if beside.exists() {
+        symlink(beside, folder.path().join("nvidia")).unwrap();
     }
-    fs::write(folder.path().join("version.py"), "__version__ = '2.10.0+cpu'\n").unwrap();
+    fs::write(folder.path().join("torch/version.py"), "__version__ = '2.10.0+cpu'\n").unwrap();
     folder
 }
 
@@ -125,11 +133,11 @@ fn a_missing_libtorch_and_one_of_another_version_are_told_before_anything_runs()
     );
     let other = other_version();
     let refused = launch(&|command| {
-        command.env("PIECEWISED_LIBTORCH", other.path());
+        command.env("PIECEWISED_LIBTORCH", other.path().join("torch"));
     });
     assert!(refused.contains("its version is 2.10.0+cpu, and this was built for 2.11.0"), "{refused}");
     // Started past the launcher, the program notices by itself.
-    let output = run(&other.path().join("lib"), &["version"]);
+    let output = run(&other.path().join("torch/lib"), &["version"]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert!(text(&output).contains("built for libtorch 2.11.0, and runs with 2.10.0+cpu"), "{}", text(&output));
 }

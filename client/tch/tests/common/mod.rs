@@ -120,7 +120,7 @@ impl Drop for Daemon {
 pub(crate) fn scaled() -> CompileRequest {
     let mut graph = GraphBuilder::new(Device::Cpu);
     let n = graph.symbol("n");
-    let x = graph.tensor("x", Kind::Float, [n.into(), 16.into()]);
+    let x = graph.tensor("x", Kind::Float, [n, 16.into()]);
     let weight = graph.tensor("weight", Kind::Float, [16.into(), 16.into()]);
     let x = graph.call_method("mul_", &x, [2.0.into()]);
     let product = graph.call("torch.matmul", [(&x).into(), weight.into()]);
