@@ -16,7 +16,7 @@ fn doubled(names: [&str; 2]) -> Graph {
     let mut graph = GraphBuilder::new(Device::Cuda(3));
     let n = graph.symbol(names[0]);
     let x = graph.tensor(names[1], Kind::BFloat16, [(&n).into(), 3.into(), 4.into()]);
-    let flat = graph.call_method("view", &x, [n, 12.into()]);
+    let flat = graph.call_method("view", &x, [n.into(), 12.into()]);
     let doubled = graph.call("torch.add", [(&flat).into(), flat.into()]);
     graph.finish([doubled]).unwrap()
 }

@@ -6,6 +6,7 @@ make example-tch
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 import subprocess
 import sys
@@ -54,7 +55,9 @@ def main() -> int:
                 "--cache-dir",
                 args.folder / "cache",
             ]
-            return subprocess.run([launcher, *worker], check=False).returncode
+            # With the torch that this runs with, whether its environment is active or not.
+            environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}
+            return subprocess.run([launcher, *worker], check=False, env=environment).returncode
         finally:
             daemon.terminate()
             daemon.wait()
