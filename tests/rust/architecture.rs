@@ -35,6 +35,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("piecewised-python", &["piecewised-plan", "piecewised-graph", "piecewised-client"]),
     ("piecewised-tch", &["piecewised-plan", "piecewised-graph", "piecewised-client"]),
     ("piecewised-runner", &["piecewised-tch"]),
+    ("piecewised-bench-aoti", &["piecewised-graph", "piecewised-tch"]),
     ("piecewised-with-torch", &[]),
 ];
 
