@@ -96,6 +96,15 @@ client-vllm: $(VLLM_VENV)/.ready ## the Python package, into .venv-vllm
 test-vllm: build client-vllm ## pytest: the real vLLM, on the CPU; needs gcc and nm
 	PIECEWISED_TEST_PYTHON=$(VLLM_PYTHON) $(VLLM_PYTHON) -m pytest -q tests/vllm
 
+# One wheel: client, plugin and, as a script of it, the daemon. maturin takes what lies in piecewised.data.
+.PHONY: wheel
+wheel: $(VENV)/.ready ## a wheel with client, plugin and daemon, into target/wheels
+	cargo build --locked --release --bin piecewised
+	rm -rf target/wheels client/python/piecewised.data
+	install -D target/release/piecewised client/python/piecewised.data/scripts/piecewised
+	cd client/python && $(CURDIR)/$(VENV)/bin/maturin build --locked --quiet --release --auditwheel skip --out $(CURDIR)/target/wheels; \
+	  status=$$?; rm -rf piecewised.data; exit $$status
+
 .PHONY: bench
 bench: client ## the numbers of docs/benchmarks.md, on this machine
 	cargo build --locked --release -p piecewised -p piecewised-tests --bins

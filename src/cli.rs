@@ -46,6 +46,11 @@ pub(crate) struct ServeArguments {
     #[serde(skip)]
     pub(crate) config: Option<PathBuf>,
 
+    /// Check the configuration, write it to stdout as it would be used, as JSON, and end.
+    #[arg(long)]
+    #[serde(skip)]
+    pub(crate) check: bool,
+
     /// The Unix socket to listen on, mode 0600 [default: $XDG_RUNTIME_DIR/piecewised/piecewised.sock, else
     /// /run/piecewised/piecewised.sock, else /tmp/piecewised-UID/piecewised.sock].
     #[arg(long, value_name = "PATH", help_heading = "Listening")]
@@ -280,7 +285,7 @@ mod tests {
         let mut flags: Vec<_> = serve
             .get_arguments()
             .map(|flag| flag.get_id().to_string())
-            .filter(|id| id != "config" && id != "help")
+            .filter(|id| !["config", "check", "help"].contains(&id.as_str()))
             .collect();
         flags.sort();
         let mut keys = KEYS.to_vec();

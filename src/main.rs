@@ -33,6 +33,7 @@ fn main() -> ExitCode {
     let surroundings = Surroundings::of_this_process();
     match Cli::parse().command {
         Command::Ask(ask) => ask_daemon(ask, &surroundings),
+        Command::Serve(arguments) if arguments.check => check(&arguments, &surroundings),
         Command::Serve(arguments) => {
             configured(&arguments, &surroundings, "", async |config| serve::run(config).await.map(|()| Exit::Success))
         }
@@ -40,6 +41,17 @@ fn main() -> ExitCode {
         Command::Store(command) => configured(&command.arguments(), &surroundings, "warn", async |config| {
             store_command::run(command, &config).await
         }),
+    }
+}
+
+/// Loads the configuration as `serve` would, and writes it down.
+fn check(arguments: &ServeArguments, surroundings: &Surroundings) -> ExitCode {
+    let text = Config::load(arguments, surroundings)
+        .map_err(anyhow::Error::from)
+        .and_then(|config| serde_json::to_string_pretty(&config).context("the configuration has no JSON form"));
+    match text.and_then(|text| writeln!(std::io::stdout(), "{text}").context("cannot write to stdout")) {
+        Ok(()) => Exit::Success.into(),
+        Err(error) => complain(&error),
     }
 }
 
