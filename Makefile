@@ -28,6 +28,7 @@ $(VENV)/.ready: $(REQUIREMENTS) Makefile
 	  || { echo "python3 -m venv failed; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@$(UV) --version 2>/dev/null | grep -q ' $(UV_VERSION)' || $(VENV_PYTHON) -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
 	$(UV) pip install -q --python $(VENV_PYTHON) -r $(REQUIREMENTS)
+	ln -sfn $$($(VENV_PYTHON) -c 'import importlib.util as u; print(u.find_spec("torch").submodule_search_locations[0])') $(VENV)/libtorch
 	@touch $@
 
 .PHONY: venv
@@ -46,6 +47,16 @@ client: $(VENV)/.ready ## the Python package, into .venv
 demo: build client ## the main job on a real model, three workers at once, then again from the store
 	$(VENV_PYTHON) tests/demo/demo.py --daemon $(DAEMON)
 
+# What links libtorch, and what finds it for programs that do; apart from `build`, which the daemon's users need alone.
+.PHONY: build-tch
+build-tch: $(VENV)/.ready ## the runner that tries packages, and piecewised-with-torch
+	cargo build --locked -p piecewised-runner -p piecewised-with-torch
+
+.PHONY: example-tch
+example-tch: build build-tch client ## a Llama captured in Python, compiled by the daemon, served by a worker in Rust
+	cargo build --locked --release -p piecewised-tch --example llama
+	$(VENV_PYTHON) client/tch/examples/llama/run.py --daemon $(DAEMON) --worker target/release/examples/llama
+
 .PHONY: test
 test: lint test-rust test-python ## all that CI checks
 
@@ -58,7 +69,7 @@ lint: $(VENV)/.ready ## formatting, clippy, ruff, buf
 	cd proto && $(CURDIR)/$(VENV)/bin/buf lint
 
 .PHONY: test-rust
-test-rust: $(VENV)/.ready build ## cargo test
+test-rust: $(VENV)/.ready build build-tch ## cargo test
 	cargo test --locked --workspace
 
 .PHONY: test-python

@@ -4,12 +4,13 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "piecewised/v1/graph.proto",
     "piecewised/v1/plan.proto",
     "piecewised/v1/artifact.proto",
     "piecewised/v1/program.proto",
     "piecewised/v1/compile_service.proto",
+    "piecewised/v1/admin_service.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

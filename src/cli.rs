@@ -6,9 +6,9 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
 use crate::{
+    ask::Ask,
     config::{AbandonedJobs, LogFormat, Trusted, Verify},
     exit,
-    status_command::{self, StatusArguments},
     store_command::StoreCommand,
 };
 
@@ -29,9 +29,8 @@ pub(crate) enum Command {
     #[command(after_help = exit::HELP)]
     Serve(Box<ServeArguments>),
 
-    /// Say what a running daemon has done since it started, by model part, and what it has.
-    #[command(after_help = status_command::HELP)]
-    Status(StatusArguments),
+    #[command(flatten)]
+    Ask(Ask),
 
     /// Look after a store that no daemon has open: check it, export from it, import into it.
     #[command(subcommand)]
@@ -149,6 +148,12 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "WHO", help_heading = "Frontends")]
     #[serde(skip_serializing_if = "Option::is_none")]
     trusted_frontend_peers: Option<Trusted>,
+
+    /// Who may change what the daemon has (AdminService: evict, remove manifests, drain; forget failures). same_uid: processes of the daemon's own user,
+    /// through the Unix socket; all: whoever can connect [default: same_uid].
+    #[arg(long, value_name = "WHO", help_heading = "Listening")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    admin_peers: Option<Trusted>,
 
     /// How long an executor may take to import torch [default: 120].
     #[arg(long, value_name = "SECONDS", help_heading = "Executors")]

@@ -38,6 +38,7 @@ pub(crate) const KEYS: &[&str] = &[
     "runner",
     "frontends",
     "trusted_frontend_peers",
+    "admin_peers",
     "executor_ready_deadline_s",
     "executor_idle_timeout_s",
     "job_deadline_s",
@@ -94,17 +95,27 @@ pub(crate) enum AbandonedJobs {
     End,
 }
 
-/// Who may have executors unpickle what it sends.
+/// Who may have executors unpickle what it sends, or change what the daemon has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
 pub(crate) enum Trusted {
     /// Processes of the daemon's own user, through the Unix socket.
     SameUid,
-    /// Whoever can connect: they may then run code as the daemon's user.
+    /// Whoever can connect.
     All,
     /// Nobody.
     None,
+}
+
+impl From<Trusted> for TrustedPeers {
+    fn from(trusted: Trusted) -> Self {
+        match trusted {
+            Trusted::SameUid => Self::SameUid,
+            Trusted::All => Self::All,
+            Trusted::None => Self::None,
+        }
+    }
 }
 
 /// The configuration; [`crate::cli::ServeArguments`] says what each key means.
@@ -131,6 +142,7 @@ pub(crate) struct Config {
     pub(crate) runner: Option<PathBuf>,
     pub(crate) frontends: Vec<String>,
     pub(crate) trusted_frontend_peers: Trusted,
+    pub(crate) admin_peers: Trusted,
     pub(crate) executor_ready_deadline_s: u64,
     pub(crate) executor_idle_timeout_s: u64,
     pub(crate) job_deadline_s: u64,
@@ -181,6 +193,7 @@ impl Config {
             runner: None,
             frontends: Vec::new(),
             trusted_frontend_peers: Trusted::SameUid,
+            admin_peers: Trusted::SameUid,
             executor_ready_deadline_s: 120,
             executor_idle_timeout_s: 60,
             job_deadline_s: 1800,
@@ -273,11 +286,12 @@ impl Config {
 
     /// Who may send frontends.
     pub(crate) fn trusted_peers(&self) -> TrustedPeers {
-        match self.trusted_frontend_peers {
-            Trusted::SameUid => TrustedPeers::SameUid,
-            Trusted::All => TrustedPeers::All,
-            Trusted::None => TrustedPeers::None,
-        }
+        self.trusted_frontend_peers.into()
+    }
+
+    /// Who may change what the daemon has.
+    pub(crate) fn admin_peers(&self) -> TrustedPeers {
+        self.admin_peers.into()
     }
 
     /// The first key whose value will not do, and why.
@@ -459,7 +473,7 @@ mod tests {
 
     #[test]
     fn variables_of_others_do_not_count() {
-        let names = ["ENDPOINT", "CACHE_DIR", "TEST_PYTHON", "SERVICE_HOST", "PORT", "PORT_7410_TCP_ADDR"];
+        let names = ["ENDPOINT", "CACHE_DIR", "LIBTORCH", "TEST_PYTHON", "SERVICE_HOST", "PORT", "PORT_7410_TCP_ADDR"];
         let names: Vec<_> = names.iter().map(|name| format!("PIECEWISED_{name}")).collect();
         let variables: Vec<_> = names.iter().map(|name| (name.as_str(), "tcp://10.0.0.1:7410")).collect();
         load(&[], &variables, None).unwrap();

@@ -27,7 +27,8 @@ impl ConfigError {
 
 /// Names of the environment, after `PIECEWISED_`, that are not the daemon's: `CONFIG` is read before anything else, the others are
 /// the client's and the tests', and Kubernetes sets the last ones in every pod beside a Service called `piecewised`.
-const OTHER_NAMES: &[&str] = &["CONFIG", "ENDPOINT", "CACHE_DIR", "TEST_*", "CLIENT_*", "SERVICE_*", "PORT", "PORT_*"];
+const OTHER_NAMES: &[&str] =
+    &["CONFIG", "ENDPOINT", "CACHE_DIR", "LIBTORCH", "TEST_*", "CLIENT_*", "SERVICE_*", "PORT", "PORT_*"];
 
 /// Keys whose values are text as they stand; those of the others are read as TOML values are.
 const TEXT_KEYS: &[&str] = &[
@@ -39,6 +40,7 @@ const TEXT_KEYS: &[&str] = &[
     "temp_dir",
     "python",
     "trusted_frontend_peers",
+    "admin_peers",
     "log",
     "log_format",
 ];

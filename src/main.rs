@@ -3,6 +3,7 @@
 //! Everything that is decided here is how a process of its own behaves: where configuration comes from, where the log goes, which
 //! signal means what, which exit code means what. What the daemon does is in the `server` crates.
 
+mod ask;
 mod cli;
 mod config;
 mod exit;
@@ -11,7 +12,6 @@ mod listen;
 mod logging;
 mod serve;
 mod signals;
-mod status_command;
 mod store_command;
 mod surroundings;
 mod toolchain;
@@ -22,28 +22,40 @@ use anyhow::Context as _;
 use clap::Parser;
 
 use crate::{
-    cli::{Cli, Command},
+    ask::Ask,
+    cli::{Cli, Command, ServeArguments},
     config::Config,
     exit::Exit,
-    status_command::StatusArguments,
     surroundings::Surroundings,
 };
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command;
     let surroundings = Surroundings::of_this_process();
-    let arguments = match &command {
-        Command::Serve(arguments) => (**arguments).clone(),
-        Command::Store(command) => command.arguments(),
-        Command::Status(arguments) => return ask(arguments.clone(), &surroundings),
-    };
-    let mut config = match Config::load(&arguments, &surroundings) {
+    match Cli::parse().command {
+        Command::Ask(ask) => ask_daemon(ask, &surroundings),
+        Command::Serve(arguments) => {
+            configured(&arguments, &surroundings, "", async |config| serve::run(config).await.map(|()| Exit::Success))
+        }
+        // A command's own words say what it did; the log is for what goes wrong, unless somebody asks for more.
+        Command::Store(command) => configured(&command.arguments(), &surroundings, "warn", async |config| {
+            store_command::run(command, &config).await
+        }),
+    }
+}
+
+/// Runs what needs the configuration and a log. `log`: what is logged where the environment does not say; empty: as configured.
+fn configured(
+    arguments: &ServeArguments,
+    surroundings: &Surroundings,
+    log: &str,
+    run: impl AsyncFnOnce(Config) -> anyhow::Result<Exit>,
+) -> ExitCode {
+    let mut config = match Config::load(arguments, surroundings) {
         Ok(config) => config,
         Err(error) => return complain(&error.into()),
     };
-    // A command's own words say what it did; the log is for what goes wrong, unless somebody asks for more.
-    if matches!(command, Command::Store(_)) && surroundings.variable("PIECEWISED_LOG").is_none() {
-        config.log = "warn".into();
+    if !log.is_empty() && surroundings.variable("PIECEWISED_LOG").is_none() {
+        config.log = log.into();
     }
     if let Err(error) = logging::start(&config) {
         return complain(&error.into());
@@ -52,11 +64,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return complain(&error),
     };
-    let result = match command {
-        Command::Serve(_) => runtime.block_on(serve::run(config)).map(|()| Exit::Success),
-        Command::Store(command) => runtime.block_on(store_command::run(command, &config)),
-        Command::Status(arguments) => runtime.block_on(status_command::run(arguments, &surroundings)),
-    };
+    let result = runtime.block_on(run(config));
     // What still blocks, a store or a process that does not end, must not keep the daemon: it was given its time.
     runtime.shutdown_background();
     match result {
@@ -66,8 +74,8 @@ fn main() -> ExitCode {
 }
 
 /// Asks a running daemon: another one's configuration is none of this process's business.
-fn ask(arguments: StatusArguments, surroundings: &Surroundings) -> ExitCode {
-    let asked = runtime().and_then(|runtime| runtime.block_on(status_command::run(arguments, surroundings)));
+fn ask_daemon(ask: Ask, surroundings: &Surroundings) -> ExitCode {
+    let asked = runtime().and_then(|runtime| runtime.block_on(ask::run(ask, surroundings)));
     asked.map_or_else(|error| complain(&error), Into::into)
 }
 

@@ -83,8 +83,15 @@ async fn serve(
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
     let (draining, stop) = (CancellationToken::new(), CancellationToken::new());
-    let serving =
-        piecewised_api::serve(listeners, scheduler.clone(), store, api_config(config), draining.clone(), stop.clone());
+    let serving = piecewised_api::serve(
+        listeners,
+        scheduler.clone(),
+        store,
+        api_config(config),
+        draining.clone(),
+        stop.clone(),
+        shutdown.drain.clone(),
+    );
     tokio::pin!(serving);
     let mut is_serving = true;
     let cause = tokio::select! {
@@ -213,6 +220,7 @@ fn api_config(config: &Config) -> ApiConfig {
         n_executors: config.n_executors,
         toolchain_timeout: Duration::from_secs(config.executor_ready_deadline_s),
         trusted_frontend_peers: config.trusted_peers(),
+        admin_peers: config.admin_peers(),
         uid: config.surroundings.uid,
     }
 }

@@ -33,6 +33,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("piecewised-client", &["piecewised-plan", "piecewised-graph", "piecewised-proto", "piecewised-wire"]),
     ("piecewised-python", &["piecewised-plan", "piecewised-graph", "piecewised-client"]),
+    ("piecewised-tch", &["piecewised-plan", "piecewised-graph", "piecewised-client"]),
+    ("piecewised-runner", &["piecewised-tch"]),
+    ("piecewised-bench-aoti", &["piecewised-graph", "piecewised-tch"]),
+    ("piecewised-with-torch", &[]),
 ];
 
 /// Crates that must stay free of some dependency, however it would come in.
@@ -43,6 +47,9 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("piecewised-executor", &["tonic", "prost", "sled", "pyo3"]),
     ("piecewised-client", &["sled", "pyo3"]),
     ("piecewised", &["tch", "torch-sys", "pyo3"]),
+    ("piecewised-api", &["tch", "torch-sys", "pyo3"]),
+    ("piecewised-python", &["tch", "torch-sys"]),
+    ("piecewised-with-torch", &["tch", "torch-sys"]),
 ];
 
 /// Longer than a file should be, and why it may.

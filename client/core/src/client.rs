@@ -73,6 +73,7 @@ impl Default for ClientOptions {
 #[derive(Debug, Clone)]
 pub struct Client {
     pub(crate) service: CompileServiceClient<Channel>,
+    pub(crate) channel: Channel,
     pub(crate) options: ClientOptions,
     endpoint: Endpoint,
 }
@@ -123,7 +124,7 @@ impl Client {
     /// [`ClientError::Unreachable`].
     pub async fn connect(endpoint: Endpoint, options: ClientOptions) -> Result<Self, ClientError> {
         let channel = connect(&endpoint, options.connect_timeout).await?;
-        Ok(Self { service: CompileServiceClient::new(channel), options, endpoint })
+        Ok(Self { service: CompileServiceClient::new(channel.clone()), channel, options, endpoint })
     }
 
     /// Where the daemon is.

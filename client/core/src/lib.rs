@@ -9,6 +9,7 @@
 //! Deliberately absent: loading an artifact (that is the language's own job) and any policy about what to do without a
 //! daemon.
 
+mod admin;
 mod bundle;
 mod cache;
 mod client;
@@ -26,6 +27,7 @@ mod program;
 mod snapshot;
 mod status;
 
+pub use admin::{Admin, CompiledRange, Job, ManifestSummary, RememberedFailure, StoredArtifact, StoredWhat};
 pub use bundle::{BUNDLE_VERSION, MAGIC, from_bundle, to_bundle};
 pub use cache::{Cache, cache_folder};
 pub use client::{Client, ClientOptions, CompileRequest, CompileStream, FetchOptions, Priority};

@@ -1,9 +1,10 @@
-//! The gRPC services: `piecewised.v1.CompileService`, health, reflection; and the HTTP port for probes and metrics.
+//! The gRPC services: `piecewised.v1.CompileService` and `AdminService`, health, reflection; and the HTTP port for probes and metrics.
 //!
 //! The outermost room of the server: it alone knows tonic and the messages. It turns requests into jobs, job states into
 //! events, and errors into `Status` ([`status`], the one mapping). It decides nothing that outlives a request.
 
 mod account;
+mod admin;
 mod capabilities;
 mod events;
 mod fetch;
@@ -21,7 +22,10 @@ mod trust;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use piecewised_graph::Limits;
-use piecewised_proto::{FILE_DESCRIPTOR_SET, v1::compile_service_server::CompileServiceServer};
+use piecewised_proto::{
+    FILE_DESCRIPTOR_SET,
+    v1::{admin_service_server::AdminServiceServer, compile_service_server::CompileServiceServer},
+};
 use piecewised_scheduler::Scheduler;
 use piecewised_store::Store;
 use tokio::net::{TcpListener, UnixListener};
@@ -30,7 +34,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Server;
 use tower::util::MapResponseLayer;
 
-use crate::{http::Site, tally::Tally};
+use crate::{admin::Admin, http::Site, tally::Tally};
 
 pub use service::Compiler;
 pub use trust::TrustedPeers;
@@ -56,6 +60,8 @@ pub struct ApiConfig {
     pub toolchain_timeout: Duration,
     /// Who may send what executors unpickle.
     pub trusted_frontend_peers: TrustedPeers,
+    /// Who may change what the daemon has.
+    pub admin_peers: TrustedPeers,
     /// The daemon's own user.
     pub uid: u32,
 }
@@ -86,7 +92,8 @@ pub enum ServeError {
 }
 
 /// Serves on every listener. From `draining` on, health says NOT_SERVING while calls are still answered (new compiles are refused by
-/// the scheduler, what was compiled can be fetched); from `stop` on no more calls are taken, and open ones end.
+/// the scheduler, what was compiled can be fetched); from `stop` on no more calls are taken, and open ones end. An admin's wish that the daemon drain
+/// cancels `drain`.
 ///
 /// # Errors
 /// [`ServeError`] where a listener fails. The others are ended too.
@@ -97,9 +104,11 @@ pub async fn serve(
     config: ApiConfig,
     draining: CancellationToken,
     stop: CancellationToken,
+    drain: CancellationToken,
 ) -> Result<(), ServeError> {
     let (health_reporter, health) = tonic_health::server::health_reporter();
     health_reporter.set_serving::<CompileServiceServer<Compiler>>().await;
+    health_reporter.set_serving::<AdminServiceServer<Admin>>().await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
@@ -110,7 +119,10 @@ pub async fn serve(
     let max_message_bytes = config.max_message_bytes;
     let tally = Arc::new(Tally::default());
     let site = Site::new(scheduler.clone(), store.clone(), Arc::clone(&tally), draining.clone());
-    let compiler = CompileServiceServer::new(Compiler::new(scheduler, store, Arc::new(config), tally))
+    let config = Arc::new(config);
+    let admin = Admin::new(scheduler.clone(), store.clone(), Arc::clone(&config), stop.clone(), drain);
+    let admin = AdminServiceServer::new(admin).max_encoding_message_size(usize::MAX);
+    let compiler = CompileServiceServer::new(Compiler::new(scheduler, store, config, tally))
         .max_decoding_message_size(max_message_bytes)
         .max_encoding_message_size(usize::MAX);
     let router = || {
@@ -126,6 +138,7 @@ pub async fn serve(
             .add_service(reflection.clone())
             .add_service(reflection_alpha.clone())
             .add_service(compiler.clone())
+            .add_service(admin.clone())
     };
 
     let tasks = TaskTracker::new();
@@ -153,6 +166,7 @@ pub async fn serve(
         () = tasks.wait() => {}
     }
     health_reporter.set_not_serving::<CompileServiceServer<Compiler>>().await;
+    health_reporter.set_not_serving::<AdminServiceServer<Admin>>().await;
     tasks.wait().await;
     for handle in handles {
         if let Ok(result) = handle.await {

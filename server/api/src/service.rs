@@ -98,6 +98,7 @@ impl CompileService for Compiler {
         &self,
         request: Request<v1::ForgetFailuresRequest>,
     ) -> Result<Response<v1::ForgetFailuresResponse>, Status> {
+        trust::check_admin(&request, &self.config)?;
         let peer = peer::peer(&request);
         let key = request.into_inner().key;
         let key = match key.len() {
@@ -108,7 +109,7 @@ impl CompileService for Compiler {
             })?),
         };
         let n_forgotten = self.scheduler.forget_failures(key).await.map_err(ApiError::from)?;
-        tracing::info!(%peer, n_forgotten, key = key.as_ref().map(Digest::short), "forgot failures");
+        tracing::info!(target: "audit", %peer, n_forgotten, key = key.as_ref().map(Digest::short), "forgot failures");
         Ok(Response::new(v1::ForgetFailuresResponse { n_forgotten }))
     }
 

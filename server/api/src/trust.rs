@@ -1,4 +1,4 @@
-//! Whom the operator trusts with a frontend.
+//! Whom the operator trusts with a frontend, and with changing what the daemon has.
 //!
 //! A frontend's payload may be a pickle, which runs code of the sender's choice in an executor, with the daemon's rights. A process of the
 //! daemon's own user has those anyhow.
@@ -21,11 +21,35 @@ pub enum TrustedPeers {
 
 /// Whether the sender of a request is trusted.
 pub(crate) fn is_trusted<T>(request: &Request<T>, config: &ApiConfig) -> bool {
-    match config.trusted_frontend_peers {
+    is_among(config.trusted_frontend_peers, request, config)
+}
+
+fn is_among<T>(peers: TrustedPeers, request: &Request<T>, config: &ApiConfig) -> bool {
+    match peers {
         TrustedPeers::SameUid => peer::uid(request) == Some(config.uid),
         TrustedPeers::All => true,
         TrustedPeers::None => false,
     }
+}
+
+/// Refuses a request that only admins may send.
+///
+/// # Errors
+/// `NOT_ADMIN`, with what to do.
+pub(crate) fn check_admin<T>(request: &Request<T>, config: &ApiConfig) -> Result<(), ApiError> {
+    if is_among(config.admin_peers, request, config) {
+        return Ok(());
+    }
+    let why = match (config.admin_peers, peer::uid(request)) {
+        (TrustedPeers::None, _) => "the operator lets nobody change anything (admin_peers = \"none\")".to_owned(),
+        (_, uid) => format!(
+            "{}, and only processes of user {} that come through the daemon's Unix socket may change anything; call as that user, or have the \
+             operator set admin_peers = \"all\"",
+            uid.map_or("over TCP the daemon cannot tell who you are".to_owned(), |uid| format!("you are user {uid}")),
+            config.uid
+        ),
+    };
+    Err(ApiError::new(Code::PermissionDenied, "NOT_ADMIN", why))
 }
 
 /// Refuses a request that only trusted peers may send.

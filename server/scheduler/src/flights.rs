@@ -179,6 +179,13 @@ impl Flights {
         self.lock().queue.measured(job.number, peak_memory_bytes);
     }
 
+    /// All jobs, those that run first, each by age.
+    pub(crate) fn jobs(&self) -> Vec<Arc<Job>> {
+        let mut jobs: Vec<_> = self.lock().jobs.values().cloned().collect();
+        jobs.sort_by_key(|job| (job.state.borrow().started.is_none(), job.number));
+        jobs
+    }
+
     /// Jobs that wait, and jobs that run.
     pub(crate) fn counts(&self) -> (usize, usize) {
         let inner = self.lock();

@@ -143,6 +143,46 @@ impl Job {
     }
 }
 
+/// What can be told of a job.
+#[derive(Debug, Clone)]
+pub struct JobInfo {
+    /// Names it in logs and events.
+    pub id: String,
+    /// Of the result.
+    pub key: Digest,
+    /// What the caller that asked first calls the piece; empty: nothing.
+    pub label: Arc<str>,
+    /// `None`: the graph has no symbolic input.
+    pub range: Option<Range>,
+    /// How the artifact is packed.
+    pub format: ArtifactFormat,
+    /// How hard the compiler tries.
+    pub tuning: Tuning,
+    /// What the code runs on.
+    pub device: DeviceKind,
+    /// Since it was asked for first.
+    pub age: Duration,
+    /// Where it is.
+    pub state: JobState,
+}
+
+impl JobInfo {
+    pub(crate) fn of(job: &Job) -> Self {
+        let spec = &job.spec;
+        Self {
+            id: job.id.clone(),
+            key: spec.key,
+            label: Arc::clone(&spec.label),
+            range: spec.range,
+            format: spec.format,
+            tuning: spec.options.tuning,
+            device: spec.device.clone(),
+            age: job.queued.elapsed(),
+            state: job.state.borrow().clone(),
+        }
+    }
+}
+
 /// What the queue has to know of a job.
 pub(crate) fn ask(spec: &JobSpec) -> Ask {
     let (graph, graph_bytes) = match &spec.frontend {

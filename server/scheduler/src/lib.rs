@@ -49,7 +49,7 @@ pub use activity::{Activities, Activity, Became, PartActivity};
 pub use config::SchedulerConfig;
 pub use counters::{Counters, Counts, DURATION_BOUNDS_S, OTHER};
 pub use error::{JobFailure, SubmitError};
-pub use job::{Abandoned, JobFrontend, JobSpec, JobState, Origin, Peer, Priority, Ticket, Watcher};
+pub use job::{Abandoned, JobFrontend, JobInfo, JobSpec, JobState, Origin, Peer, Priority, Ticket, Watcher};
 pub use labels::{LabelDifference, Labels};
 pub use programs::{CameFrom, Place, ProgramError, RunStatus};
 pub use toolchain::{ToolchainInfo, ToolchainStatus};
@@ -326,6 +326,11 @@ impl Scheduler {
     /// How many jobs wait, and how many run.
     pub fn n_jobs(&self) -> (usize, usize) {
         self.shared.flights.counts()
+    }
+
+    /// The jobs that run and that wait, those that run first, each by age.
+    pub fn jobs(&self) -> Vec<JobInfo> {
+        self.shared.flights.jobs().iter().map(|job| JobInfo::of(job)).collect()
     }
 
     /// Executors that wait for a job.

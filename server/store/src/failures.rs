@@ -135,6 +135,12 @@ impl Engine {
         self.failures().0.get(key).is_some_and(|remembered| !remembered.is_expired(ttl))
     }
 
+    /// The keys whose failure is remembered.
+    pub(crate) fn failed_keys(&self) -> Vec<Digest> {
+        let ttl = self.shared.config.failure_ttl;
+        self.failures().0.iter().filter(|(_, remembered)| !remembered.is_expired(ttl)).map(|(key, _)| *key).collect()
+    }
+
     pub(crate) fn n_failures(&self) -> u64 {
         self.failures().0.len() as u64
     }

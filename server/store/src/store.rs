@@ -10,8 +10,8 @@ use bytes::Bytes;
 use piecewised_graph::{Digest, Handle, Manifest, ProgramName, Snapshot, SnapshotName};
 
 use crate::{
-    ArtifactReader, ExportReport, FailureRecord, ImportReport, ManifestInfo, OpenReport, StoreConfig, StoreError,
-    StoreStats, Stored,
+    ArtifactReader, ExportReport, FailureRecord, ImportReport, Listed, ManifestInfo, OpenReport, StoreConfig,
+    StoreError, StoreStats, Stored,
     counters::Counters,
     engine::Engine,
     gate::{Gate, Kind},
@@ -254,6 +254,35 @@ impl Store {
     /// [`StoreError::Index`], [`StoreError::Closed`].
     pub async fn forget_failures(&self, key: Option<Digest>) -> Result<u64, StoreError> {
         self.run(Kind::Write, move |engine| engine.forget_failures(key)).await
+    }
+
+    /// Up to `limit` of what is stored under keys behind `after`, by key. What is held in memory only is not among it. Nothing counts as used.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Index`], [`StoreError::Closed`].
+    pub async fn list(&self, after: Option<Digest>, limit: usize) -> Result<Vec<Listed>, StoreError> {
+        self.run(Kind::Read, move |engine| engine.list(after, limit)).await
+    }
+
+    /// What is stored under the keys that begin with these hexadecimal digits, up to `limit`, by key.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Index`], [`StoreError::Closed`].
+    pub async fn list_by_prefix(&self, digits: &str, limit: usize) -> Result<Vec<Listed>, StoreError> {
+        let digits = digits.to_owned();
+        self.run(Kind::Read, move |engine| engine.list_by_prefix(&digits, limit)).await
+    }
+
+    /// Up to `limit` of the failures that are remembered, of keys behind `after`, by key.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Index`], [`StoreError::Closed`].
+    pub async fn list_failures(
+        &self,
+        after: Option<Digest>,
+        limit: usize,
+    ) -> Result<Vec<(Digest, FailureRecord)>, StoreError> {
+        self.run(Kind::Read, move |engine| engine.list_failures(after, limit)).await
     }
 
     /// Writes the programs of these names with all that they name, or everything where none is named, into one file, in

@@ -10,6 +10,7 @@ mod damage;
 mod evict;
 mod failures;
 mod full;
+mod listing;
 mod lru;
 mod manifests;
 mod model;

@@ -2,49 +2,15 @@
 
 use std::io::{self, Write};
 
-use anyhow::Context;
-use clap::Args;
-use piecewised_client::{Activity, Client, ClientOptions, Endpoint, NodeStatus};
+use piecewised_client::{Activity, NodeStatus};
 
-use crate::{exit::Exit, surroundings::Surroundings};
+use super::{Place, duration};
+use crate::surroundings::Surroundings;
 
-/// For `--help`.
-pub(crate) const HELP: &str = "\
-Exit codes:
-  0  the daemon answered
-  1  it did not
-  2  the command line is wrong, or the address is";
-
-#[derive(Debug, Clone, Args)]
-pub(crate) struct StatusArguments {
-    /// Where the daemon listens, as unix:/path or http://127.0.0.1:PORT [default: $PIECEWISED_ENDPOINT, else where `piecewised serve` listens
-    /// by default].
-    #[arg(long, value_name = "ADDRESS")]
-    endpoint: Option<String>,
-    /// Write one JSON object instead of text.
-    #[arg(long)]
-    json: bool,
-}
-
-/// Asks a daemon and writes what it says.
-///
-/// # Errors
-/// Whatever ends it; [`Exit::of`] knows which exit code that means.
-pub(crate) async fn run(arguments: StatusArguments, surroundings: &Surroundings) -> anyhow::Result<Exit> {
-    let variable = |name: &str| surroundings.variable(name)?.to_str().map(ToOwned::to_owned);
-    let endpoint = Endpoint::resolve(arguments.endpoint.as_deref(), variable, surroundings.uid)?;
-    let address = endpoint.to_string();
-    let client = Client::connect(endpoint, ClientOptions::default()).await?;
-    let status = client.status().await?;
-    let mut out = io::stdout().lock();
-    let written = if arguments.json {
-        let text = serde_json::to_string(&status).context("the status has no JSON form")?;
-        writeln!(out, "{text}")
-    } else {
-        say(&mut out, &address, &status)
-    };
-    written.and_then(|()| out.flush()).context("cannot write the result to stdout")?;
-    Ok(Exit::Success)
+pub(super) async fn run(place: &Place, surroundings: &Surroundings) -> anyhow::Result<()> {
+    let client = place.connect(surroundings).await?;
+    let address = client.endpoint().to_string();
+    place.write(&client.status().await?, |out, status| say(out, &address, status))
 }
 
 fn say(out: &mut dyn Write, address: &str, status: &NodeStatus) -> io::Result<()> {
@@ -95,12 +61,4 @@ fn say_activity(out: &mut dyn Write, name: &str, width: usize, activity: &Activi
         out,
         "{name:width$} {n_pieces:>8} {n_keys:>8} {n_compiled:>8} {n_joined:>8} {n_from_store:>10} {n_failed:>8} {compile_s:>10.1} {saved_s:>10.1}"
     )
-}
-
-fn duration(seconds: f64) -> String {
-    match seconds {
-        s if s < 120.0 => format!("{s:.0} s"),
-        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
-        s => format!("{:.1} h", s / 3600.0),
-    }
 }

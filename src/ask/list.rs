@@ -1,0 +1,78 @@
+//! `piecewised ls`: artifacts, failures, manifests.
+
+use piecewised_client::{ManifestSummary, RememberedFailure, StoredArtifact, StoredWhat};
+
+use super::{Place, ago, megabytes, one_line, range, table, write_table};
+use crate::surroundings::Surroundings;
+
+pub(super) async fn artifacts(place: &Place, surroundings: &Surroundings) -> anyhow::Result<()> {
+    let admin = place.connect(surroundings).await?.admin();
+    let (mut all, mut token): (Vec<StoredArtifact>, _) = admin.artifacts(None).await?;
+    while token.is_some() {
+        let (more, next) = admin.artifacts(token).await?;
+        all.extend(more);
+        token = next;
+    }
+    place.write(&all, |out, all| {
+        let mut rows =
+            table(["KEY", "WHAT", "RANGE", "TUNING", "SIZE", "COMPILE", "VERIFIED", "MADE", "USED", "PINNED"]);
+        for artifact in all {
+            let [what, range, tuning, compile, verified] = match &artifact.what {
+                StoredWhat::Compiled(it) => {
+                    let format = format!("{:?}", it.format).to_lowercase();
+                    let tuning = format!("{:?}", it.tuning).to_lowercase();
+                    let what = format!("{format} {}", one_line(&it.device));
+                    [what, range(it.range), tuning, format!("{:.1} s", it.compile_s), it.verified.to_owned()]
+                }
+                StoredWhat::Snapshot { frontend, .. } => {
+                    [format!("snapshot of {frontend}"), "-".into(), "-".into(), "-".into(), "-".into()]
+                }
+            };
+            let (made, used) = (ago(artifact.created_unix_ms), ago(artifact.used_unix_ms));
+            let pinned = if artifact.is_pinned { "yes" } else { "no" }.to_owned();
+            let key = artifact.key.short();
+            rows.add_row([
+                key,
+                what,
+                range,
+                tuning,
+                megabytes(artifact.size_bytes),
+                compile,
+                verified,
+                made,
+                used,
+                pinned,
+            ]);
+        }
+        write_table(out, &rows)
+    })
+}
+
+pub(super) async fn failures(place: &Place, surroundings: &Surroundings) -> anyhow::Result<()> {
+    let admin = place.connect(surroundings).await?.admin();
+    let (mut all, mut token): (Vec<RememberedFailure>, _) = admin.failures(None).await?;
+    while token.is_some() {
+        let (more, next) = admin.failures(token).await?;
+        all.extend(more);
+        token = next;
+    }
+    place.write(&all, |out, all| {
+        let mut rows = table(["KEY", "REASON", "FAILED", "MESSAGE"]);
+        for RememberedFailure { key, reason, message, failed_unix_ms } in all {
+            let first = one_line(message.lines().next().unwrap_or_default());
+            rows.add_row([key.short(), one_line(reason), ago(*failed_unix_ms), first]);
+        }
+        write_table(out, &rows)
+    })
+}
+
+pub(super) async fn manifests(place: &Place, surroundings: &Surroundings) -> anyhow::Result<()> {
+    let all = place.connect(surroundings).await?.admin().manifests().await?;
+    place.write(&all, |out, all| {
+        let mut rows = table(["PROGRAM", "PIECES", "ARTIFACTS", "COMPLETED"]);
+        for ManifestSummary { program, n_pieces, n_artifacts, created_unix_ms } in all {
+            rows.add_row([program.clone(), n_pieces.to_string(), n_artifacts.to_string(), ago(*created_unix_ms)]);
+        }
+        write_table(out, &rows)
+    })
+}

@@ -1,0 +1,196 @@
+//! The commands that ask a running daemon: one room, so that they all find it, write and end alike.
+//!
+//! Results go to stdout, as text for people or with `--json` as JSON for programs; everything else to stderr.
+
+mod change;
+mod jobs;
+mod list;
+mod show;
+mod status;
+
+use std::io::{self, Write};
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use comfy_table::{Table, presets};
+use piecewised_client::{Client, ClientOptions, Endpoint};
+use serde::Serialize;
+
+use crate::{exit::Exit, surroundings::Surroundings};
+
+/// For `--help`.
+const HELP: &str = "\
+Exit codes:
+  0  the daemon answered
+  1  it did not, or refused
+  2  the command line is wrong, or the address is";
+
+/// What a daemon can be asked.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Ask {
+    /// Say what a running daemon has done since it started, by model part, and what it has.
+    #[command(after_help = HELP)]
+    Status {
+        #[command(flatten)]
+        place: Place,
+    },
+
+    /// List what a running daemon has in its store.
+    #[command(after_help = HELP)]
+    Ls {
+        #[command(flatten)]
+        place: Place,
+        /// Failures that are remembered instead: what is asked for again with the same key is answered with them.
+        #[arg(long, conflicts_with = "manifests")]
+        failures: bool,
+        /// Programs that were completed instead.
+        #[arg(long)]
+        manifests: bool,
+    },
+
+    /// Show one artifact with all that its handle says.
+    #[command(after_help = HELP)]
+    Show {
+        #[command(flatten)]
+        place: Place,
+        /// Its key, as `piecewised ls` shows it, or the first digits of it.
+        key: String,
+    },
+
+    /// List the compiles that run and that wait.
+    #[command(after_help = HELP)]
+    Jobs {
+        #[command(flatten)]
+        place: Place,
+        /// Go on, and write them again whenever something changes, until the daemon ends. With --json one line for each change.
+        #[arg(long)]
+        watch: bool,
+    },
+
+    /// Remove artifacts from a running daemon's store, or with --manifest a program's manifest; what is asked for again is compiled again.
+    #[command(after_help = HELP)]
+    Evict {
+        #[command(flatten)]
+        place: Place,
+        /// Keys, as `piecewised ls` shows them, or the first digits of them.
+        #[arg(required_unless_present = "manifest")]
+        keys: Vec<String>,
+        /// The manifest of this program; its artifacts may be evicted from then on.
+        #[arg(long, value_name = "PROGRAM", conflicts_with = "keys")]
+        manifest: Option<piecewised_graph::ProgramName>,
+    },
+
+    /// Have a running daemon drain and end, as SIGTERM does: no new compiles, running ones get their time.
+    #[command(after_help = HELP)]
+    Drain {
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+/// Which daemon, and how its answer is written.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Place {
+    /// Where the daemon listens, as unix:/path or http://127.0.0.1:PORT [default: $PIECEWISED_ENDPOINT, else where `piecewised serve` listens
+    /// by default].
+    #[arg(long, value_name = "ADDRESS")]
+    endpoint: Option<String>,
+    /// Write JSON instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Asks a daemon and writes what it says.
+///
+/// # Errors
+/// Whatever ends it; [`Exit::of`] knows which exit code that means.
+pub(crate) async fn run(ask: Ask, surroundings: &Surroundings) -> anyhow::Result<Exit> {
+    match ask {
+        Ask::Status { place } => status::run(&place, surroundings).await?,
+        Ask::Ls { place, failures: true, .. } => list::failures(&place, surroundings).await?,
+        Ask::Ls { place, manifests: true, .. } => list::manifests(&place, surroundings).await?,
+        Ask::Ls { place, .. } => list::artifacts(&place, surroundings).await?,
+        Ask::Show { place, key } => show::run(&place, surroundings, &key).await?,
+        Ask::Jobs { place, watch: false } => jobs::list(&place, surroundings).await?,
+        Ask::Jobs { place, watch: true } => jobs::watch(&place, surroundings).await?,
+        Ask::Evict { place, manifest: Some(program), .. } => {
+            change::remove_manifest(&place, surroundings, &program).await?;
+        }
+        Ask::Evict { place, keys, .. } => change::evict(&place, surroundings, &keys).await?,
+        Ask::Drain { place } => change::drain(&place, surroundings).await?,
+    }
+    Ok(Exit::Success)
+}
+
+impl Place {
+    async fn connect(&self, surroundings: &Surroundings) -> anyhow::Result<Client> {
+        let variable = |name: &str| surroundings.variable(name)?.to_str().map(ToOwned::to_owned);
+        let endpoint = Endpoint::resolve(self.endpoint.as_deref(), variable, surroundings.uid)?;
+        Ok(Client::connect(endpoint, ClientOptions::default()).await?)
+    }
+
+    /// Writes an answer: as JSON, or as `say` has it.
+    fn write<T: Serialize>(
+        &self,
+        answer: &T,
+        say: impl FnOnce(&mut dyn Write, &T) -> io::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut out = io::stdout().lock();
+        let written = if self.json {
+            let text = serde_json::to_string(answer).context("the answer has no JSON form")?;
+            writeln!(out, "{text}")
+        } else {
+            say(&mut out, answer)
+        };
+        written.and_then(|()| out.flush()).context("cannot write the result to stdout")
+    }
+}
+
+/// Columns under their names, without lines: so that they can be cut and grepped.
+fn table<const N: usize>(names: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(names);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table
+}
+
+/// Writes a table without the blanks at the ends of its lines.
+fn write_table(out: &mut dyn Write, table: &Table) -> io::Result<()> {
+    table.lines().try_for_each(|line| writeln!(out, "{}", line.trim_end()))
+}
+
+/// So many seconds, for people.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s if s < 48.0 * 3600.0 => format!("{:.1} h", s / 3600.0),
+        s => format!("{:.0} d", s / 86400.0),
+    }
+}
+
+/// How long ago a moment was, for people.
+fn ago(unix_ms: u64) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    duration((now.as_secs_f64() - unix_ms as f64 / 1e3).max(0.0))
+}
+
+/// A range as in the plan: "[2, 16]", "4", or "any size".
+fn range(range: Option<piecewised_plan::Range>) -> String {
+    match range {
+        None => "any".to_owned(),
+        Some(range) if range.start() == range.end() => range.start().to_string(),
+        Some(range) => format!("[{}, {}]", range.start(), range.end()),
+    }
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.2} MB", bytes as f64 / 1e6)
+}
+
+/// Text from outside in one line: what could move a terminal's cursor is written as an escape.
+fn one_line(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+}
