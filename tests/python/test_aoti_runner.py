@@ -189,7 +189,7 @@ def test_tensors_come_back_as_they_were_written(tmp_path: Path) -> None:
         torch.empty(0, 4),
     ]
     for i, tensor in enumerate(tensors):
-        described = files.write(i, tensor)
+        described = files.write(i, tensor, 64)
         data = (tmp_path / described["file"]).read_bytes()
         flat = torch.frombuffer(bytearray(data), dtype=tensor.dtype) if data else torch.empty(0, dtype=tensor.dtype)
         assert torch.equal(flat.as_strided(described["sizes"], described["strides"]), tensor)
@@ -198,6 +198,6 @@ def test_tensors_come_back_as_they_were_written(tmp_path: Path) -> None:
             bytes(tensor.contiguous().view(torch.uint8).untyped_storage()) if tensor.numel() else b""
         )
         assert torch.equal(by_runner.read(str(tmp_path), {**described, "file": contiguous.name}), tensor)
-    assert files.write(0, tensors[0]) is files.write(0, base.as_strided((3, 4), (5, 1), 2)), (
-        "the same input is one file"
-    )
+    first = files.write(0, tensors[0], 64)
+    assert files.write(0, base.as_strided((3, 4), (5, 1), 2), 64) is first, "the same input is one file"
+    assert files.write(0, tensors[0], 2)["file"] != first["file"], "and another's values are another's"
