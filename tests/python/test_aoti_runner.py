@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,6 @@ import test_aoti_executor as aoti
 import test_executor as pieces
 import torch
 from piecewised_executor import by_runner, runner
-from piecewised_executor.errors import Interrupted
 
 RUNNER = Path(os.environ.get("PIECEWISED_TEST_RUNNER", h.ROOT / "target/debug/piecewised-runner"))
 VERSION = json.dumps({"libtorch": str(torch.__version__).partition("+")[0], "cuda": False})
@@ -28,6 +29,7 @@ real = pytest.mark.skipif(not RUNNER.exists(), reason=f"{RUNNER} is not built: c
 
 def program(folder: Path, trying: str, version: str = VERSION) -> Path:
     """A runner that says that it is of this version, and does this when it is to try something ($2: the folder)."""
+    folder.mkdir(exist_ok=True)
     path = folder / "runner"
     path.write_text(f"#!/bin/sh\nif [ \"$1\" = version ]; then echo '{version}'; exit 0; fi\n{trying}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -40,7 +42,7 @@ def compiled(process: h.Executor, path: Path, name: str = "static") -> tuple[str
 
 
 @real
-@pytest.mark.parametrize("name", ["from 1", "mutation", "alias", "numbers", "static", "guards"])
+@pytest.mark.parametrize("name", ["from 1", "mutation", "numbers", "static"])
 def test_the_runner_loads_runs_and_times_what_is_released(executor: h.Executor, name: str) -> None:
     message, fields, _ = compiled(executor, RUNNER, name)
     assert message == "done", fields
@@ -57,67 +59,109 @@ def test_both_checkers_release_the_same_bytes(executor: h.Executor) -> None:
     assert compiled(executor, RUNNER)[2] == executor.compile(graph, format="aoti", **request)[2]
 
 
-@pytest.mark.parametrize(
-    ("trying", "words"),
-    [
-        ("echo 'in the middle of it' >&2; kill -SEGV $$", ["killed by SIGSEGV", "in the middle of it"]),
-        ("echo 'not mine' >&2; exit 3", ["exit code 3", "not mine"]),
-        ("""echo '{"error": "there is no such kernel"}' > "$2/result.json"; exit 1""", ["there is no such kernel"]),
-        ("""echo '{"cases": []}' > "$2/result.json" """, ["0 results for 1 cases"]),
-        ("exit 0", ["exit code 0"]),
-    ],
-    ids=["crash", "code", "error", "nothing", "silent"],
+# One package, checked with one runner after the other, in one process that does for it what an executor does.
+
+_CHECKS = """
+import json, os, sys
+sys.path.insert(0, sys.argv[1])
+from piecewised_executor.probe import import_torch
+import_torch()
+from piecewised_executor.trials import Nursery
+from piecewised_executor import check
+from piecewised_executor.errors import JobError
+nursery = Nursery((pipe := os.pipe())[0])
+request, path, segments, runners = json.load(open(sys.argv[2]))
+found = {}
+for name, runner in runners.items():
+    try:
+        verification, _ = check.verify(nursery, {**request, "runner": runner}, None, open(path, "rb").read(), segments)
+        found[name] = {"outcome": verification["outcome"], "checker": verification["checker"], "text": verification["note"]}
+    except JobError as error:
+        found[name] = {"outcome": error.reason, "checker": "", "text": str(error)}
+print(json.dumps(found))
+"""
+
+# A runner that gives zeros, four of them, as the piece returns.
+_ZEROS = {"file": "zeros.bin", "dtype": "float32", "sizes": [4], "strides": [1], "device": "cpu"}
+_WRONG = json.dumps(
+    {"cases": [{"outputs": [_ZEROS], "inputs": [_ZEROS], "median_us": 1.0}], "libtorch": "", "load_s": 0}
 )
-def test_a_runner_that_fails_fails_that_artifact_and_nothing_else(
-    executor: h.Executor, tmp_path: Path, trying: str, words: list[str]
-) -> None:
-    message, fields, _ = compiled(executor, program(tmp_path, trying))
-    assert (message, fields["reason"]) == ("failed", "VERIFICATION_FAILED")
-    assert all(word in fields["message"] for word in words), fields["message"]
+
+# By name: what is done when it is to try something, and what its failure says.
+FAILING: dict[str, tuple[str, list[str]]] = {
+    "crash": ("echo 'in the middle of it' >&2; kill -SEGV $$", ["killed by SIGSEGV", "in the middle of it"]),
+    "code": ("echo 'not mine' >&2; exit 3", ["exit code 3", "not mine"]),
+    "error": (
+        """echo '{"error": "there is no such kernel"}' > "$2/result.json"; exit 1""",
+        ["there is no such kernel"],
+    ),
+    "nothing": ("""echo '{"cases": []}' > "$2/result.json" """, ["0 results for 1 cases"]),
+    "silent": ("exit 0", ["exit code 0"]),
+    "wrong": (
+        f'head -c 16 /dev/zero > "$2/zeros.bin"; echo \'{_WRONG}\' > "$2/result.json"',
+        ["is 0 where eager gives"],
+    ),
+}
+# By name: the version that it says, what it does, and why it is of no use.
+USELESS: dict[str, tuple[str, str, str]] = {
+    "version": ('{"libtorch": "1.0.0", "cuda": false}', "", "is for libtorch 1.0.0"),
+    "linking": ("error while loading shared libraries: libtorch.so", "", "does not start"),
+    "memory": (VERSION, """echo '{"error": "CUDA out of memory"}' > "$2/result.json"; exit 1""", "ran out of memory"),
+}
 
 
-def test_after_a_runner_crashed_the_executor_goes_on(executor: h.Executor, tmp_path: Path) -> None:
-    assert compiled(executor, program(tmp_path, "kill -SEGV $$"))[0] == "failed"
-    graph, request = aoti.REQUESTS["static"]
-    assert executor.compile(graph, format="aoti", **request)[0] == "done"
+@pytest.fixture(scope="module")
+def checked(executor: h.Executor, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """What came of the check with each runner, in this order."""
+    folder = tmp_path_factory.mktemp("runners")
+    _, fields, blob = executor.compile(pieces.CONSTANT, format="aoti")
+    (folder / "artifact").write_bytes(blob)
+    runners = {"absent": str(folder / "absent")}
+    for name, (trying, _) in FAILING.items():
+        runners[name] = str(program(folder / name, trying))
+    for name, (version, trying, _) in USELESS.items():
+        runners[name] = str(program(folder / name, trying, version))
+    runners["killed"] = str(program(folder / "killed", "kill -KILL $$"))
+    # The check goes on as if nothing had been.
+    runners["afterwards"] = str(folder / "absent")
+    request = {"graph": pieces.CONSTANT, "device": h.cpu_device(), "format": "aoti"}
+    cases = folder / "cases.json"
+    cases.write_text(json.dumps([request, str(folder / "artifact"), fields["segments"], runners]))
+    command = [sys.executable, "-c", _CHECKS, str(h.EXECUTOR_SOURCE), str(cases)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found: dict[str, dict[str, str]] = json.loads(said.splitlines()[-1])
+    return found
 
 
-def test_wrong_values_are_found_with_both_of_them(executor: h.Executor, tmp_path: Path) -> None:
-    # A runner that gives zeros, four of them, as this piece returns.
-    tensor = {"file": "zeros.bin", "dtype": "float32", "sizes": [4], "strides": [1], "device": "cpu"}
-    result = json.dumps(
-        {"cases": [{"outputs": [tensor], "inputs": [tensor], "median_us": 1.0}], "libtorch": "", "load_s": 0}
-    )
-    path = program(tmp_path, f'head -c 16 /dev/zero > "$2/zeros.bin"; echo \'{result}\' > "$2/result.json"')
-    message, fields, _ = compiled(executor, path)
-    assert (message, fields["reason"]) == ("failed", "VERIFICATION_FAILED")
-    assert "is 0 where eager gives" in fields["message"]
+@pytest.mark.parametrize("name", FAILING)
+def test_a_runner_that_fails_fails_that_artifact(checked: dict[str, dict[str, str]], name: str) -> None:
+    assert checked[name]["outcome"] == "VERIFICATION_FAILED"
+    assert all(word in checked[name]["text"] for word in FAILING[name][1]), checked[name]
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda folder: folder / "absent", "is not there"),
-        (lambda folder: program(folder, "", version='{"libtorch": "1.0.0", "cuda": false}'), "is for libtorch 1.0.0"),
-        (
-            lambda folder: program(folder, "", version="error while loading shared libraries: libtorch.so"),
-            "does not start",
-        ),
-        (
-            lambda folder: program(folder, """echo '{"error": "CUDA out of memory"}' > "$2/result.json"; exit 1"""),
-            "ran out of memory",
-        ),
-    ],
-    ids=["absent", "version", "linking", "memory"],
+    ("name", "words"), [("absent", "is not there"), *((name, found[2]) for name, found in USELESS.items())]
 )
 def test_where_the_runner_cannot_the_executor_checks_and_says_so(
-    executor: h.Executor, tmp_path: Path, make: Any, words: str
+    checked: dict[str, dict[str, str]], name: str, words: str
 ) -> None:
-    message, fields, _ = compiled(executor, make(tmp_path))
-    assert message == "done", fields
-    verification = fields["verification"]
-    assert (verification["outcome"], verification["checker"]) == ("passed", "executor")
-    assert "without the runner" in verification["note"] and words in verification["note"]
+    assert (checked[name]["outcome"], checked[name]["checker"]) == ("passed", "executor")
+    assert "without the runner" in checked[name]["text"] and words in checked[name]["text"]
+
+
+def test_a_runner_that_somebody_killed_says_nothing_about_the_package(checked: dict[str, dict[str, str]]) -> None:
+    assert checked["killed"]["outcome"] == "INTERRUPTED" and "SIGKILL" in checked["killed"]["text"]
+
+
+def test_nothing_but_the_artifact_is_touched(checked: dict[str, dict[str, str]]) -> None:
+    assert checked["afterwards"]["outcome"] == "passed"
+
+
+def test_a_job_whose_runner_crashes_fails_and_the_next_does_not(executor: h.Executor, tmp_path: Path) -> None:
+    message, fields, blob = compiled(executor, program(tmp_path, "kill -SEGV $$"))
+    assert (message, fields["reason"], blob) == ("failed", "VERIFICATION_FAILED", b"")
+    graph, request = aoti.REQUESTS["static"]
+    assert executor.compile(graph, format="aoti", **request)[0] == "done"
 
 
 def test_a_runner_is_for_packages_only(executor: h.Executor, tmp_path: Path) -> None:
@@ -133,11 +177,6 @@ def test_a_runner_that_hangs_is_ended(tmp_path: Path) -> None:
     assert not Path(f"/proc/{marker.read_text().strip()}").exists()
 
 
-def test_a_runner_that_somebody_killed_says_nothing_about_the_package(tmp_path: Path) -> None:
-    with pytest.raises(Interrupted, match="SIGKILL"):
-        runner.run(str(program(tmp_path, "kill -KILL $$")), str(tmp_path), "cpu")
-
-
 def test_tensors_come_back_as_they_were_written(tmp_path: Path) -> None:
     files = by_runner.Files(str(tmp_path))
     base = torch.randn(60)
@@ -150,7 +189,7 @@ def test_tensors_come_back_as_they_were_written(tmp_path: Path) -> None:
         torch.empty(0, 4),
     ]
     for i, tensor in enumerate(tensors):
-        described = files.write(i, tensor)
+        described = files.write(i, tensor, 64)
         data = (tmp_path / described["file"]).read_bytes()
         flat = torch.frombuffer(bytearray(data), dtype=tensor.dtype) if data else torch.empty(0, dtype=tensor.dtype)
         assert torch.equal(flat.as_strided(described["sizes"], described["strides"]), tensor)
@@ -159,6 +198,6 @@ def test_tensors_come_back_as_they_were_written(tmp_path: Path) -> None:
             bytes(tensor.contiguous().view(torch.uint8).untyped_storage()) if tensor.numel() else b""
         )
         assert torch.equal(by_runner.read(str(tmp_path), {**described, "file": contiguous.name}), tensor)
-    assert files.write(0, tensors[0]) is files.write(0, base.as_strided((3, 4), (5, 1), 2)), (
-        "the same input is one file"
-    )
+    first = files.write(0, tensors[0], 64)
+    assert files.write(0, base.as_strided((3, 4), (5, 1), 2), 64) is first, "the same input is one file"
+    assert files.write(0, tensors[0], 2)["file"] != first["file"], "and another's values are another's"

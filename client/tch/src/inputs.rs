@@ -54,25 +54,19 @@ struct Symbol {
 impl Inputs {
     /// `device`: where the package is loaded; a GPU's index is not in a manifest.
     pub(crate) fn new(entry: &Entry, device: Device) -> Result<Self, String> {
-        let symbols: Vec<Symbol> = entry
-            .symbols
-            .iter()
-            .map(|source| {
-                let name = source.name.clone();
-                let Some(dimension) = source.dimension else {
-                    let at = source.argument;
-                    return Err(format!(
-                        "the value of {name} is argument {at} itself, an integer that no tensor's size gives; packages take tensors only"
-                    ));
-                };
-                let tensor = entry.tensor(source.argument).filter(|&tensor| {
+        let tensors = entry.symbols.iter().filter_map(|source| Some((source, source.dimension?)));
+        let symbols: Vec<Symbol> = tensors
+            .map(|(source, dimension)| {
+                let (name, argument) = (source.name.clone(), source.argument);
+                let tensor = entry.tensor(argument).filter(|&tensor| {
                     usize::try_from(dimension).is_ok_and(|dimension| dimension < entry.inputs[tensor].sizes.len())
                 });
-                let tensor = tensor
-                    .ok_or_else(|| format!("{name} is dimension {dimension} of argument {}, which has no such", source.argument))?;
+                let tensor = tensor.ok_or_else(|| {
+                    format!("{name} is dimension {dimension} of argument {argument}, which has no such")
+                })?;
                 Ok(Symbol { name, tensor, dimension: dimension as usize })
             })
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<_, String>>()?;
         let inputs = entry.inputs.iter().map(|input| Expected::new(input, &symbols, device));
         Ok(Self { inputs: inputs.collect::<Result<_, _>>()?, symbols })
     }
@@ -111,8 +105,15 @@ impl Expected {
                 ));
             }
         };
-        let numbers = |exprs: &[SymExpr]| exprs.iter().map(|expr| Number::new(expr, symbols)).collect();
-        Ok(Self { argument, dtype, device, sizes: numbers(&input.sizes), strides: numbers(&input.strides) })
+        let number = |expr: &SymExpr| {
+            Number::new(expr, symbols).map_err(|symbol| {
+                format!(
+                    "a size or stride of argument {argument} is {expr}, and no tensor has the size {symbol}; packages take tensors only"
+                )
+            })
+        };
+        let numbers = |exprs: &[SymExpr]| exprs.iter().map(number).collect::<Result<Vec<_>, _>>();
+        Ok(Self { argument, dtype, device, sizes: numbers(&input.sizes)?, strides: numbers(&input.strides)? })
     }
 
     fn at(&self, tensor: usize) -> Position {
@@ -178,14 +179,16 @@ impl Expected {
 }
 
 impl Number {
-    fn new(expr: &SymExpr, symbols: &[Symbol]) -> Self {
+    /// The error is a symbol without a value.
+    fn new<'a>(expr: &'a SymExpr, symbols: &[Symbol]) -> Result<Self, &'a str> {
+        let position = |name: &str| symbols.iter().position(|symbol| symbol.name == name);
         match expr {
-            SymExpr::Int(value) => Self::Known(*value),
-            SymExpr::Symbol(name) => match symbols.iter().position(|symbol| symbol.name == *name) {
-                Some(at) => Self::Symbol(at),
-                None => Self::Expression(expr.clone()),
+            SymExpr::Int(value) => Ok(Self::Known(*value)),
+            SymExpr::Symbol(name) => position(name).map(Self::Symbol).ok_or(name),
+            _ => match named(expr).into_iter().find(|name| position(name).is_none()) {
+                Some(unknown) => Err(unknown),
+                None => Ok(Self::Expression(expr.clone())),
             },
-            _ => Self::Expression(expr.clone()),
         }
     }
 
@@ -229,17 +232,17 @@ fn texts(numbers: &[Number], symbols: &[Symbol]) -> String {
 
 /// `[s0, 4] with s0 = 9`.
 fn explained(numbers: &[Number], value: &impl Fn(usize) -> i64, symbols: &[Symbol]) -> String {
-    let named = |symbol: &Symbol| {
+    let is_in_it = |symbol: &Symbol| {
         numbers.iter().any(|number| match number {
             Number::Known(_) => false,
             Number::Symbol(at) => symbols[*at].name == symbol.name,
-            Number::Expression(expr) => mentions(expr, &symbol.name),
+            Number::Expression(expr) => named(expr).contains(&symbol.name.as_str()),
         })
     };
     let values: Vec<String> = symbols
         .iter()
         .enumerate()
-        .filter(|(_, symbol)| named(symbol))
+        .filter(|(_, symbol)| is_in_it(symbol))
         .map(|(at, symbol)| {
             format!("{} = {}, dimension {} of tensor {}", symbol.name, value(at), symbol.dimension, symbol.tensor)
         })
@@ -248,11 +251,12 @@ fn explained(numbers: &[Number], value: &impl Fn(usize) -> i64, symbols: &[Symbo
     if values.is_empty() { text } else { format!("{text} with {}", values.join("; ")) }
 }
 
-fn mentions(expr: &SymExpr, name: &str) -> bool {
+/// The symbols in an expression.
+fn named(expr: &SymExpr) -> Vec<&str> {
     match expr {
-        SymExpr::Symbol(symbol) => symbol == name,
-        SymExpr::Call(_, operands) => operands.iter().any(|operand| mentions(operand, name)),
-        SymExpr::Int(_) | SymExpr::Real(_) | SymExpr::Bool(_) => false,
+        SymExpr::Symbol(symbol) => vec![symbol],
+        SymExpr::Call(_, operands) => operands.iter().flat_map(named).collect(),
+        SymExpr::Int(_) | SymExpr::Real(_) | SymExpr::Bool(_) => Vec::new(),
     }
 }
 

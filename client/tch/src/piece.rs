@@ -43,6 +43,16 @@ impl Piece {
     /// # Errors
     /// [`Error::Client`] where the handles make no dispatch table; else as [`Package::load`].
     pub fn load(handles: &[Handle], folders: &[PathBuf], options: &LoadOptions) -> Result<Self> {
+        Self::load_knowing(handles, folders, options, None)
+    }
+
+    /// As [`Self::load`]. `size`: argument and dimension of the size to dispatch on, from a caller that has the graph.
+    pub(crate) fn load_knowing(
+        handles: &[Handle],
+        folders: &[PathBuf],
+        options: &LoadOptions,
+        size: Option<(u32, u32)>,
+    ) -> Result<Self> {
         if handles.len() != folders.len() {
             let problem = format!("there are {} of them and {} folders", handles.len(), folders.len());
             return Err(ClientError::BadHandles { problem }.into());
@@ -77,7 +87,7 @@ impl Piece {
         }
         let places = Places::new(&compiled);
         let bad = |problem: String| Error::Artifact { path: folders[0].clone(), problem };
-        let size = dispatcher.argument().map(|argument| places.size(argument).map_err(bad)).transpose()?;
+        let size = dispatcher.argument().map(|argument| places.size(argument, size).map_err(bad)).transpose()?;
         let values = dispatcher.places().iter().map(|place| places.value(*place, handles).map_err(bad));
         let values = values.collect::<Result<_>>()?;
         Ok(Self { packages, size, values, device: options.device, dispatcher })

@@ -2,10 +2,13 @@
 //!
 //! Integer arguments of a graph are sizes of its tensors. A package's manifest says where each symbol's value is read, and its entries'
 //! sizes where the dispatched symbol stands: in a range as a symbol, in a single size as that size. A dimension that fits every entry has the
-//! value in every call that any of them accepts, since each checks its inputs before it runs.
+//! value in every call that any of them accepts, since each checks its inputs before it runs. Who has the graph knows it from there.
 
 use piecewised_client::ValuePlace;
-use piecewised_graph::{Handle, model::SymExpr};
+use piecewised_graph::{
+    Handle,
+    model::{Graph, Op, SymExpr, ValueMeta},
+};
 use piecewised_plan::Range;
 
 use crate::{error::Position, manifest::Entry};
@@ -32,6 +35,29 @@ pub(crate) struct Compiled<'a> {
     pub(crate) range: Option<Range>,
 }
 
+/// Argument and dimension of a tensor that has the size that a graph is dispatched on; `None`: no tensor has it, or nothing is dispatched on.
+pub(crate) fn size_in(graph: &Graph) -> Option<(u32, u32)> {
+    let inputs = || {
+        graph.nodes.iter().zip(0u32..).filter_map(|(node, position)| match &node.op {
+            Op::Placeholder { value } => Some((position, value)),
+            _ => None,
+        })
+    };
+    let symbol = inputs().find_map(|(_, value)| match value {
+        ValueMeta::SymInt(SymExpr::Symbol(name)) => Some(name),
+        _ => None,
+    })?;
+    inputs().find_map(|(position, value)| {
+        let ValueMeta::Tensor(tensor) = value else { return None };
+        let (_, dimension) = tensor
+            .sizes
+            .iter()
+            .zip(0u32..)
+            .find(|(size, _)| matches!(size, SymExpr::Symbol(name) if name == symbol))?;
+        Some((position, dimension))
+    })
+}
+
 /// All entries of a piece.
 pub(crate) struct Places<'a>(&'a [Compiled<'a>]);
 
@@ -40,10 +66,15 @@ impl<'a> Places<'a> {
         Self(compiled)
     }
 
-    /// Where the dispatched size is.
-    pub(crate) fn size(&self, argument: u32) -> Result<Place, String> {
-        // A graph may have other symbols, which fit as well where all entries are ranges: the one symbol that is named for the argument
-        // decides, else there must be one only.
+    /// Where the dispatched size is: the value of the integer `argument`. `known`: argument and dimension of a tensor that has it, where the
+    /// graph is at hand.
+    pub(crate) fn size(&self, argument: u32, known: Option<(u32, u32)>) -> Result<Place, String> {
+        let is_known = |place: &Place| known == Some((place.argument, place.dimension as u32));
+        if let Some(place) = self.dimensions().find(is_known) {
+            return Ok(place);
+        }
+        // A graph may have other symbols, which fit as well where all entries are ranges: the manifest may name the right one, else
+        // there must be one only.
         let fitting: Vec<Place> = self.dimensions().filter(|place| self.0.iter().all(|one| one.fits(*place))).collect();
         let symbols: Vec<Option<&str>> = fitting.iter().map(|place| self.symbol(*place)).collect();
         let Some(first) = fitting.first() else {
@@ -57,7 +88,7 @@ impl<'a> Places<'a> {
         let named = self.0.iter().find_map(|one| one.entry.dispatch_symbol.as_deref());
         let at = named.and_then(|named| symbols.iter().position(|symbol| *symbol == Some(named)));
         at.map(|at| fitting[at]).ok_or_else(|| {
-            format!("the size to dispatch on is argument {argument}, an integer, and its manifest does not say which symbol that is")
+            format!("the size to dispatch on is argument {argument}, an integer, and the artifact does not say which of its symbols that is; compile the piece with its graph at hand (Worker::compile)")
         })
     }
 

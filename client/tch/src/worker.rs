@@ -21,6 +21,7 @@ use tokio_stream::StreamExt as _;
 use crate::{
     Error, FailedEntry, LoadOptions, Piece, Result, initialise,
     libtorch::{base, libtorch_version},
+    places::size_in,
 };
 
 /// What a worker may choose; [`Self::new`] has the defaults.
@@ -107,6 +108,7 @@ impl Worker {
             device: Some(self.device.clone()),
             ..request
         };
+        let size = size_in(&request.graph);
         let mut stream = self.client.compile(request).await?;
         let mut handles: Vec<Option<Handle>> = vec![None; stream.entries().len()];
         let mut failed = Vec::new();
@@ -125,7 +127,7 @@ impl Worker {
             return Err(Error::NotCompiled { failed });
         }
         let handles: Vec<Handle> = handles.into_iter().flatten().collect();
-        self.load(handles).await
+        self.load_knowing(handles, size).await
     }
 
     /// Has the piece of a graph file compiled, which `piecewised.save_graph` wrote, and loads it.
@@ -156,12 +158,16 @@ impl Worker {
     /// # Errors
     /// [`Error::Client`] where they can't be fetched; else as [`Piece::load`].
     pub async fn load(&self, handles: Vec<Handle>) -> Result<Piece> {
+        self.load_knowing(handles, None).await
+    }
+
+    async fn load_knowing(&self, handles: Vec<Handle>, size: Option<(u32, u32)>) -> Result<Piece> {
         let mut folders = Vec::with_capacity(handles.len());
         for handle in &handles {
             folders.push(self.client.fetch(handle, &self.cache).await?.folder);
         }
         let load = self.load;
-        blocking(move || Piece::load(&handles, &folders, &load)).await
+        blocking(move || Piece::load_knowing(&handles, &folders, &load, size)).await
     }
 }
 

@@ -188,6 +188,32 @@ async fn a_program_starts_without_its_graphs_and_a_file_is_as_good_as_a_graph() 
 }
 
 #[tokio::test]
+async fn with_two_symbols_the_right_one_is_dispatched_on_and_tensors_have_to_agree() {
+    let daemon = daemon();
+    let mut graph = GraphBuilder::new(Device::Cpu);
+    // The second one stands first among the tensors.
+    let (n, m) = (graph.symbol("n"), graph.symbol("m"));
+    let y = graph.tensor("y", Kind::Float, [(&m).into(), 8.into()]);
+    let x = graph.tensor("x", Kind::Float, [(&n).into(), 8.into()]);
+    let z = graph.tensor("z", Kind::Float, [n, m]);
+    let y = graph.call_method("t", &y, []);
+    let product = graph.call("torch.matmul", [x.into(), y.into()]);
+    let sum = graph.call("torch.add", [product.into(), z.into()]);
+    let graph = graph.finish([sum]).unwrap();
+    let piece = daemon.worker().await.compile(request(graph, plan(&[(2, 8)], &[])), |_| ()).await.unwrap();
+    let (y, x, z) = (random(&[20, 8]), random(&[3, 8]), random(&[3, 20]));
+    assert_close(&piece.forward(&[&y, &x, &z]).unwrap()[0], &(x.matmul(&y.tr()) + &z));
+    problem(
+        piece.forward(&[&y, &x, &random(&[3, 19])]).unwrap_err(),
+        &expect![
+            "tensor 2 (argument 4 of the graph) has sizes [3, 19], and the piece takes [s1, s0] with s0 = 20, dimension 0 of tensor 0; s1 = 3, dimension 0 of tensor 1"
+        ],
+    );
+    let error = piece.forward(&[&random(&[3, 8]), &random(&[20, 8]), &random(&[20, 3])]).unwrap_err();
+    assert!(matches!(&error, Error::Client(error) if error.reason() == "SIZE_NOT_COVERED"), "{error}");
+}
+
+#[tokio::test]
 async fn what_was_compiled_for_a_single_size_is_found_by_it() {
     let daemon = daemon();
     let only_sizes = piecewised_client::CompileRequest { plan: plan(&[], &[4]), ..scaled() };

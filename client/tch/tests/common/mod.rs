@@ -74,8 +74,12 @@ impl Daemon {
     }
 
     pub(crate) fn options(&self) -> WorkerOptions {
+        self.options_for(Device::Cpu)
+    }
+
+    pub(crate) fn options_for(&self, device: Device) -> WorkerOptions {
         let client = ClientOptions { ready_timeout: Duration::from_secs(120), ..ClientOptions::default() };
-        WorkerOptions { client, cache_dir: Some(self.folder.join("cache")), ..WorkerOptions::new(Device::Cpu) }
+        WorkerOptions { client, cache_dir: Some(self.folder.join("cache")), ..WorkerOptions::new(device) }
     }
 
     pub(crate) async fn worker(&self) -> Worker {
@@ -118,7 +122,11 @@ impl Drop for Daemon {
 
 /// `x[n, 16]` is scaled in place; returns gelu(x @ weight) and the rows' sums.
 pub(crate) fn scaled() -> CompileRequest {
-    let mut graph = GraphBuilder::new(Device::Cpu);
+    scaled_on(Device::Cpu)
+}
+
+pub(crate) fn scaled_on(device: Device) -> CompileRequest {
+    let mut graph = GraphBuilder::new(device);
     let n = graph.symbol("n");
     let x = graph.tensor("x", Kind::Float, [n, 16.into()]);
     let weight = graph.tensor("weight", Kind::Float, [16.into(), 16.into()]);

@@ -131,7 +131,7 @@ def _a_compile() -> None:
         def send(self, name: str, fields: dict[str, Any], blob: bytes = b"") -> None:
             """Nobody is told."""
 
-    request = {"graph": _GRAPH, "options": {}, "device": {"type": "cpu"}}
+    request = {"graph": _GRAPH, "options": {}, "device": {"type": "cpu"}, "format": "inductor"}
     try:
         with one_thread():
             compile_interval(Job(request, None, Phases(Quiet(), None), Guards(_GRAPH)), None, Recipe("range", None))  # type: ignore[arg-type]
