@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::{
     ask::Ask,
     config::{AbandonedJobs, LogFormat, Trusted, Verify},
+    doctor::{self, DoctorArguments},
     exit,
     store_command::StoreCommand,
 };
@@ -31,6 +32,10 @@ pub(crate) enum Command {
 
     #[command(flatten)]
     Ask(Ask),
+
+    /// Say whether `piecewised serve` with these flags would work on this machine, and what to do where not.
+    #[command(after_help = doctor::HELP)]
+    Doctor(Box<DoctorArguments>),
 
     /// Look after a store that no daemon has open: check it, export from it, import into it.
     #[command(subcommand)]

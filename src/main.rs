@@ -6,6 +6,7 @@
 mod ask;
 mod cli;
 mod config;
+mod doctor;
 mod exit;
 mod layers;
 mod listen;
@@ -36,6 +37,9 @@ fn main() -> ExitCode {
         Command::Serve(arguments) if arguments.check => check(&arguments, &surroundings),
         Command::Serve(arguments) => {
             configured(&arguments, &surroundings, "", async |config| serve::run(config).await.map(|()| Exit::Success))
+        }
+        Command::Doctor(arguments) => {
+            configured(&arguments.serve, &surroundings, "error", async |config| doctor::run(&arguments, &config).await)
         }
         // A command's own words say what it did; the log is for what goes wrong, unless somebody asks for more.
         Command::Store(command) => configured(&command.arguments(), &surroundings, "warn", async |config| {

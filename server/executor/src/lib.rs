@@ -15,6 +15,7 @@
 
 mod channel;
 mod config;
+mod diagnose;
 mod discover;
 pub mod environment;
 mod error;
@@ -34,6 +35,7 @@ mod source;
 mod zygote;
 
 pub use config::ExecutorConfig;
+pub use diagnose::{Diagnosis, Finding, GpuFound, NoDiagnosis, diagnose};
 pub use discover::{Found, NoToolchain, Rejected, find_python, prove};
 pub use error::{ExecutorError, FailureReason, MemoryShortage};
 pub use executor::Executor;

@@ -53,7 +53,7 @@ def _choose(candidates: tuple[str, ...]) -> str:
     problems = []
     for compiler in candidates:
         try:
-            if _is_dynamic(elf.needed(_build(compiler))):
+            if _is_dynamic(elf.needed(build_probe(compiler))):
                 return compiler
             problems.append(f"{compiler} links libstdc++ statically")
         except (OSError, subprocess.SubprocessError, elf.NotElf) as error:
@@ -68,7 +68,8 @@ def _candidates() -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in named if name))
 
 
-def _build(compiler: str) -> bytes:
+def build_probe(compiler: str) -> bytes:
+    """A small shared object that a compiler built. Raises OSError, SubprocessError."""
     with tempfile.TemporaryDirectory(prefix="piecewised-compiler-") as folder:
         source, target = os.path.join(folder, "probe.cpp"), os.path.join(folder, "probe.so")
         with open(source, "w", encoding="ascii") as file:
