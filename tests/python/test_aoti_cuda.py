@@ -110,7 +110,7 @@ def test_a_package_is_loaded_for_the_gpu_that_is_named(executor: h.Executor, tmp
     torch.testing.assert_close(y, torch.relu(x @ w), rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.skipif(not RUNNER.exists(), reason=f"{RUNNER} is not built")
+@pytest.mark.skipif(not RUNNER.exists(), reason=f"{RUNNER} is not built: make build-tch")
 def test_the_runner_tries_packages_on_the_gpu(executor: h.Executor) -> None:
     fields, _ = compiled(executor, LINEAR, runner=str(RUNNER))
     verification = fields["verification"]

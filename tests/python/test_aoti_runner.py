@@ -24,7 +24,7 @@ from piecewised_executor import by_runner, runner
 RUNNER = Path(os.environ.get("PIECEWISED_TEST_RUNNER", h.ROOT / "target/debug/piecewised-runner"))
 VERSION = json.dumps({"libtorch": str(torch.__version__).partition("+")[0], "cuda": False})
 
-real = pytest.mark.skipif(not RUNNER.exists(), reason=f"{RUNNER} is not built: cargo build -p piecewised-runner")
+real = pytest.mark.skipif(not RUNNER.exists(), reason=f"{RUNNER} is not built: make build-tch")
 
 
 def program(folder: Path, trying: str, version: str = VERSION) -> Path:

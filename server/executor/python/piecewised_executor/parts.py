@@ -8,7 +8,10 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+import torch
+
 from . import frontends, program
+from .errors import OutOfMemory
 from .frontends import Frontend
 from .guards import Guards
 from .package import Package, compile_package
@@ -126,7 +129,17 @@ def compile_interval(
     with job.phases.phase("compile"):
         if job.format == "aoti":
             # Its autotuning is settled while its code is generated: what C++ launches it cannot choose later.
-            compiled = compile_package(rebuilt, symbols, options, recipe.patches, frontend=job.frontend)
+            try:
+                compiled = compile_package(rebuilt, symbols, options, recipe.patches, frontend=job.frontend)
+            except OutOfMemory:
+                smaller = (size or 0) // 2
+                if not job.on_gpu or dispatched not in narrowed or smaller < (low or 1):
+                    raise
+                torch.cuda.empty_cache()
+                part = compile_interval(job, interval, replace(recipe, hint=smaller), others)
+                return replace(
+                    part, note=part.note or f"autotuning was settled at size {smaller}, since {size} does not fit"
+                )
         else:
             compiled = program.compile_program(rebuilt, options, settle, recipe.patches, frontend=job.frontend)
     with job.phases.phase("prove"):
