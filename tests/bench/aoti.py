@@ -12,6 +12,7 @@ Prints one JSON object and a table.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import statistics
@@ -77,7 +78,9 @@ def measured(executor: Any, folder: Path, function: Any, args: argparse.Namespac
     gm, inputs = h.capture(function, *given)
     graph = h.client_module("fxgraph").to_graph(gm, inputs)
     argument = next(i for i, node in enumerate(graph["nodes"]) if "sym_int" in node["op"]["placeholder"]["value"])
-    is_size = [isinstance(value, (int, torch.SymInt)) for value in inputs]
+    # Dynamo's inputs are in the order of their first use; what is no argument of the function is a size.
+    names = [f"l_{name}_" for name in inspect.signature(function).parameters]
+    places = [names.index(node["name"]) if node["name"] in names else None for node in graph["nodes"][: len(inputs)]]
     result: dict[str, Any] = {}
     for kind in ("inductor", "aoti"):
         started = time.perf_counter()
@@ -88,7 +91,7 @@ def measured(executor: Any, folder: Path, function: Any, args: argparse.Namespac
         artifact = h.materialise(blob, folder / kind)
         entries = {str(size): h.entry_for(fields, size) for size in SIZES}
         result[kind] = {"compile_s": time.perf_counter() - started, "bytes": len(blob), "entries": entries}
-        result[kind]["python"] = through_python(artifact, entries, function, is_size, args)
+        result[kind]["python"] = through_python(artifact, entries, function, places, args)
     result["aoti"]["rust"] = through_rust(folder / "aoti", result["aoti"]["entries"], args)
     return result
 
@@ -103,7 +106,7 @@ def device_of(device: str) -> dict[str, Any]:
 
 
 def through_python(
-    artifact: Path, entries: dict[str, str], function: Any, is_size: list[bool], args: argparse.Namespace
+    artifact: Path, entries: dict[str, str], function: Any, places: list[int | None], args: argparse.Namespace
 ) -> dict[str, Any]:
     """With the package's own loader."""
     from piecewised.runtime.load import load_entry
@@ -118,8 +121,8 @@ def through_python(
         run = load_entry(artifact, entries[str(size)])
 
         def call_arguments(size: int = size) -> list[Any]:
-            tensors = iter(llama.arguments(function, size, args.device))
-            return [size if is_int else next(tensors) for is_int in is_size]
+            tensors = llama.arguments(function, size, args.device)
+            return [size if place is None else tensors[place] for place in places]
 
         with torch.inference_mode():
             result["sizes"][str(size)] = one_thread(run, call_arguments(), args)
