@@ -43,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rust-bench", type=Path, required=True, help="bench-aoti, a release build")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--pieces", nargs="+", default=["tiny", "layer"], choices=["tiny", "layer"])
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
     parser.add_argument("--threads", type=int, default=8)
     args = parser.parse_args()
@@ -50,6 +51,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, h.Executor() as executor:
         executor.hello()
         for name, function, hidden in pieces(args.device):
+            if name not in args.pieces:
+                continue
             shrink(hidden)
             report[name] = measured(executor, Path(folder) / name, function, args)
     print(json.dumps(report, indent=1))
@@ -199,7 +202,7 @@ def table(report: dict[str, Any]) -> None:
     print(
         f"\n{'piece':8} {'way':18} {'size':>5} {'host us':>9} {'call us':>9} {report['threads']:>3} threads, calls/s   load ms (first)   KB"
     )
-    for piece in ("tiny", "layer"):
+    for piece in [name for name in ("tiny", "layer") if name in report]:
         for kind, way in (("inductor", "python"), ("aoti", "python"), ("aoti", "rust")):
             found = report[piece][kind]
             for size, row in sorted(found[way]["sizes"].items(), key=lambda item: int(item[0])):
