@@ -107,12 +107,13 @@ wheel: $(VENV)/.ready ## a wheel with client, plugin and daemon, into target/whe
 
 .PHONY: bench
 bench: client ## the numbers of docs/benchmarks.md, on this machine
-	cargo build --locked --release -p piecewised -p piecewised-tests --bins
+	cargo build --locked --release -p piecewised -p piecewised-tests -p piecewised-bench-aoti --bins
 	$(VENV_PYTHON) tests/bench/bench.py --daemon target/release/piecewised --bench-client target/release/bench-client
 	$(VENV_PYTHON) tests/bench/service.py --daemon target/release/piecewised --bench-load target/release/bench-load
 	$(VENV_PYTHON) tests/bench/dispatch.py --rust-bench target/release/bench-dispatch
 	$(VENV_PYTHON) tests/bench/program.py --daemon target/release/piecewised
 	$(VENV_PYTHON) tests/bench/load.py
+	$(VENV_PYTHON) tests/bench/aoti.py --rust-bench target/release/bench-aoti
 
 .PHONY: requirements
 requirements: $(VENV)/.ready ## resolve tests/requirements.in again

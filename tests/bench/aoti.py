@@ -12,6 +12,7 @@ Prints one JSON object and a table.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import statistics
@@ -42,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rust-bench", type=Path, required=True, help="bench-aoti, a release build")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--pieces", nargs="+", default=["tiny", "layer"], choices=["tiny", "layer"])
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
     parser.add_argument("--threads", type=int, default=8)
     args = parser.parse_args()
@@ -49,6 +51,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, h.Executor() as executor:
         executor.hello()
         for name, function, hidden in pieces(args.device):
+            if name not in args.pieces:
+                continue
             shrink(hidden)
             report[name] = measured(executor, Path(folder) / name, function, args)
     print(json.dumps(report, indent=1))
@@ -77,7 +81,9 @@ def measured(executor: Any, folder: Path, function: Any, args: argparse.Namespac
     gm, inputs = h.capture(function, *given)
     graph = h.client_module("fxgraph").to_graph(gm, inputs)
     argument = next(i for i, node in enumerate(graph["nodes"]) if "sym_int" in node["op"]["placeholder"]["value"])
-    is_size = [isinstance(value, (int, torch.SymInt)) for value in inputs]
+    # Dynamo's inputs are in the order of their first use; what is no argument of the function is a size.
+    names = [f"l_{name}_" for name in inspect.signature(function).parameters]
+    places = [names.index(node["name"]) if node["name"] in names else None for node in graph["nodes"][: len(inputs)]]
     result: dict[str, Any] = {}
     for kind in ("inductor", "aoti"):
         started = time.perf_counter()
@@ -88,7 +94,7 @@ def measured(executor: Any, folder: Path, function: Any, args: argparse.Namespac
         artifact = h.materialise(blob, folder / kind)
         entries = {str(size): h.entry_for(fields, size) for size in SIZES}
         result[kind] = {"compile_s": time.perf_counter() - started, "bytes": len(blob), "entries": entries}
-        result[kind]["python"] = through_python(artifact, entries, function, is_size, args)
+        result[kind]["python"] = through_python(artifact, entries, function, places, args)
     result["aoti"]["rust"] = through_rust(folder / "aoti", result["aoti"]["entries"], args)
     return result
 
@@ -103,7 +109,7 @@ def device_of(device: str) -> dict[str, Any]:
 
 
 def through_python(
-    artifact: Path, entries: dict[str, str], function: Any, is_size: list[bool], args: argparse.Namespace
+    artifact: Path, entries: dict[str, str], function: Any, places: list[int | None], args: argparse.Namespace
 ) -> dict[str, Any]:
     """With the package's own loader."""
     from piecewised.runtime.load import load_entry
@@ -118,8 +124,8 @@ def through_python(
         run = load_entry(artifact, entries[str(size)])
 
         def call_arguments(size: int = size) -> list[Any]:
-            tensors = iter(llama.arguments(function, size, args.device))
-            return [size if is_int else next(tensors) for is_int in is_size]
+            tensors = llama.arguments(function, size, args.device)
+            return [size if place is None else tensors[place] for place in places]
 
         with torch.inference_mode():
             result["sizes"][str(size)] = one_thread(run, call_arguments(), args)
@@ -196,7 +202,7 @@ def table(report: dict[str, Any]) -> None:
     print(
         f"\n{'piece':8} {'way':18} {'size':>5} {'host us':>9} {'call us':>9} {report['threads']:>3} threads, calls/s   load ms (first)   KB"
     )
-    for piece in ("tiny", "layer"):
+    for piece in [name for name in ("tiny", "layer") if name in report]:
         for kind, way in (("inductor", "python"), ("aoti", "python"), ("aoti", "rust")):
             found = report[piece][kind]
             for size, row in sorted(found[way]["sizes"].items(), key=lambda item: int(item[0])):

@@ -206,7 +206,7 @@ async fn with_two_symbols_the_right_one_is_dispatched_on_and_tensors_have_to_agr
     problem(
         piece.forward(&[&y, &x, &random(&[3, 19])]).unwrap_err(),
         &expect![
-            "tensor 2 (argument 4 of the graph) has sizes [3, 19], and the piece takes [s1, s0] with s0 = 20, dimension 0 of tensor 0; s1 = 3, dimension 0 of tensor 1"
+            "tensor 2 (argument 4 of the graph) has sizes [3, 19], and the piece takes [s0, s1] with s0 = 3, dimension 0 of tensor 1; s1 = 20, dimension 0 of tensor 0"
         ],
     );
     let error = piece.forward(&[&random(&[3, 8]), &random(&[20, 8]), &random(&[20, 3])]).unwrap_err();

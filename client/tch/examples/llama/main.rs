@@ -99,8 +99,11 @@ impl Model {
 
 fn attention(inputs: &[&Tensor], scale: Option<f64>) -> Result<Tensor> {
     let [q, k, v] = inputs else { anyhow::bail!("attention takes q, k and v") };
-    // A piece returns views of what it computed, and the next one takes what the operator returned when it was captured.
-    Ok(Tensor::f_scaled_dot_product_attention(q, k, v, None::<Tensor>, 0.0, true, scale, true)?.f_contiguous()?)
+    let attended = Tensor::f_scaled_dot_product_attention(q, k, v, None::<Tensor>, 0.0, true, scale, true)?;
+    // The next piece takes it with the strides that the operator's result has in the graph: those of q (`empty_like`).
+    let mut like_q = q.f_empty_like()?;
+    like_q.f_copy_(&attended)?;
+    Ok(like_q)
 }
 
 #[tokio::main]
