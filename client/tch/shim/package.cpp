@@ -85,7 +85,7 @@ char* pw_describe(const void* const* tensors, size_t n, pw_tensor* described) {
     for (size_t i = 0; i < n; ++i) {
       const at::Tensor& one = tensor(tensors[i]);
       pw_tensor& to = described[i];
-      to = pw_tensor{nullptr, nullptr, 0, -1, -1, -1, 1};
+      to = pw_tensor{nullptr, nullptr, 0, -1, -1, -1, 1, 0};
       if (!one.defined()) {
         continue;
       }
@@ -96,6 +96,7 @@ char* pw_describe(const void* const* tensors, size_t n, pw_tensor* described) {
         continue;
       }
       to.is_not_plain = 0;
+      to.is_misaligned = reinterpret_cast<uintptr_t>(one.const_data_ptr()) % 16 != 0 ? 1 : 0;
       to.n_dimensions = one.dim();
       to.sizes = one.sizes().data();
       to.strides = one.strides().data();

@@ -26,6 +26,8 @@ struct pw_tensor {
   int32_t device_index;
   // Not 0: its memory does not hold its values as they are (sparse, quantised, or lazily conjugated or negated).
   int32_t is_not_plain;
+  // Not 0: its first element does not lie at a multiple of 16 bytes.
+  int32_t is_misaligned;
 };
 
 // Looks at `n` tensors.

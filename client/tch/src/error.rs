@@ -105,6 +105,11 @@ pub enum InputError {
     Strides { at: Position, given: Vec<i64>, expected: String, advice: &'static str },
     #[error("{at} is not a plain tensor: {problem}")]
     NotPlain { at: Position, problem: &'static str },
+    #[error(
+        "{at} is changed in place and does not begin at a multiple of 16 bytes, so that the GPU's code would change a copy of it; \
+         give it storage of its own first (Tensor::copy), and copy it back after the call"
+    )]
+    Misaligned { at: Position },
     #[error("the inputs can't be looked at: {problem}")]
     Unreadable { problem: String },
 }

@@ -33,6 +33,8 @@ struct Expected {
     device: (i32, i32),
     sizes: Vec<Number>,
     strides: Vec<Number>,
+    /// A package for a GPU copies a tensor that does not begin where whole words are read; nobody would see what it changes in the copy.
+    has_to_be_aligned: bool,
 }
 
 /// A size or a stride.
@@ -67,7 +69,10 @@ impl Inputs {
                 Ok(Symbol { name, tensor, dimension: dimension as usize })
             })
             .collect::<Result<_, String>>()?;
-        let inputs = entry.inputs.iter().map(|input| Expected::new(input, &symbols, device));
+        let inputs = entry.inputs.iter().map(|input| {
+            let is_mutated = entry.mutated.contains(&input.argument);
+            Expected::new(input, is_mutated, &symbols, device)
+        });
         Ok(Self { inputs: inputs.collect::<Result<_, _>>()?, symbols })
     }
 
@@ -92,7 +97,7 @@ impl Inputs {
 }
 
 impl Expected {
-    fn new(input: &Input, symbols: &[Symbol], device: Device) -> Result<Self, String> {
+    fn new(input: &Input, is_mutated: bool, symbols: &[Symbol], device: Device) -> Result<Self, String> {
         let argument = input.argument;
         let dtype = dtype::number(&input.dtype)
             .ok_or_else(|| format!("argument {argument} has the dtype {:?}, which is none of torch's", input.dtype))?;
@@ -113,7 +118,9 @@ impl Expected {
             })
         };
         let numbers = |exprs: &[SymExpr]| exprs.iter().map(number).collect::<Result<Vec<_>, _>>();
-        Ok(Self { argument, dtype, device, sizes: numbers(&input.sizes)?, strides: numbers(&input.strides)? })
+        let (sizes, strides) = (numbers(&input.sizes)?, numbers(&input.strides)?);
+        let has_to_be_aligned = is_mutated && device.0 == CUDA;
+        Ok(Self { argument, dtype, device, sizes, strides, has_to_be_aligned })
     }
 
     fn at(&self, tensor: usize) -> Position {
@@ -144,6 +151,9 @@ impl Expected {
             let problem = "it is sparse, quantised, or lazily conjugated or negated; make it a strided tensor with its values \
                            in memory first (to_dense, resolve_conj, resolve_neg)";
             return Err(InputError::NotPlain { at: at(), problem });
+        }
+        if self.has_to_be_aligned && !given.is_aligned() {
+            return Err(InputError::Misaligned { at: at() });
         }
         if given.sizes().len() != self.sizes.len() {
             let expected = format!("{}: {}", self.sizes.len(), texts(&self.sizes, symbols));

@@ -38,6 +38,9 @@ pub(crate) struct Entry {
     pub(crate) dispatch_symbol: Option<String>,
     #[serde(default)]
     pub(crate) constants: Vec<Constant>,
+    /// Arguments that a call changes in place.
+    #[serde(default)]
+    pub(crate) mutated: Vec<u32>,
     pub(crate) n_outputs: usize,
     pub(crate) output: Structure,
     /// Operators outside of torch's own.

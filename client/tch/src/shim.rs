@@ -35,6 +35,7 @@ mod c {
         pub(super) device_type: i32,
         pub(super) device_index: i32,
         pub(super) is_not_plain: i32,
+        pub(super) is_misaligned: i32,
     }
 
     unsafe extern "C" {
@@ -172,6 +173,11 @@ impl<'a> Described<'a> {
     /// Whether its memory holds its values as they are: it is not sparse, quantised, or lazily conjugated or negated.
     pub(crate) fn is_plain(&self) -> bool {
         self.raw.is_not_plain == 0
+    }
+
+    /// Whether its first element lies at a multiple of 16 bytes.
+    pub(crate) fn is_aligned(&self) -> bool {
+        self.raw.is_misaligned == 0
     }
 }
 

@@ -22,7 +22,17 @@ use crate::{
 /// Held for as long as it lives.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    /// Closing the file would not always do: a process that another thread is just forking has a copy of it until it becomes its program, and
+    /// the lock is all copies'.
+    fn drop(&mut self) {
+        if let Err(error) = flock(&self.file, FlockOperation::Unlock) {
+            tracing::warn!(%error, "the store's lock could not be given back; it goes with the file");
+        }
+    }
 }
 
 impl Lock {
@@ -60,7 +70,7 @@ impl Lock {
             // As on a full disk. The lock is held all the same.
             tracing::warn!(path = %path.display(), %error, "cannot note who has the store open");
         }
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 }
 

@@ -255,6 +255,7 @@ def judged(
 
 def eager(trial: Trial, fake: Rebuilt, point: Point) -> tuple[inputs.Case, list[Any]] | None:
     """A case whose integers eager takes, and what eager gives for it. None: there is none."""
+    refused = ""
     while trial.integer_bounds:
         case = inputs.make_case(fake, point.size, SEED, trial.integer_bounds[0])
         started = time.monotonic()
@@ -273,7 +274,9 @@ def eager(trial: Trial, fake: Rebuilt, point: Point) -> tuple[inputs.Case, list[
             if trial.device_type == "cuda" and "device-side assert" in str(error):
                 # The context is lost; the executor tries again with smaller integers in another process.
                 raise UnusableInputs(refused) from error
-    trial.note(refused)
+    # Empty: an earlier point has used the bounds up, and said so.
+    if refused:
+        trial.note(refused)
     return None
 
 
