@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     ask::Ask,
-    config::{AbandonedJobs, LogFormat, Trusted, Verify},
+    choices::{AbandonedJobs, LogFormat, Trusted, Verify},
     doctor::{self, DoctorArguments},
     exit,
     store_command::StoreCommand,

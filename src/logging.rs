@@ -5,10 +5,7 @@
 
 use tracing_subscriber::{EnvFilter, Layer, Registry, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::{
-    config::{Config, LogFormat},
-    layers::ConfigError,
-};
+use crate::{choices::LogFormat, config::Config, layers::ConfigError};
 
 /// Starts to log. Once per process.
 ///

@@ -4,6 +4,7 @@
 //! signal means what, which exit code means what. What the daemon does is in the `server` crates.
 
 mod ask;
+mod choices;
 mod cli;
 mod config;
 mod doctor;

@@ -14,12 +14,7 @@ use piecewised_store::Store;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use crate::{
-    config::{Config, LogFormat},
-    listen,
-    signals::Shutdown,
-    toolchain,
-};
+use crate::{choices::LogFormat, config::Config, listen, signals::Shutdown, toolchain};
 
 /// How long calls that do not end by themselves (a reader that stalls) are waited for once no job runs any more.
 const LAST_CALLS: Duration = Duration::from_secs(3);
