@@ -141,15 +141,19 @@ fn temporary(path: &Path) -> Checked {
     checked(WHAT, Outcome::Ok, shown.to_string(), "")
 }
 
-/// The first folder on the way up that is there, where it cannot be written to.
+/// The folder, or the first one above it that is there.
+fn nearest(folder: &Path) -> Option<&Path> {
+    folder.ancestors().find(|folder| folder.exists())
+}
+
+/// That folder, where it cannot be written to.
 fn unwritable(folder: &Path) -> Option<PathBuf> {
-    let there = folder.ancestors().find(|folder| folder.exists())?;
+    let there = nearest(folder)?;
     access(there, Access::WRITE_OK | Access::EXEC_OK).is_err().then(|| there.to_owned())
 }
 
 fn free_bytes(folder: &Path) -> Option<u64> {
-    let there = folder.ancestors().find(|folder| folder.exists())?;
-    let found = statvfs(there).ok()?;
+    let found = statvfs(nearest(folder)?).ok()?;
     Some(found.f_bavail * found.f_frsize)
 }
 

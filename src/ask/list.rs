@@ -1,18 +1,13 @@
 //! `piecewised ls`: artifacts, failures, manifests.
 
-use piecewised_client::{ManifestSummary, RememberedFailure, StoredArtifact, StoredWhat};
+use piecewised_client::{ClientError, ManifestSummary, RememberedFailure, StoredArtifact, StoredWhat};
 
 use super::{Place, ago, megabytes, one_line, range, table, write_table};
 use crate::surroundings::Surroundings;
 
 pub(super) async fn artifacts(place: &Place, surroundings: &Surroundings) -> anyhow::Result<()> {
     let admin = place.connect(surroundings).await?.admin();
-    let (mut all, mut token): (Vec<StoredArtifact>, _) = admin.artifacts(None).await?;
-    while token.is_some() {
-        let (more, next) = admin.artifacts(token).await?;
-        all.extend(more);
-        token = next;
-    }
+    let all: Vec<StoredArtifact> = every(async |token| admin.artifacts(token).await).await?;
     place.write(&all, |out, all| {
         let mut rows =
             table(["KEY", "WHAT", "RANGE", "TUNING", "SIZE", "COMPILE", "VERIFIED", "MADE", "USED", "PINNED"]);
@@ -50,12 +45,7 @@ pub(super) async fn artifacts(place: &Place, surroundings: &Surroundings) -> any
 
 pub(super) async fn failures(place: &Place, surroundings: &Surroundings) -> anyhow::Result<()> {
     let admin = place.connect(surroundings).await?.admin();
-    let (mut all, mut token): (Vec<RememberedFailure>, _) = admin.failures(None).await?;
-    while token.is_some() {
-        let (more, next) = admin.failures(token).await?;
-        all.extend(more);
-        token = next;
-    }
+    let all: Vec<RememberedFailure> = every(async |token| admin.failures(token).await).await?;
     place.write(&all, |out, all| {
         let mut rows = table(["KEY", "REASON", "FAILED", "MESSAGE"]);
         for RememberedFailure { key, reason, message, failed_unix_ms } in all {
@@ -75,4 +65,17 @@ pub(super) async fn manifests(place: &Place, surroundings: &Surroundings) -> any
         }
         write_table(out, &rows)
     })
+}
+
+/// What all pages have.
+async fn every<T>(
+    page: impl AsyncFn(Option<String>) -> Result<(Vec<T>, Option<String>), ClientError>,
+) -> Result<Vec<T>, ClientError> {
+    let (mut all, mut token) = page(None).await?;
+    while token.is_some() {
+        let (more, next) = page(token).await?;
+        all.extend(more);
+        token = next;
+    }
+    Ok(all)
 }

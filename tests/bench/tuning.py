@@ -8,6 +8,7 @@ Needs a GPU; talks to an executor directly, so no daemon and no build are needed
     python tests/bench/tuning.py fast  --folder F [--piece layer|small]     untuned artifacts, for load
     python tests/bench/tuning.py load  --folder F [--piece layer|small]     loads and first calls in fresh processes without a compiler
 
+Several executors compile side by side and lease the GPU from each other for what they time there, as the daemon has it.
 Stock's compiles are Inductor's own results with the same options and hints as stock would have; they are packed as ours, which changes
 nothing about their kernels.
 """
@@ -15,13 +16,16 @@ nothing about their kernels.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import inspect
 import json
 import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,28 +55,70 @@ def graph_of(piece: str, n: int = 64) -> tuple[dict[str, Any], list[Any]]:
     return h.client_module("fxgraph").to_graph(gm, inputs), order
 
 
-def compile_into(folder: Path, jobs: dict[str, dict[str, Any]], piece: str) -> None:
-    """One executor, one job after the other; each becomes a folder with its handle."""
+class Leases:
+    """Of one GPU, for executors of this process: one exclusive one, or several shared ones."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._n_shared = 0
+        self._is_exclusive = False
+        self._n_waiting = 0
+
+    def take(self, mode: str) -> Callable[[], None]:
+        """Waits for a lease; gives what returns it. Who waits for an exclusive one is not overtaken."""
+        with self._changed:
+            if mode == "exclusive":
+                self._n_waiting += 1
+                self._changed.wait_for(lambda: not self._is_exclusive and self._n_shared == 0)
+                self._n_waiting -= 1
+                self._is_exclusive = True
+                return self._return_exclusive
+            self._changed.wait_for(lambda: not self._is_exclusive and self._n_waiting == 0)
+            self._n_shared += 1
+            return self._return_shared
+
+    def _return_exclusive(self) -> None:
+        with self._changed:
+            self._is_exclusive = False
+            self._changed.notify_all()
+
+    def _return_shared(self) -> None:
+        with self._changed:
+            self._n_shared -= 1
+            self._changed.notify_all()
+
+
+def compile_into(folder: Path, jobs: dict[str, dict[str, Any]], piece: str, n_executors: int) -> None:
+    """Each job becomes a folder with its handle; those that are there already are kept."""
     graph, order = graph_of(piece)
     (folder / f"{piece}.order.json").write_text(json.dumps(order))
     torch.cuda.empty_cache()
-    with h.Executor({"PATH": os.environ["PATH"]}) as executor:
-        executor.on_phase = lambda phase: print(f"  {time.monotonic():.0f} {phase}", file=sys.stderr, flush=True)
-        device = next(kind for kind in executor.hello()["devices"] if kind["type"] == "cuda")
-        for name, job in jobs.items():
-            if (folder / f"{piece}-{name}.json").exists():
-                continue
-            started = time.monotonic()
-            message, fields, blob = executor.compile(graph, dispatch_argument=order.index("n"), device=device, **job)
-            seconds = time.monotonic() - started
-            if message != "done":
-                print(piece, name, "failed:", fields["message"][:1000], flush=True)
-                if not list(folder.glob(f"{piece}-*.tar")):
-                    sys.exit(1)
-                continue
-            (folder / f"{piece}-{name}.tar").write_bytes(blob)
-            (folder / f"{piece}-{name}.json").write_text(json.dumps(fields))
-            print(f"{piece} {name}: {seconds:.1f} s, {len(blob)} bytes, {summary(fields)}", flush=True)
+    leases = Leases()
+    waiting = [(name, job) for name, job in jobs.items() if not (folder / f"{piece}-{name}.json").exists()]
+
+    def work() -> None:
+        with h.Executor({"PATH": os.environ["PATH"]}) as executor:
+            returns: list[Callable[[], None]] = []
+            executor.on_lease = lambda mode: returns.append(leases.take(mode))
+            executor.on_release = lambda: returns.pop()()
+            device = next(kind for kind in executor.hello()["devices"] if kind["type"] == "cuda")
+            while waiting:
+                name, job = waiting.pop(0)
+                started = time.monotonic()
+                message, fields, blob = executor.compile(
+                    graph, dispatch_argument=order.index("n"), device=device, **job
+                )
+                seconds = time.monotonic() - started
+                if message != "done":
+                    print(piece, name, "failed:", fields["message"][:1000], flush=True)
+                    continue
+                (folder / f"{piece}-{name}.tar").write_bytes(blob)
+                (folder / f"{piece}-{name}.json").write_text(json.dumps(fields))
+                print(f"{piece} {name}: {seconds:.1f} s, {len(blob)} bytes, {summary(fields)}", flush=True)
+
+    with concurrent.futures.ThreadPoolExecutor(n_executors) as pool:
+        for done in [pool.submit(work) for _ in range(min(n_executors, len(waiting)))]:
+            done.result()
 
 
 def summary(fields: dict[str, Any]) -> str:
@@ -90,28 +136,28 @@ def summary(fields: dict[str, Any]) -> str:
     return f"{chosen} {phases} {verification['outcome']} {errors} {verification['note']} {fields['tuning']['note']} {failures}"
 
 
-def tune(folder: Path, piece: str) -> None:
+def tune(folder: Path, piece: str, n_executors: int) -> None:
     """The ranges of the plan, with `tuning: full`."""
     hints = {(1, 16): 4, (17, 256): 64, (257, 8192): 2048}
     jobs = {
         f"full-{low}-{high}": {"range": [low, high], "hint": hints[low, high], "options": {"tuning": "full"}}
         for low, high in RANGES
     }
-    compile_into(folder, jobs, piece)
+    compile_into(folder, jobs, piece, n_executors)
 
 
-def fast(folder: Path, piece: str) -> None:
+def fast(folder: Path, piece: str, n_executors: int) -> None:
     """Two artifacts for `load`: the range around 64, and generic code."""
     generic = {"range": [2, 16384], "hint": 8192, "options": {"specialisation": "generic"}}
-    compile_into(folder, {"fast-17-256": {"range": [17, 256], "hint": 64}, "fast-generic": generic}, piece)
+    compile_into(folder, {"fast-17-256": {"range": [17, 256], "hint": 64}, "fast-generic": generic}, piece, n_executors)
 
 
-def stock(folder: Path, piece: str) -> None:
+def stock(folder: Path, piece: str, n_executors: int) -> None:
     """Generic: [2, 16384] with the hint 8192. Single sizes: max_autotune and coordinate descent."""
     jobs = {"generic": {"range": [2, 16384], "hint": 8192, "options": {"specialisation": "generic"}}}
     for n in SIZES:
         jobs[f"single-{n}"] = {"range": [n, n], "hint": n, "options": {"inductor": TUNED_LIKE_STOCK}, "verify": False}
-    compile_into(folder, jobs, piece)
+    compile_into(folder, jobs, piece, n_executors)
 
 
 def table(folder: Path, piece: str) -> None:
@@ -250,12 +296,16 @@ def main() -> None:
     parser.add_argument("what", choices=["fast", "tune", "stock", "table", "load"])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--piece", choices=["layer", "small"], default="layer")
+    parser.add_argument("--executors", type=int, default=4, help="that compile side by side")
     given = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("this bench needs a GPU; torch sees none here")
     given.folder.mkdir(parents=True, exist_ok=True)
     print(torch.cuda.get_device_name(), "torch", torch.__version__, flush=True)
-    {"fast": fast, "tune": tune, "stock": stock, "table": table, "load": load}[given.what](given.folder, given.piece)
+    if given.what in ("table", "load"):
+        {"table": table, "load": load}[given.what](given.folder, given.piece)
+    else:
+        {"fast": fast, "tune": tune, "stock": stock}[given.what](given.folder, given.piece, given.executors)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,10 @@ import sys
 import time
 from typing import Any
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "python"))
+
+import ready_daemon
+
 _COMMON = {
     "hidden_act": "silu",
     "initializer_range": 0.02,
@@ -91,6 +95,8 @@ def main() -> None:
     model = args.out / args.model
     model.mkdir(exist_ok=True)
     (model / "config.json").write_text(json.dumps(MODELS[args.model]))
+    ready_daemon.BINARY, ready_daemon.PYTHON = args.daemon, sys.executable
+    os.environ.update(_ENGINE_VARIABLES)
     bench = Bench(args)
     for scenario in args.scenarios or SCENARIOS:
         bench.run(scenario)
@@ -110,7 +116,7 @@ class Bench:
         folders = [self.args.out / f"folders-{scenario}-{n}" for n in range(2)]
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
-        daemon = Daemon(self.args, scenario) if compiler == "ours" else None
+        daemon = daemon_of(self.args, scenario) if compiler == "ours" else None
         try:
             endpoint = daemon.endpoint if daemon else None
             if two:
@@ -126,6 +132,7 @@ class Bench:
         finally:
             if daemon:
                 daemon.stop()
+                shutil.rmtree(daemon.folder / "store", ignore_errors=True)
             for folder in folders:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -136,8 +143,7 @@ class Bench:
     def start(self, name: str, folder: pathlib.Path, endpoint: str | None) -> subprocess.Popen[bytes]:
         """Starts an engine, whose caches are below `folder`."""
         variables = {
-            **{key: value for key, value in os.environ.items() if not key.startswith("PIECEWISED_")},
-            **_ENGINE_VARIABLES,
+            **ready_daemon.environment(),
             "VLLM_CACHE_ROOT": str(folder / "vllm"),
             "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
             "TRITON_CACHE_DIR": str(folder / "triton"),
@@ -196,49 +202,17 @@ class Bench:
         (self.args.out / "report.json").write_text(json.dumps(self.results, indent=1))
 
 
-class Daemon:
-    """A daemon with an empty store, for vLLM's interpreter and in its environment."""
+def daemon_of(args: argparse.Namespace, scenario: str) -> ready_daemon.Daemon:
+    """A daemon with an empty store, for vLLM's interpreter and in its environment. Its log stays in its folder."""
+    import piecewised
 
-    def __init__(self, args: argparse.Namespace, name: str) -> None:
-        self.folder = args.out / f"daemon-{name}"
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir()
-        socket = pathlib.Path(f"/tmp/piecewised-bench-{os.getpid()}.sock")
-        self.endpoint = f"unix:{socket}"
-        self.log = args.out / f"daemon-{name}.log"
-        command = [
-            args.daemon,
-            "serve",
-            "--socket",
-            socket,
-            "--store-dir",
-            self.folder / "store",
-            "--python",
-            sys.executable,
-        ]
-        with open(self.log, "wb") as log:
-            variables = {**os.environ, **_ENGINE_VARIABLES}
-            self.process = subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        self._wait(socket)
-
-    def _wait(self, socket: pathlib.Path) -> None:
-        import piecewised
-
-        deadline = time.monotonic() + 120
-        while True:
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                sys.exit(f"the daemon is not ready:\n{self.log.read_text(errors='replace')[-6000:]}")
-            if socket.exists():
-                client = piecewised.Client(self.endpoint)
-                if json.loads(client.capabilities("vllm"))["ready"]:
-                    return
-            time.sleep(0.1)
-
-    def stop(self) -> None:
-        """Ends it; the log stays."""
-        self.process.terminate()
-        self.process.wait(timeout=60)
-        shutil.rmtree(self.folder, ignore_errors=True)
+    folder = args.out / f"daemon-{scenario}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    daemon = ready_daemon.Daemon(folder).start()
+    # It imports vLLM now, as it does while a worker builds its model.
+    piecewised.Client(daemon.endpoint).capabilities("vllm")
+    return daemon
 
 
 def row(name: str, result: dict[str, Any]) -> str:

@@ -67,6 +67,9 @@ class Spoken:
         self._holds_lease = False
         #: Is told of each phase as it begins.
         self.on_phase: Callable[[str], object] = lambda phase: None
+        #: Is asked before a lease of a mode is given, and told when it has come back: for several executors on one GPU.
+        self.on_lease: Callable[[str], object] = lambda mode: None
+        self.on_release: Callable[[], object] = lambda: None
         self.ready: dict[str, Any] = {}
 
     def ended(self) -> int:
@@ -103,10 +106,12 @@ class Spoken:
                 assert not self._holds_lease, "a second lease beside the first"
                 self._holds_lease = True
                 self.leases.append(fields["mode"])
+                self.on_lease(fields["mode"])
                 self.send("leased", job=fields["job"])
             elif name == "release":
                 assert self._holds_lease, "a release of nothing"
                 self._holds_lease = False
+                self.on_release()
             elif name == "phase":
                 self.phases.append(fields["phase"])
                 self.on_phase(fields["phase"])
@@ -265,6 +270,26 @@ def materialise(artifact: bytes, folder: Path) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(tar.extractfile(member).read())
     return folder
+
+
+_TORCH_ALONE = """
+import sys, types
+import torch
+package = types.ModuleType("piecewised")
+package.__path__ = [sys.argv[1]]
+sys.modules["piecewised"] = package
+from piecewised.runtime.load import load_entry
+x, w = torch.randn(3, 4), torch.randn(4, 3)
+run = load_entry(sys.argv[2], "e0")
+torch.testing.assert_close(run(3, x, w), (torch.relu(x) @ w + 1,))
+compiler = [name for name in sys.modules if name.startswith(("torch._inductor", "triton"))]
+assert not compiler, compiler
+"""
+
+
+def call_with_torch_alone(folder: Path) -> None:
+    """Calls entry e0 of `relu(x) @ w + 1` in a process that has imported torch and nothing that compiles."""
+    subprocess.run([sys.executable, "-c", _TORCH_ALONE, str(CLIENT_SOURCE / "piecewised"), str(folder)], check=True)
 
 
 # What a worker is: a fresh process with an empty cache folder and no compiler, in which starting a process is an error.

@@ -5,8 +5,6 @@ One executor makes everything once, and one fresh worker, which may start no pro
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -178,24 +176,9 @@ def test_another_process_gives_the_same_bytes(made: Made, tmp_path: Path) -> Non
     assert blob == made["from 1"][1]
 
 
-_TORCH_ALONE = """
-import sys, types
-import torch
-package = types.ModuleType("piecewised")
-package.__path__ = [sys.argv[1]]
-sys.modules["piecewised"] = package
-from piecewised.runtime.load import load_entry
-x, w = torch.randn(3, 4), torch.randn(4, 3)
-run = load_entry(sys.argv[2], "e0")
-torch.testing.assert_close(run(3, x, w), (torch.relu(x) @ w + 1,))
-compiler = [name for name in sys.modules if name.startswith(("torch._inductor", "triton"))]
-assert not compiler, compiler
-"""
-
-
 def test_a_package_runs_with_torch_alone(made: Made, tmp_path: Path) -> None:
     folder = h.materialise(made["from 2"][1], tmp_path / "artifact")
-    subprocess.run([sys.executable, "-c", _TORCH_ALONE, str(h.CLIENT_SOURCE / "piecewised"), str(folder)], check=True)
+    h.call_with_torch_alone(folder)
 
 
 def test_threads_call_one_package_at_once(made: Made, tmp_path: Path) -> None:

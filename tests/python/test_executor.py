@@ -6,8 +6,6 @@ Compiles cost seconds, so one executor compiles everything once (`artifacts`) an
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -282,24 +280,9 @@ def test_programs_are_direct_but_under_autocast(artifacts: dict[str, Any]) -> No
         assert kinds == ({"whole"} if name == "autocast" else {"direct"}), name
 
 
-_TORCH_ALONE = """
-import sys, types
-import torch
-package = types.ModuleType("piecewised")
-package.__path__ = [sys.argv[1]]
-sys.modules["piecewised"] = package
-from piecewised.runtime.load import load_entry
-x, w = torch.randn(3, 4), torch.randn(4, 3)
-run = load_entry(sys.argv[2], "e0")
-torch.testing.assert_close(run(3, x, w), (torch.relu(x) @ w + 1,))
-compiler = [name for name in sys.modules if name.startswith(("torch._inductor", "triton"))]
-assert not compiler, compiler
-"""
-
-
 def test_a_direct_program_runs_with_torch_alone(artifacts: dict[str, Any], tmp_path: Path) -> None:
     folder = h.materialise(artifacts["from 2"][1], tmp_path / "artifact")
-    subprocess.run([sys.executable, "-c", _TORCH_ALONE, str(h.CLIENT_SOURCE / "piecewised"), str(folder)], check=True)
+    h.call_with_torch_alone(folder)
 
 
 def test_done_says_how_to_call(artifacts: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ use piecewised_graph::{
 };
 use piecewised_plan::Range;
 use piecewised_proto::v1::{self, client::admin_service_client::AdminServiceClient};
-use piecewised_wire::{format_from_proto, handle_from_proto, range_from_proto};
+use piecewised_wire::{format_from_proto, handle_from_proto, range_from_proto, tuning_from_proto};
 use serde::Serialize;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Status, transport::Channel};
@@ -235,13 +235,6 @@ fn range(range: Option<v1::Range>) -> Result<Option<Range>, ClientError> {
     Ok(range.map(range_from_proto).transpose()?)
 }
 
-fn tuning(tuning: v1::Tuning) -> Tuning {
-    match tuning {
-        v1::Tuning::Full => Tuning::Full,
-        v1::Tuning::Unspecified | v1::Tuning::Fast | v1::Tuning::Tiered => Tuning::Fast,
-    }
-}
-
 fn stored(artifact: v1::StoredArtifact) -> Result<StoredArtifact, ClientError> {
     use v1::{stored_artifact::What, verification::Outcome};
     let what = match artifact.what.ok_or_else(|| bad("an artifact without what it is"))? {
@@ -251,7 +244,7 @@ fn stored(artifact: v1::StoredArtifact) -> Result<StoredArtifact, ClientError> {
                 Outcome::NotComparable => "not_comparable",
                 Outcome::Unspecified | Outcome::NotDone => "not_done",
             },
-            tuning: tuning(compiled.tuning()),
+            tuning: tuning_from_proto(compiled.tuning()),
             range: range(compiled.range)?,
             format: format_from_proto(compiled.format)?,
             device: compiled.device,

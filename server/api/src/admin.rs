@@ -2,10 +2,7 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use piecewised_graph::{
-    Digest, Handle, VerificationOutcome,
-    request::{DeviceKind, Tuning},
-};
+use piecewised_graph::{Digest, Handle, request::DeviceKind};
 use piecewised_proto::v1::{self, admin_service_server::AdminService};
 use piecewised_scheduler::{JobInfo, Peer, Scheduler};
 use piecewised_store::{Listed, ListedItem, Store};
@@ -14,7 +11,7 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 
-use crate::{ApiConfig, peer, status::ApiError, trust};
+use crate::{ApiConfig, node_status::count, peer, status::ApiError, trust};
 
 const DEFAULT_PAGE: usize = 100;
 const MAX_PAGE: usize = 1000;
@@ -252,22 +249,16 @@ fn stored(listed: &Listed) -> v1::StoredArtifact {
 }
 
 fn compiled(handle: &Handle) -> v1::CompiledRange {
-    use v1::verification::Outcome;
-    let verified = match handle.verification.outcome {
-        VerificationOutcome::NotDone => Outcome::NotDone,
-        VerificationOutcome::Passed => Outcome::Passed,
-        VerificationOutcome::NotComparable => Outcome::NotComparable,
-    };
     v1::CompiledRange {
         range: handle.range.map(wire::range_to_proto),
         format: wire::format_to_proto(handle.format).into(),
-        tuning: tuning(handle.tuning.mode).into(),
+        tuning: wire::tuning_to_proto(handle.tuning.mode).into(),
         device: device(&handle.device),
         torch_version: handle.toolchain.torch_version.clone(),
         compile_s: handle.timings.total_s,
         graph_digest: handle.graph_digest.0.to_vec(),
         n_segments: count(handle.segments.len()),
-        verified: verified.into(),
+        verified: wire::outcome_to_proto(handle.verification.outcome).into(),
     }
 }
 
@@ -287,7 +278,7 @@ fn job(info: JobInfo) -> v1::Job {
         running_s: info.state.started.map(|started| started.elapsed().as_secs_f64()),
         executor_pid: info.state.executor_pid.unwrap_or(0),
         format: wire::format_to_proto(info.format).into(),
-        tuning: tuning(info.tuning).into(),
+        tuning: wire::tuning_to_proto(info.tuning).into(),
         device: device(&info.device),
     }
 }
@@ -298,17 +289,6 @@ fn is_same(before: &[v1::Job], now: &[v1::Job]) -> bool {
     before.iter().map(known).eq(now.iter().map(known))
 }
 
-fn tuning(tuning: Tuning) -> v1::Tuning {
-    match tuning {
-        Tuning::Fast => v1::Tuning::Fast,
-        Tuning::Full => v1::Tuning::Full,
-    }
-}
-
 fn device(device: &DeviceKind) -> String {
     format!("{} {}", device.r#type, device.name)
-}
-
-fn count(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
 }

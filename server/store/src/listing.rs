@@ -33,23 +33,14 @@ pub enum ListedItem {
 impl Engine {
     /// Up to `limit` of what is stored under keys behind `after`, by key.
     pub(crate) fn list(&self, after: Option<Digest>, limit: usize) -> Result<Vec<Listed>, StoreError> {
-        // Not in the loop's head, where its lock would be held for the whole loop.
-        let keys = first(self.catalogue().keys().copied(), after, usize::MAX);
-        let mut listed = Vec::new();
-        for key in keys {
-            if listed.len() == limit {
-                break;
-            }
-            listed.extend(self.peek(&key)?);
-        }
-        Ok(listed)
+        let keys = self.catalogue().keys().copied().collect();
+        page(keys, after, limit, |key| self.peek(key))
     }
 
     /// What is stored under the keys that begin with these hexadecimal digits, up to `limit`, by key.
     pub(crate) fn list_by_prefix(&self, digits: &str, limit: usize) -> Result<Vec<Listed>, StoreError> {
-        let keys =
-            self.catalogue().keys().copied().filter(|key| key.to_string().starts_with(digits)).collect::<Vec<_>>();
-        first(keys.into_iter(), None, limit).iter().filter_map(|key| self.peek(key).transpose()).collect()
+        let keys = self.catalogue().keys().copied().filter(|key| key.to_string().starts_with(digits)).collect();
+        page(keys, None, limit, |key| self.peek(key))
     }
 
     /// Up to `limit` failures of keys behind `after`, by key.
@@ -58,15 +49,7 @@ impl Engine {
         after: Option<Digest>,
         limit: usize,
     ) -> Result<Vec<(Digest, FailureRecord)>, StoreError> {
-        let keys = self.failed_keys();
-        let mut listed = Vec::new();
-        for key in first(keys.into_iter(), after, usize::MAX) {
-            if listed.len() == limit {
-                break;
-            }
-            listed.extend(self.get_failure(&key)?.map(|record| (key, record)));
-        }
-        Ok(listed)
+        page(self.failed_keys(), after, limit, |key| Ok(self.get_failure(key)?.map(|record| (*key, record))))
     }
 
     /// `None` also where it is being written, or does not verify: whoever wants it will find out.
@@ -90,9 +73,14 @@ impl Engine {
     }
 }
 
-fn first(keys: impl Iterator<Item = Digest>, after: Option<Digest>, limit: usize) -> Vec<Digest> {
-    let mut keys: Vec<Digest> = keys.filter(|key| after.is_none_or(|after| *key > after)).collect();
+/// What is found under the first keys behind `after`, by key, until it is `limit`.
+fn page<T>(
+    mut keys: Vec<Digest>,
+    after: Option<Digest>,
+    limit: usize,
+    find: impl Fn(&Digest) -> Result<Option<T>, StoreError>,
+) -> Result<Vec<T>, StoreError> {
+    keys.retain(|key| after.is_none_or(|after| *key > after));
     keys.sort_unstable();
-    keys.truncate(limit);
-    keys
+    keys.iter().filter_map(|key| find(key).transpose()).take(limit).collect()
 }

@@ -3,14 +3,14 @@
 use piecewised_graph::{
     Candidate, CheckedSize, Digest, GuardSymbol, Handle, Latency, PhaseTiming, Segment, Timings, TuningReport,
     Verification, VerificationChecker, VerificationOutcome,
-    request::{ArtifactFormat, DeviceKind, Toolchain, Tuning},
+    request::{ArtifactFormat, DeviceKind, Toolchain},
 };
 use piecewised_plan::Range;
 use piecewised_proto::v1;
 
 use crate::{
     WireError,
-    options::tuning_to_proto,
+    options::{tuning_from_proto, tuning_to_proto},
     range_from_proto, range_to_proto,
     value::{expr_from, expr_to},
 };
@@ -182,17 +182,22 @@ pub fn handle_from_proto(handle: v1::Handle) -> Result<Handle, WireError> {
     })
 }
 
+/// The wire's name of an outcome.
+pub fn outcome_to_proto(outcome: VerificationOutcome) -> v1::verification::Outcome {
+    use v1::verification::Outcome;
+    match outcome {
+        VerificationOutcome::NotDone => Outcome::NotDone,
+        VerificationOutcome::Passed => Outcome::Passed,
+        VerificationOutcome::NotComparable => Outcome::NotComparable,
+    }
+}
+
 fn verification_to(verification: &Verification) -> v1::Verification {
-    use v1::verification::{Checker, Outcome};
+    use v1::verification::Checker;
     let checker = match verification.checker {
         VerificationChecker::None => Checker::Unspecified,
         VerificationChecker::Executor => Checker::Executor,
         VerificationChecker::Runner => Checker::Runner,
-    };
-    let outcome = match verification.outcome {
-        VerificationOutcome::NotDone => Outcome::NotDone,
-        VerificationOutcome::Passed => Outcome::Passed,
-        VerificationOutcome::NotComparable => Outcome::NotComparable,
     };
     let size = |checked: &CheckedSize| v1::CheckedSize {
         size: checked.size,
@@ -202,7 +207,7 @@ fn verification_to(verification: &Verification) -> v1::Verification {
         tolerance: checked.tolerance,
     };
     v1::Verification {
-        outcome: outcome.into(),
+        outcome: outcome_to_proto(verification.outcome).into(),
         sizes: verification.sizes.iter().map(size).collect(),
         note: verification.note.clone(),
         seconds: verification.seconds,
@@ -257,10 +262,7 @@ fn tuning_report_to(report: &TuningReport) -> v1::TuningReport {
 }
 
 fn tuning_report_from(report: v1::TuningReport) -> TuningReport {
-    let mode = match report.mode() {
-        v1::Tuning::Full => Tuning::Full,
-        v1::Tuning::Unspecified | v1::Tuning::Fast | v1::Tuning::Tiered => Tuning::Fast,
-    };
+    let mode = tuning_from_proto(report.mode());
     let candidate = |candidate: v1::Candidate| Candidate {
         name: candidate.name,
         hint: candidate.hint,

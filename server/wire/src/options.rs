@@ -77,8 +77,16 @@ pub fn options_to_proto(options: &CompileOptions, format: ArtifactFormat, delive
     }
 }
 
+/// The mode of tuning that something was made with; one that is for requests alone, or unknown, counts as FAST.
+pub fn tuning_from_proto(tuning: v1::Tuning) -> Tuning {
+    match tuning {
+        v1::Tuning::Full => Tuning::Full,
+        v1::Tuning::Unspecified | v1::Tuning::Fast | v1::Tuning::Tiered => Tuning::Fast,
+    }
+}
+
 /// The wire's name of a mode of tuning.
-pub(crate) fn tuning_to_proto(tuning: Tuning) -> v1::Tuning {
+pub fn tuning_to_proto(tuning: Tuning) -> v1::Tuning {
     match tuning {
         Tuning::Fast => v1::Tuning::Fast,
         Tuning::Full => v1::Tuning::Full,

@@ -34,7 +34,7 @@ def request_of(
     graph = graph_of(gm)
     return Request(
         graph=json.dumps(graph),
-        options=json.dumps(choices.in_options({"inductor": inductor, "torch": settings.torch_settings()})),
+        options=options_of(inductor, choices),
         toolchain=json.dumps(settings.toolchain()),
         device=json.dumps(settings.device_of(graph)),
         endpoint=endpoint,
@@ -43,6 +43,11 @@ def request_of(
         choices=choices,
         device_index=settings.device_index_of(graph),
     )
+
+
+def options_of(inductor: dict[str, Any], choices: Choices) -> str:
+    """The options of a request, with this process's settings as they are now; ``inductor`` as in :func:`request_of`."""
+    return json.dumps(choices.in_options({"inductor": inductor, "torch": settings.torch_settings()}))
 
 
 def graph_of(

@@ -101,13 +101,12 @@ def record(graph: dict[str, Any], options: BackendOptions) -> None:
 
 
 def _asked(graph: dict[str, Any], options: BackendOptions) -> tuple[Request, Plan]:
-    from . import settings
+    from .capture import options_of
     from .graphs import is_static
 
-    content = {"inductor": options.inductor_values(), "torch": settings.torch_settings()}
     request = Request(
         graph=json.dumps(graph),
-        options=json.dumps(options.choices.in_options(content)),
+        options=options_of(options.inductor_values(), options.choices),
         toolchain=None,
         device=None,
         endpoint=None,

@@ -115,11 +115,16 @@ def _function_of(gm: Any) -> Callable[..., Any]:
     return types.FunctionType(piece.__code__.replace(), globals(), piece.__name__, None, piece.__closure__)
 
 
-def _announce(why: PiecewisedError) -> None:
+def count(why: PiecewisedError) -> bool:
+    """Counts one piece that is compiled here, for this process and for the daemon. Whether it is the first for this reason."""
     reason = why.reason or type(why).__name__
     reporting.note(reason)
-    if counters.record_local(reason):
-        what = advice(reason)
+    return counters.record_local(reason)
+
+
+def _announce(why: PiecewisedError) -> None:
+    if count(why):
+        what = advice(why.reason)
         warnings.warn(
             f"piecewised: {_sentence(why)}. The model runs all the same: this process compiles it by itself, as every "
             f"other one has to.{f' To change that, {what}.' if what else ''}",

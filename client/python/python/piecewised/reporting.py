@@ -10,6 +10,7 @@ import atexit
 import logging
 import os
 import threading
+from collections import Counter
 
 from . import connections
 
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 _PAUSE_S = 0.5
 
 _lock = threading.Lock()
-_pending: dict[str, int] = {}
+_pending: Counter[str] = Counter()
 _timer: threading.Timer | None = None
 
 
@@ -27,7 +28,7 @@ def note(reason: str) -> None:
     """Counts one piece that was compiled here."""
     global _timer  # noqa: PLW0603
     with _lock:
-        _pending[reason] = _pending.get(reason, 0) + 1
+        _pending[reason] += 1
         if _timer is None:
             _timer = threading.Timer(_PAUSE_S, _flush)
             _timer.daemon = True
@@ -43,8 +44,7 @@ def _flush() -> None:
     if not reasons or _tell(reasons):
         return
     with _lock:
-        for reason, n_pieces in reasons.items():
-            _pending[reason] = _pending.get(reason, 0) + n_pieces
+        _pending.update(reasons)
 
 
 def _tell(reasons: dict[str, int]) -> bool:

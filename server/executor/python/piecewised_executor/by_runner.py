@@ -20,7 +20,8 @@ from . import compare, inputs, runner
 from .errors import VerificationFailed
 from .points import Point
 from .rebuild import Rebuilt
-from .runtime import outputs
+from .runtime import direct, outputs
+from .runtime.load import tensor_of
 from .trial import SEED, AskRunner, Trial, eager, judged
 
 # Of the room that is left on the disk, what the files of one trial may take, and the most in bytes.
@@ -38,13 +39,7 @@ def run(trial: Trial, points: list[Point], measure_s: float, ask_runner: AskRunn
         files = Files(folder)
         tried: list[tuple[Point, str, Callable[[], inputs.Case]]] = []
         request: list[dict[str, Any]] = []
-        seen: set[Any] = set()
-        for point in points:
-            prepared = trial.prepared(point) if trial.serves(point) else None
-            if prepared is None or prepared[1].identity in seen:
-                continue
-            fake, actual = prepared
-            seen.add(actual.identity)
+        for fake, actual in trial.cases(points):
             if inputs.n_peak_bytes(fake) > files.n_left():
                 trial.note(f"{_named(actual)} was left out: there is no room on the disk for its inputs")
                 continue
@@ -151,12 +146,10 @@ class Files:
         # All that its values depend on (`inputs.make_case`).
         identity = i, tuple(sizes), tuple(strides), tensor.dtype, tensor.storage_offset(), integer_bound
         if identity not in self._written:
-            extent = 0
-            if tensor.numel():
-                extent = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
-            flat = torch.as_strided(tensor.detach(), (extent,), (1,)).cpu().contiguous()
+            n_elements = direct.extent(sizes, strides)
+            flat = torch.as_strided(tensor.detach(), (n_elements,), (1,)).cpu().contiguous()
             name = f"in{len(self._written)}.bin"
-            n_bytes = extent * tensor.element_size()
+            n_bytes = n_elements * tensor.element_size()
             with open(os.path.join(self._folder, name), "wb") as file:
                 if n_bytes:
                     file.write(memoryview((ctypes.c_ubyte * n_bytes).from_address(flat.data_ptr())))
@@ -173,13 +166,9 @@ class Files:
 
 def read(folder: str, described: dict[str, Any]) -> torch.Tensor:
     """A tensor that the runner wrote."""
-    dtype = getattr(torch, described["dtype"])
-    sizes = described["sizes"]
+    device = "cuda:0" if described["device"] == "cuda" else "cpu"
     with open(os.path.join(folder, described["file"]), "rb") as file:
-        data = bytearray(file.read())
-    flat = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-    tensor = flat.view(dtype).reshape(sizes)
-    return tensor.to("cuda:0") if described["device"] == "cuda" else tensor
+        return tensor_of(file.read(), described["dtype"], described["sizes"], device)
 
 
 def _named(point: Point) -> str:

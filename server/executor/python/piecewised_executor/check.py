@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import tarfile
 import tempfile
 import time
 from typing import Any
 
-from . import inputs, pack, runner
+from . import inputs, runner
 from .points import Point, describe, points_to_check
 from .trials import Nursery
 
@@ -33,9 +34,9 @@ def verify(
     Raises VerificationFailed where it does not load, crashes, or differs from eager.
     """
     started = time.monotonic()
-    path, why_not = _runner(request, artifact)
     with tempfile.TemporaryDirectory(prefix="piecewised-artifact-") as folder:
         _unpack(artifact, folder)
+        path, why_not = _runner(request, folder)
         result = _run(
             nursery,
             request,
@@ -81,12 +82,13 @@ def measure(
     return result["latencies"], result["notes"]
 
 
-def _runner(request: dict[str, Any], artifact: bytes) -> tuple[str | None, str]:
-    """The runner that is to try an artifact, or None; and why one that is there is not used, as a note."""
+def _runner(request: dict[str, Any], folder: str) -> tuple[str | None, str]:
+    """The runner that is to try the artifact in a folder, or None; and why one that is there is not used, as a note."""
     path = request.get("runner")
     if request.get("format") != "aoti" or not path:
         return None, ""
-    operators = sorted({name for entry in pack.manifest(artifact)["entries"] for name in entry["operators"]})
+    with open(os.path.join(folder, "manifest.json"), encoding="utf-8") as file:
+        operators = sorted({name for entry in json.load(file)["entries"] for name in entry["operators"]})
     if operators:
         return None, f"checked without the runner, which does not have the operators {', '.join(operators)}"
     if reason := runner.why_not(path, request["device"]["type"]):

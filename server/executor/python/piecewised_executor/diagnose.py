@@ -53,9 +53,10 @@ def _packages() -> dict[str, Any]:
 def _gpus() -> dict[str, Any]:
     import torch
 
+    from .probe import DEVICE_FILES
+
     if not torch.cuda.is_available():
-        has_device_files = any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/dxg"))
-        if not has_device_files:
+        if not any(os.path.exists(path) for path in DEVICE_FILES):
             return _part([])
         try:
             torch.cuda.init()

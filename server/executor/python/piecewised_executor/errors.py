@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import signal
 
 MAX_MESSAGE_BYTES = 16 * 1024
 
@@ -92,6 +93,16 @@ def from_outside(error: BaseException) -> OutOfMemory | Interrupted | None:
             return Interrupted(describe(cause))
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def ending(code: int) -> str:
+    """How a process ended, by its return code as `subprocess` has it."""
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def is_from_outside(code: int) -> bool:
+    """Whether somebody ended a process, or the system for want of memory: code does not do that to itself."""
+    return code in (-signal.SIGKILL, -signal.SIGTERM)
 
 
 def shorten(message: str, limit: int = MAX_MESSAGE_BYTES) -> str:

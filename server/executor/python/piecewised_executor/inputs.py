@@ -21,6 +21,7 @@ from . import frontends
 from .errors import Unsupported
 from .frontends import Frontend
 from .rebuild import Rebuilt, rebuild
+from .runtime import direct
 from .runtime.load import tensor_of
 from .symbols import Symbols, declared_bounds
 
@@ -163,19 +164,16 @@ def _leaves(value: Any) -> list[Any]:
 
 
 def _n_storage_bytes(tensor: torch.Tensor) -> int:
-    if tensor.numel() == 0:
-        return 0
-    extent = 1 + sum((int(size) - 1) * int(stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return extent * tensor.element_size()
+    sizes, strides = [int(size) for size in tensor.shape], [int(stride) for stride in tensor.stride()]
+    return direct.extent(sizes, strides) * tensor.element_size()
 
 
 def _tensor(fake: torch.Tensor, generator: torch.Generator, integer_bound: int) -> torch.Tensor:
     """A tensor with the sizes, strides, offset and dtype of `fake`."""
     sizes, strides = [int(size) for size in fake.shape], [int(stride) for stride in fake.stride()]
     offset = int(fake.storage_offset())
-    extent = 0 if 0 in sizes else 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
     dtype, device = fake.dtype, fake.device
-    n = offset + extent
+    n = offset + direct.extent(sizes, strides)
     if dtype == torch.bool:
         base = torch.randint(0, 2, (n,), generator=generator, device=device, dtype=torch.uint8).to(torch.bool)
     elif dtype.is_complex:

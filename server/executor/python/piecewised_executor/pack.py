@@ -119,15 +119,6 @@ class Container:
         return buffer.getvalue()
 
 
-def manifest(container: bytes) -> dict[str, Any]:
-    """The manifest of a container."""
-    with tarfile.open(fileobj=io.BytesIO(container)) as tar:
-        content = tar.extractfile("manifest.json")
-        assert content is not None
-        read: dict[str, Any] = json.load(content)
-        return read
-
-
 def _json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 

@@ -26,9 +26,9 @@ from torch._inductor.utils import fresh_cache
 from torch.export.pt2_archive._package import PT2ArchiveWriter
 from torch.export.pt2_archive.constants import AOTINDUCTOR_DIR
 
-from . import compilers, faults, frontends, lease, program, settings, winners
+from . import compilers, frontends, lease, program, settings, winners
 from .building import building
-from .errors import CompileError, JobError, Unsupported, describe, from_outside
+from .errors import Unsupported, describe
 from .frontends import Frontend
 from .rebuild import Rebuilt
 from .symbols import Symbols
@@ -106,19 +106,9 @@ def compile_package(
         ):
             # Of torch about torch, once for each compile.
             warnings.simplefilter("ignore", FutureWarning)
-            try:
-                # Not as its argument, which it copies: a frontend's passes are the frontend's own objects.
-                with inductor_config.patch(patches):
-                    files = compile_fx.compile_fx_aot(taken.module, list(taken.inputs))
-            except JobError:
-                raise
-            except faults.DeviceFault:
-                raise
-            except Exception as error:
-                faults.check()
-                if (refused := _refusal(error)) is not None:
-                    raise refused from error
-                raise (from_outside(error) or CompileError(describe(error))) from error
+            # Not as its argument, which it copies: a frontend's passes are the frontend's own objects.
+            with program.compile_errors(_refusal), inductor_config.patch(patches):
+                files = compile_fx.compile_fx_aot(taken.module, list(taken.inputs))
         return _packed(files, taken, folder, is_autocast=bool(options.get("torch", {}).get("autocast")))
 
 
@@ -151,31 +141,11 @@ def _is_torchs(operator: str) -> bool:
 
 
 @contextlib.contextmanager
-def _autotuning_leased() -> Iterator[None]:
-    """While inside, the code that AOTInductor runs to have kernels measured holds a lease of the device."""
-    original = PythonWrapperCodegen.generate_and_run_autotune_block
-
-    def generate_and_run_autotune_block(wrapper: Any) -> None:
-        with lease.running("cuda"):
-            original(wrapper)
-
-    PythonWrapperCodegen.generate_and_run_autotune_block = generate_and_run_autotune_block  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        PythonWrapperCodegen.generate_and_run_autotune_block = original  # type: ignore[method-assign]
-
-
-@contextlib.contextmanager
-def _refusals_named() -> Iterator[None]:
-    """While inside, an operator that a package cannot call is refused by its name."""
-    places: list[tuple[Any, str, Callable[..., Any]]] = [
-        (FallbackKernel, "export_extern_kernel_node", lambda kernel: kernel.op_overload),
-        (CppWrapperCpu, "generate_fallback_kernel_with_runtime_lookup_aot", lambda wrapper, overload, *rest: overload),
-    ]
+def _replaced(*places: tuple[Any, str, Callable[[Any], Callable[..., Any]]]) -> Iterator[None]:
+    """While inside, each (owner, name of a function, what makes another of it) is replaced."""
     originals = [getattr(owner, name) for owner, name, _ in places]
-    for (owner, name, overload_of), original in zip(places, originals, strict=True):
-        setattr(owner, name, _named(original, overload_of))
+    for (owner, name, other), original in zip(places, originals, strict=True):
+        setattr(owner, name, other(original))
     try:
         yield
     finally:
@@ -183,38 +153,59 @@ def _refusals_named() -> Iterator[None]:
             setattr(owner, name, original)
 
 
-@contextlib.contextmanager
-def _arrays_declared_anew() -> Iterator[None]:
+def _autotuning_leased() -> contextlib.AbstractContextManager[None]:
+    """While inside, the code that AOTInductor runs to have kernels measured holds a lease of the device."""
+
+    def leased(original: Callable[[Any], None]) -> Callable[[Any], None]:
+        def generate_and_run_autotune_block(wrapper: Any) -> None:
+            with lease.running("cuda"):
+                original(wrapper)
+
+        return generate_and_run_autotune_block
+
+    return _replaced((PythonWrapperCodegen, "generate_and_run_autotune_block", leased))
+
+
+def _refusals_named() -> contextlib.AbstractContextManager[None]:
+    """While inside, an operator that a package cannot call is refused by its name."""
+    return _replaced(
+        (FallbackKernel, "export_extern_kernel_node", _named(lambda kernel: kernel.op_overload)),
+        (
+            *(CppWrapperCpu, "generate_fallback_kernel_with_runtime_lookup_aot"),
+            _named(lambda wrapper, overload, *rest: overload),
+        ),
+    )
+
+
+def _named(overload_of: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def named(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            try:
+                return original(*args)
+            except Exception as error:
+                raise Unsupported(
+                    f"the operator {overload_of(*args).name()} cannot be called from an AOTInductor package ({describe(error)[:300]}); ask "
+                    "for the format 'inductor'"
+                ) from error
+
+        return call
+
+    return named
+
+
+def _arrays_declared_anew() -> contextlib.AbstractContextManager[None]:
     """While inside, each array of sizes in the generated C++ is declared where it is used.
 
     AOTInductor looks for one that it has declared before, by the address of an object that lives no longer than the look: whether it finds one is
     chance, and the same graph would give one source this time and another the next.
     """
-    original = CppWrapperCpu.codegen_int_array_var
 
     def codegen_int_array_var(
         wrapper: Any, int_array: str, writeline: Any, known_statically: bool = False, graph: Any = None
     ) -> str:
         return wrapper._codegen_int_array_var_impl(int_array, writeline, known_statically)  # type: ignore[no-any-return]
 
-    CppWrapperCpu.codegen_int_array_var = codegen_int_array_var  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        CppWrapperCpu.codegen_int_array_var = original  # type: ignore[method-assign]
-
-
-def _named(original: Callable[..., Any], overload_of: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any) -> Any:
-        try:
-            return original(*args)
-        except Exception as error:
-            raise Unsupported(
-                f"the operator {overload_of(*args).name()} cannot be called from an AOTInductor package ({describe(error)[:300]}); ask "
-                "for the format 'inductor'"
-            ) from error
-
-    return call
+    return _replaced((CppWrapperCpu, "codegen_int_array_var", lambda original: codegen_int_array_var))
 
 
 def _refusal(error: BaseException) -> Unsupported | None:

@@ -15,7 +15,7 @@ MIN_PYTHON = (3, 10)
 # What standalone_compile(aot=True), the loader and the ShapeEnv's fields were written against.
 MIN_TORCH = (2, 11)
 # Where there is a GPU for CUDA, one of them is there too: on Linux, and under WSL.
-_DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg")
+DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg")
 
 
 class Unusable(Exception):
@@ -41,7 +41,7 @@ def import_torch() -> float:
             f"{MIN_TORCH[0]}.{MIN_TORCH[1]} or newer; install a newer torch there"
         )
     try:
-        with cuda_answers(lambda: any(os.path.exists(path) for path in _DEVICE_FILES)):
+        with cuda_answers(lambda: any(os.path.exists(path) for path in DEVICE_FILES)):
             import torch._inductor.compile_fx
 
             from . import allowlist, benchmarks, check, job, trial

@@ -127,7 +127,7 @@ def compile_program(
         # What AOTAutograd does not want to cache it does not serialise either; without `strict` it would not say so.
         torch._functorch.config.patch(bypass_autograd_cache_key=True, strict_autograd_cache=True),
     ):
-        try:
+        with compile_errors():
             artifact = standalone_compile(
                 rebuilt.module,
                 rebuilt.inputs,
@@ -144,15 +144,21 @@ def compile_program(
             found = direct.direct(entry, options, namespaces, {*recorded, *gpu_kernels})
             # What the direct program does without is left out of the artifact.
             serialized = b"" if found else pickle.dumps((entry, triton_kernels, constant_args))
-        except JobError:
-            raise
-        except faults.DeviceFault:
-            raise
-        except Exception as error:
-            faults.check()
-            raise (from_outside(error) or CompileError(describe(error))) from error
         contents = {digest: Path(path).read_bytes() for digest, path in recorded.items()}
     return Program(found, serialized, {} if found else files, contents, gpu_kernels)
+
+
+@contextlib.contextmanager
+def compile_errors(refusal: Callable[[BaseException], JobError | None] = lambda error: None) -> Iterator[None]:
+    """While inside, what goes wrong is raised as the job's own failure: what `refusal` makes of it, what lies outside the graph, else CompileError. A
+    JobError and a lost GPU (DeviceFault) stay what they are."""
+    try:
+        yield
+    except (JobError, faults.DeviceFault):
+        raise
+    except Exception as error:
+        faults.check()
+        raise (refusal(error) or from_outside(error) or CompileError(describe(error))) from error
 
 
 def _higher_order_names() -> dict[str, str]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 from typing import Any
 
 import torch
 
 from . import lease
-from .errors import Interrupted, describe
+from .errors import Interrupted, describe, ending, is_from_outside
 
 REQUEST, RESULT = "request.json", "result.json"
 # It imports nothing and compiles nothing; what takes longer than this hangs.
@@ -49,7 +48,7 @@ def _why_not(path: str, device_type: str) -> str:
         said = json.loads(ended.stdout)
         libtorch, has_cuda = str(said["libtorch"]), bool(said["cuda"])
     except (ValueError, KeyError, TypeError):
-        return f"{path} does not start ({_ending(ended.returncode)}): {_tail(ended.stderr)}"
+        return f"{path} does not start ({ending(ended.returncode)}): {_tail(ended.stderr)}"
     ours = str(torch.__version__).partition("+")[0]
     if libtorch.partition("+")[0] != ours:
         return f"{path} is for libtorch {libtorch}, and torch here is {ours}"
@@ -71,12 +70,11 @@ def run(path: str, folder: str, device_type: str, deadline_s: float = DEADLINE_S
     result = _read(folder)
     if ended.returncode == 0 and result is not None and "cases" in result:
         return result
-    if ended.returncode in (-signal.SIGKILL, -signal.SIGTERM):
-        # Code does not do that to itself: somebody did, or the system for want of memory.
-        raise Interrupted(f"the runner {_ending(ended.returncode)}")
+    if is_from_outside(ended.returncode):
+        raise Interrupted(f"the runner {ending(ended.returncode)}")
     problem = (result or {}).get("error")
     if problem is None:
-        problem = f"it {_ending(ended.returncode)}: {_tail(ended.stderr)}"
+        problem = f"it {ending(ended.returncode)}: {_tail(ended.stderr)}"
     elif "out of memory" in problem.lower():
         return {"unusable": f"it ran out of memory: {problem[:300]}"}
     return {"failed": f"the runner could not load and run the package: {problem}"}
@@ -102,12 +100,6 @@ def _read(folder: str) -> dict[str, Any] | None:
             return result
     except (OSError, ValueError):
         return None
-
-
-def _ending(code: int) -> str:
-    if code < 0:
-        return f"was killed by {signal.Signals(-code).name}"
-    return f"ended with exit code {code}"
 
 
 def _tail(stderr: bytes) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,6 +105,15 @@ class Trial:
         if size is not None and (self.eager_s is None or size > self.eager_s[0]):
             self.eager_s = (size, seconds)
 
+    def cases(self, points: list[Point]) -> Iterator[tuple[Rebuilt, Point]]:
+        """What is run of the points: those that an artifact has a segment for, as far as they fit, each once."""
+        seen: set[Any] = set()
+        for point in points:
+            prepared = self.prepared(point) if self.serves(point) else None
+            if prepared is not None and prepared[1].identity not in seen:
+                seen.add(prepared[1].identity)
+                yield prepared
+
     def serves(self, point: Point) -> bool:
         """Whether an artifact has a segment for a point."""
         return any(artifact.segment(point) is not None for artifact in self.artifacts)
@@ -175,13 +184,7 @@ def run(request: dict[str, Any], ask_runner: AskRunner | None = None) -> dict[st
             for segment in artifact.segments:
                 artifact.load(segment["entry"])
         is_comparable = True
-        seen: set[Any] = set()
-        for point in points:
-            prepared = trial.prepared(point) if trial.serves(point) else None
-            if prepared is None or prepared[1].identity in seen:
-                continue
-            fake, actual = prepared
-            seen.add(actual.identity)
+        for fake, actual in trial.cases(points):
             if request["compare"] and is_comparable:
                 checked = _check(trial, fake, actual)
                 is_comparable = checked is not None

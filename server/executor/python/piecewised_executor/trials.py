@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import lease, runner
-from .errors import Interrupted, VerificationFailed, describe
+from .errors import Interrupted, VerificationFailed, describe, ending, is_from_outside
 from .guard import Guard
 from .lease import Leases
 from .protocol import Channel, ProtocolError
@@ -205,20 +205,12 @@ def main(folder: str) -> None:
 
 
 def _died(status: int, overdue_s: float | None) -> TrialDied | Interrupted:
-    """What the end of a trial without a result means. Code does not kill itself with SIGKILL: somebody did, or the system for want of
-    memory."""
+    """What the end of a trial without a result means."""
     if overdue_s is not None:
         return TrialDied(f"the process that loaded and ran the artifact did not end within {overdue_s:.0f} s")
-    how = f"the process that loaded and ran the artifact {_ending(status)}"
-    is_from_outside = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGTERM)
-    return Interrupted(how) if is_from_outside else TrialDied(how)
-
-
-def _ending(status: int) -> str:
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        return f"was killed by {signal.Signals(number).name}"
-    return f"ended with exit code {os.WEXITSTATUS(status)}"
+    code = os.waitstatus_to_exitcode(status)
+    how = f"the process that loaded and ran the artifact {ending(code)}"
+    return Interrupted(how) if is_from_outside(code) else TrialDied(how)
 
 
 def _run_nursery(link: socket.socket, guard: Guard) -> None:

@@ -103,7 +103,7 @@ async fn write(store: Store, mut journal: File, seed: u64, writer: u64) {
 }
 
 /// What each key may be: the last version acknowledged, or one begun since. Nothing counts as acknowledged after a cut.
-fn allowed(journal: &str) -> HashMap<u64, Vec<u64>> {
+pub(crate) fn allowed(journal: &str) -> HashMap<u64, Vec<u64>> {
     let mut allowed: HashMap<u64, Vec<u64>> = HashMap::new();
     let (mut is_cut, mut is_evicting) = (false, false);
     // A line without its end was being written when the kill came; so was nothing else of that writer.

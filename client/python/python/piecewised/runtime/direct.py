@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -149,10 +149,12 @@ def _callable(call: Callable[[list[Any]], Any], record: dict[str, Any]) -> Calla
     return run_and_tell
 
 
+def extent(sizes: Sequence[int], strides: Sequence[int]) -> int:
+    """How many elements lie between the first and the last that a strided tensor reaches, both included."""
+    return 0 if 0 in sizes else 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+
+
 def aligned(tensor: torch.Tensor) -> torch.Tensor:
     """A copy with the same sizes and strides at the beginning of storage of its own."""
-    extent = 0
-    if tensor.numel():
-        extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    base = torch.as_strided(tensor, (extent,), (1,)).clone()
+    base = torch.as_strided(tensor, (extent(tensor.shape, tensor.stride()),), (1,)).clone()
     return torch.as_strided(base, tensor.shape, tensor.stride())

@@ -13,14 +13,14 @@ from typing import Any
 
 from .. import background
 from .._core import Stop
-from ..capture import graph_of
+from ..capture import graph_of, options_of
 from ..choices import Choices
 from ..connections import connect
 from ..errors import BudgetSpent, PiecewisedError, UnsupportedPiece
 from ..graphs import is_static, symbolic_inputs
 from ..loading import Compiled
 from ..plan import ANY_SIZE, Entry
-from ..settings import device_index_of, device_of, toolchain, torch_settings
+from ..settings import device_index_of, device_of, toolchain
 from ..submission import Frontend, Request, follow
 from . import artifacts
 from .normal import normal_form
@@ -48,7 +48,7 @@ class Asking:
         choices = Choices(specialisation="generic", hints=hints)
         request = Request(
             graph=json.dumps(typed),
-            options=json.dumps(choices.in_options({"inductor": {}, "torch": torch_settings()})),
+            options=options_of({}, choices),
             toolchain=json.dumps(toolchain()),
             device=json.dumps(device_of(typed)),
             endpoint=None,

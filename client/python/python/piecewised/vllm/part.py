@@ -11,9 +11,8 @@ from typing import Any
 from vllm.compilation.counter import compilation_counter
 from vllm.logger import init_logger
 
-from .. import counters, reporting
+from .. import counters, local
 from ..errors import BudgetSpent, ConnectionBroken, PiecewisedError, Unreachable
-from ..local import advice
 from . import kept
 from .asking import Answer, Asked, Asking, Described
 from .piece import Piece
@@ -145,9 +144,7 @@ class Part:
             manager.compiler = ours
 
     def _local(self, error: PiecewisedError) -> None:
-        reason = error.reason or type(error).__name__
-        counters.record_local(reason)
-        reporting.note(reason)
+        local.count(error)
         self._summary.local(error)
 
     def _note_failures(self) -> None:
@@ -162,7 +159,7 @@ class Part:
 
     def _say(self) -> None:
         for error, n in self._summary.reasons():
-            what = advice(error.reason)
+            what = local.advice(error.reason)
             log.warning(
                 "piecewised: %s: %d of %d compiles are vLLM's own in this process: %s.%s",
                 *(self._backend.prefix, n, self._summary.n_submitted, str(error).strip().rstrip(".")),
