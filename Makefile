@@ -9,6 +9,7 @@ UV_VERSION := 0.13.9
 REQUIREMENTS := tests/requirements.txt
 DAEMON := target/debug/piecewised
 VLLM_VENV := .venv-vllm
+WHEEL_DATA := client/python/piecewised._core.data
 VLLM_PYTHON := $(CURDIR)/$(VLLM_VENV)/bin/python
 VLLM_REQUIREMENTS := tests/vllm/requirements.txt
 
@@ -96,14 +97,14 @@ client-vllm: $(VLLM_VENV)/.ready ## the Python package, into .venv-vllm
 test-vllm: build client-vllm ## pytest: the real vLLM, on the CPU; needs gcc and nm
 	PIECEWISED_TEST_PYTHON=$(VLLM_PYTHON) $(VLLM_PYTHON) -m pytest -q tests/vllm
 
-# One wheel: client, plugin and, as a script of it, the daemon. maturin takes what lies in piecewised.data.
+# One wheel: client, plugin and, as a script of it, the daemon. maturin takes what lies in the folder that is named after the module.
 .PHONY: wheel
 wheel: $(VENV)/.ready ## a wheel with client, plugin and daemon, into target/wheels
 	cargo build --locked --release --bin piecewised
-	rm -rf target/wheels client/python/piecewised.data
-	install -D target/release/piecewised client/python/piecewised.data/scripts/piecewised
+	rm -rf target/wheels $(WHEEL_DATA)
+	install -D target/release/piecewised $(WHEEL_DATA)/scripts/piecewised
 	cd client/python && $(CURDIR)/$(VENV)/bin/maturin build --locked --quiet --release --auditwheel skip --out $(CURDIR)/target/wheels; \
-	  status=$$?; rm -rf piecewised.data; exit $$status
+	  status=$$?; rm -rf $(CURDIR)/$(WHEEL_DATA); exit $$status
 
 .PHONY: bench
 bench: client ## the numbers of docs/benchmarks.md, on this machine
