@@ -6,6 +6,7 @@ Skipped where there is no GPU. The CPU's tests of the same rules are in test_exe
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import piecewised
 import pytest
 import torch
 from conftest import Daemon
+from ready_daemon import BINARY, environment
 from test_executor_guards import BY_EIGHT
 from test_tiered import settled, tiered_since
 
@@ -128,6 +130,71 @@ def test_a_kernel_of_many_operators_is_launched_by_torch(executor: h.Executor, t
     calls = [(folder, h.entry_for(fields, x.shape[0]), arguments(inputs, x)) for x in given]
     for x, ((returned,), _) in zip(given, h.call_in_worker(calls, tmp_path)[0], strict=True):
         torch.testing.assert_close(returned, piece(x))
+
+
+needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+
+@needs_two
+@pytest.mark.parametrize("kind", ["direct", "whole"])
+def test_code_that_was_made_on_one_gpu_runs_on_both(tmp_path: Path, kind: str) -> None:
+    def piece(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(x @ w, -1) + 1
+
+    w = torch.randn(16, 1024, device=DEVICE)
+    graph, names = graph_of(piece, torch.randn(5, 16, device=DEVICE), w)
+    at = next(i for i, name in enumerate(names) if not name.startswith(("l_", "L_")))
+    options = {"torch": {"autocast": [[DEVICE, "bfloat16"]]}} if kind == "whole" else {}
+    # The executor sees the first GPU alone.
+    with h.Executor({"CUDA_VISIBLE_DEVICES": "0"}) as executor:
+        executor.ready = executor.hello()
+        fields, blob = compiled(executor, graph, range=[2, 64], hint=8, dispatch_argument=at, options=options)
+    assert {entry["kind"] for entry in h.manifest(blob)["entries"]} == {kind}
+    folder = h.materialise(blob, tmp_path)
+    load_entry = h.client_module("runtime.load").load_entry
+    # Both in turn, and back: neither may take the other's code, stream or device for its own.
+    for index in (1, 0, 1):
+        device = torch.device(DEVICE, index)
+        x, its_w = torch.zeros(8, 16, device=device), w.to(device)
+        run = load_entry(folder, h.entry_for(fields, 8), index)
+        side = torch.cuda.Stream(device)
+        torch.cuda.synchronize(device)
+        with torch.inference_mode(), torch.cuda.device(device), torch.cuda.stream(side):
+            # What is before it on the stream has to have ended when the code runs.
+            torch.cuda._sleep(100_000_000)
+            x.fill_(index + 0.5)
+            (found,) = run(*arguments(names, x, w=its_w))
+            assert found.device == device
+            assert not side.query(), "the call waited for the GPU, or ran on another stream than what it waits for"
+        side.synchronize()
+        with torch.inference_mode(), torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=kind == "whole"):
+            torch.testing.assert_close(found, piece(x, its_w))
+    assert torch.cuda.current_device() == 0
+
+
+@needs_two
+def test_a_worker_of_the_second_gpu_gets_what_was_compiled_for_the_first(daemon: Daemon, cache_dir: Path) -> None:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.silu(x * 13.25) + x
+
+    options = {"compile_ranges": [[1, 16]], "endpoint": daemon.endpoint, "on_error": "raise"}
+    before = keys(daemon)
+    for index in (0, 1):
+        torch._dynamo.reset()
+        x = torch.randn(4, 8, device=f"{DEVICE}:{index}")
+        torch._dynamo.mark_dynamic(x, 0)
+        with torch.inference_mode():
+            found = torch.compile(fn, backend="piecewised", options=options)(x)
+        assert found.device == x.device
+        torch.testing.assert_close(found, fn(x))
+    assert len(keys(daemon) - before) == 1
+
+
+def keys(daemon: Daemon) -> set[str]:
+    """Of what the daemon has in its store."""
+    command = [BINARY, "ls", "--json", "--endpoint", daemon.endpoint]
+    listed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment()).stdout)
+    return {artifact["key"] for artifact in listed}
 
 
 @pytest.mark.parametrize("is_captured", [False, True])
