@@ -5,6 +5,7 @@ Each part says what was found, or in `problem` what is wrong; nothing is raised,
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -63,7 +64,7 @@ def _gpus() -> dict[str, Any]:
         except Exception as error:
             return _part(problem=f"there are GPUs, and torch {torch.__version__} does not get at them: {error}")
         return _part(problem=f"there are GPUs, and torch {torch.__version__} sees none of them")
-    driver = torch._C._cuda_getDriverVersion()
+    driver = _driver()
     gpus = []
     for index in range(torch.cuda.device_count()):
         free_bytes, total_bytes = torch.cuda.mem_get_info(index)
@@ -73,10 +74,17 @@ def _gpus() -> dict[str, Any]:
                 "name": torch.cuda.get_device_name(index),
                 "free_bytes": free_bytes,
                 "total_bytes": total_bytes,
-                "driver_cuda": f"{driver // 1000}.{driver % 1000 // 10}",
+                "driver_cuda": driver,
             }
         )
     return _part(gpus)
+
+
+def _driver() -> str:
+    """The newest CUDA that the driver can do: "13.0"."""
+    version = ctypes.c_int()
+    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
 def _runner(gpus: dict[str, Any]) -> dict[str, Any]:

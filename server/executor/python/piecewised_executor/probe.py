@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import sys
 import time
@@ -16,6 +17,7 @@ MIN_PYTHON = (3, 10)
 MIN_TORCH = (2, 11)
 # Where there is a GPU for CUDA, one of them is there too: on Linux, and under WSL.
 DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg")
+_MAX_NVML_STARTS = 1000
 
 
 class Unusable(Exception):
@@ -68,6 +70,22 @@ def cuda_answers(is_available: Callable[[], bool]) -> Iterator[None]:
         yield
     finally:
         torch.cuda.is_available = original
+
+
+def close_nvml() -> None:
+    """Ends what NVML, which counts GPUs without starting CUDA, has open in this process, whoever started it.
+
+    A process that is forked from this one and closes what it does not know, or whose parent ends, could not use NVML otherwise: there it
+    takes itself for started. Who needs it starts it again.
+    """
+    try:
+        library = ctypes.CDLL("libnvidia-ml.so.1", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+    except OSError:
+        return
+    # It counts how often it was started. The bound is against a library that never says that it has ended.
+    for _ in range(_MAX_NVML_STARTS):
+        if library.nvmlShutdown() != 0:
+            return
 
 
 @contextlib.contextmanager

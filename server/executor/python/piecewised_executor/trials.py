@@ -35,6 +35,7 @@ from . import lease, runner
 from .errors import Interrupted, VerificationFailed, describe, ending, is_from_outside
 from .guard import Guard
 from .lease import Leases
+from .probe import close_nvml
 from .protocol import Channel, ProtocolError
 
 # What starts a process, by the names of Python's audit events.
@@ -51,6 +52,8 @@ class Nursery:
 
     def __init__(self, stdin: int) -> None:
         """Forks. To be called while the process has imported torch and not yet started CUDA. `stdin`: the pipe from the daemon."""
+        # The nursery closes all that it does not know; a frontend's import may have asked NVML what GPUs there are.
+        close_nvml()
         ours, theirs = socket.socketpair()
         leader = os.getpid()
         with warnings.catch_warnings():

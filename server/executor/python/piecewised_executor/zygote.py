@@ -29,7 +29,7 @@ import time
 import traceback
 from typing import Any
 
-from .probe import without_cuda
+from .probe import close_nvml, without_cuda
 from .protocol import Channel
 from .serve import Inbox, greeted, serve, set_standard_streams
 
@@ -61,6 +61,7 @@ def main() -> None:
         from . import frontends
 
         frontends.preload(frontend)
+        close_nvml()
     channel.send("ready", {"pid": os.getpid(), "import_s": import_s, "refusal": why_not()})
 
     from . import warm
@@ -114,17 +115,26 @@ def _end_helpers() -> None:
 
 def why_not() -> str:
     """Why nothing can be forked from this process; empty: it can."""
-    n_threads = len(os.listdir("/proc/self/task"))
-    if n_threads > 1:
-        return f"importing torch started threads ({n_threads - 1}), which a forked process would not have"
+    threads = [task for task in os.listdir("/proc/self/task") if int(task) != os.getpid()]
+    if threads:
+        names = ", ".join(sorted(map(_thread_name, threads)))
+        return f"what was imported started threads ({names}), which a forked process would not have"
     for fd in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{fd}")
         except OSError:
             continue
         if target.startswith(_DEVICE_PREFIXES):
-            return f"importing torch started CUDA (it has {target} open), which a forked process could not use"
+            return f"what was imported started CUDA (it has {target} open), which a forked process could not use"
     return ""
+
+
+def _thread_name(task: str) -> str:
+    try:
+        with open(f"/proc/self/task/{task}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return "one that has ended"
 
 
 class _Reader:
