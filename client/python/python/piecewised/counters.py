@@ -23,6 +23,8 @@ def _empty() -> dict[str, Any]:
         "parts": [],
         # vLLM's ahead-of-time artifacts: see stats().
         "snapshots": {"n_fetched": 0, "n_put": 0, "n_failed": 0},
+        # vLLM's own Triton kernels: see stats().
+        "kernels": {"n_fetched": 0, "n_put": 0, "n_failed": 0},
         # Ranges that started with code that is not tuned, by what became of that: see stats().
         "tiered": {"n_waiting": 0, "n_swapped": 0, "n_kept": 0, "n_failed": 0, "failed_reasons": {}},
     }
@@ -56,7 +58,8 @@ def stats() -> dict[str, Any]:
     ``parts``: with the vLLM plugin, for each part of a model a dict with ``name``, ``n_pieces``, ``n_distinct`` (by content), ``n_ranges``;
     ``n_compiled`` (for this process), ``n_joined``, ``n_from_store`` and ``n_kept`` (on this machine since an earlier start), of distinct pieces and
     ranges; ``n_local`` (compiled by vLLM's own compiler), of all, with ``local_reasons``; ``compile_s`` (of the first kind), ``saved_s`` (of the others), and ``elapsed_s`` (wall).
-    ``snapshots``: of vLLM's ahead-of-time artifacts, those that came from the daemon, were given to it, and could not be.
+    ``snapshots``: of vLLM's ahead-of-time artifacts, those that came from the daemon, were given to it, and could not be; ``kernels``: likewise of Triton
+    kernels that vLLM launches beside its compiled graphs, their launchers counted apart.
     """
     with _lock:
         return copy.deepcopy(_mine())
@@ -84,6 +87,12 @@ def record_snapshot(name: str) -> None:
     """Counts one of vLLM's ahead-of-time artifacts, in ``stats()["snapshots"]``."""
     with _lock:
         _mine()["snapshots"][name] += 1
+
+
+def record_kernel(name: str) -> None:
+    """Counts one of vLLM's own Triton kernels, in ``stats()["kernels"]``."""
+    with _lock:
+        _mine()["kernels"][name] += 1
 
 
 def record_tier(name: str, change: int = 1) -> None:

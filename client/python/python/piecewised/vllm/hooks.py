@@ -12,12 +12,13 @@ import vllm
 from vllm.compilation import backends, caching, decorators
 from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper
 from vllm.logger import init_logger
+from vllm.model_executor.models.registry import _LazyRegisteredModel
 
 from .. import background
 from .._core import Stop
 from ..connections import connect
 from ..errors import PiecewisedError
-from . import artifacts, snapshots
+from . import artifacts, beside, snapshots
 from .compiler import DaemonCompiler
 from .part import Part
 from .worker import FRONTEND
@@ -48,6 +49,9 @@ def install() -> None:
     _wrap(caching.StandaloneCompiledArtifacts, "load_all", artifacts.load_all)
     decorators._try_load_aot_compiled_fn = functools.partial(snapshots.load, decorators._try_load_aot_compiled_fn)
     _wrap_decorated(decorators._support_torch_compile)
+    _wrap(_LazyRegisteredModel, "_load_modelinfo_from_cache", beside.load_model_info)
+    _wrap(_LazyRegisteredModel, "_save_modelinfo_to_cache", beside.save_model_info)
+    beside.use_kernel_cache()
 
 
 def _join_logs() -> None:
