@@ -105,6 +105,12 @@ pub(crate) struct ServeArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     temp_dir: Option<PathBuf>,
 
+    /// Where the C++ compiler's precompiled headers are kept between starts; daemons may share it [default: precompiled_headers in the store's
+    /// folder].
+    #[arg(long, value_name = "FOLDER", help_heading = "Folders")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    headers_dir: Option<PathBuf>,
+
     /// The Python interpreter that compiles; it must be able to import torch [default: the first python3 on PATH that can].
     #[arg(long, value_name = "PATH", help_heading = "Executors")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -126,7 +132,7 @@ pub(crate) struct ServeArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     max_executor_memory_bytes: Option<u64>,
 
-    /// Compiles that use one GPU at a time; only one of them times kernels on it [default: 2].
+    /// Compiles that use one GPU at a time; only one of them times kernels on it [default: one for every 16 GiB of its memory, 2 to 8].
     #[arg(long, value_name = "N", help_heading = "Executors")]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_jobs_per_gpu: Option<usize>,
@@ -170,10 +176,15 @@ pub(crate) struct ServeArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     executor_ready_deadline_s: Option<u64>,
 
-    /// How long an executor without work is kept; it holds memory, also of its GPU [default: 60].
+    /// How long an executor without work is kept; it holds memory [default: 60].
     #[arg(long, value_name = "SECONDS", help_heading = "Executors")]
     #[serde(skip_serializing_if = "Option::is_none")]
     executor_idle_timeout_s: Option<u64>,
+
+    /// How long an executor without work is kept that has used a GPU, whose memory the workers want [default: 2].
+    #[arg(long, value_name = "SECONDS", help_heading = "Executors")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu_idle_timeout_s: Option<u64>,
 
     /// How long one try of a compile may take, without what it waits for its GPU. One that took longer is tried once more [default: 1800].
     #[arg(long, value_name = "SECONDS", help_heading = "Jobs")]

@@ -7,7 +7,7 @@ use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 use piecewised_api::TrustedPeers;
 use piecewised_graph::Limits;
 use piecewised_scheduler::{Abandoned, VerifyPolicy};
-use piecewised_store::StoreConfig;
+use piecewised_store::{HEADERS_FOLDER, StoreConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -28,6 +28,7 @@ pub(crate) const KEYS: &[&str] = &[
     "store_max_held_bytes",
     "failure_ttl_s",
     "temp_dir",
+    "headers_dir",
     "python",
     "n_executors",
     "n_compile_threads",
@@ -41,6 +42,7 @@ pub(crate) const KEYS: &[&str] = &[
     "admin_peers",
     "executor_ready_deadline_s",
     "executor_idle_timeout_s",
+    "gpu_idle_timeout_s",
     "job_deadline_s",
     "max_attempts",
     "abandoned_jobs",
@@ -73,12 +75,15 @@ pub(crate) struct Config {
     pub(crate) store_max_held_bytes: u64,
     pub(crate) failure_ttl_s: u64,
     pub(crate) temp_dir: PathBuf,
+    /// None: below `store_dir`.
+    pub(crate) headers_dir: Option<PathBuf>,
     pub(crate) python: Option<PathBuf>,
     pub(crate) n_executors: usize,
     /// Filled in by [`Config::load`].
     pub(crate) n_compile_threads: Option<usize>,
     pub(crate) max_executor_memory_bytes: u64,
-    pub(crate) max_jobs_per_gpu: usize,
+    /// None: by the GPU's memory.
+    pub(crate) max_jobs_per_gpu: Option<usize>,
     pub(crate) executor_nice: u8,
     pub(crate) executor_environment: Vec<String>,
     /// "none": none.
@@ -88,6 +93,7 @@ pub(crate) struct Config {
     pub(crate) admin_peers: Trusted,
     pub(crate) executor_ready_deadline_s: u64,
     pub(crate) executor_idle_timeout_s: u64,
+    pub(crate) gpu_idle_timeout_s: u64,
     pub(crate) job_deadline_s: u64,
     pub(crate) max_attempts: u32,
     pub(crate) abandoned_jobs: AbandonedJobs,
@@ -126,11 +132,12 @@ impl Config {
             store_max_held_bytes: 256 << 20,
             failure_ttl_s: 3600,
             temp_dir: surroundings.default_temp_dir(),
+            headers_dir: None,
             python: None,
             n_executors: (surroundings.n_cores / 2).max(1),
             n_compile_threads: None,
             max_executor_memory_bytes: surroundings.memory_bytes / 4 * 3,
-            max_jobs_per_gpu: 2,
+            max_jobs_per_gpu: None,
             executor_nice: 5,
             executor_environment: Vec::new(),
             runner: None,
@@ -139,6 +146,7 @@ impl Config {
             admin_peers: Trusted::SameUid,
             executor_ready_deadline_s: 120,
             executor_idle_timeout_s: 60,
+            gpu_idle_timeout_s: 2,
             job_deadline_s: 1800,
             max_attempts: 3,
             abandoned_jobs: AbandonedJobs::Finish,
@@ -219,6 +227,11 @@ impl Config {
         }
     }
 
+    /// Where precompiled headers are kept: the folder that is named, or else one within the store's.
+    pub(crate) fn headers_dir(&self) -> PathBuf {
+        self.headers_dir.clone().unwrap_or_else(|| self.store_dir.join(HEADERS_FOLDER))
+    }
+
     /// What tries AOTInductor packages: the one that is named, or else the one beside the daemon.
     pub(crate) fn runner(&self) -> Option<PathBuf> {
         match &self.runner {
@@ -258,13 +271,14 @@ impl Config {
         within("executor_nice", self.executor_nice.into(), 0, 19)?;
         within("executor_ready_deadline_s", self.executor_ready_deadline_s, 1, YEAR_S)?;
         within("executor_idle_timeout_s", self.executor_idle_timeout_s, 1, YEAR_S)?;
+        within("gpu_idle_timeout_s", self.gpu_idle_timeout_s, 1, YEAR_S)?;
         within("job_deadline_s", self.job_deadline_s, 1, YEAR_S)?;
         within("max_attempts", self.max_attempts.into(), 1, 100)?;
         within("max_queued_jobs", self.max_queued_jobs as u64, 1, 1_000_000)?;
         within("max_queued_jobs_per_peer", self.max_queued_jobs_per_peer as u64, 1, 1_000_000)?;
         within("max_queued_bytes_per_peer", self.max_queued_bytes_per_peer as u64, 1 << 10, 1024 * GIB)?;
         within("max_executor_memory_bytes", self.max_executor_memory_bytes, 256 << 20, 1 << 50)?;
-        within("max_jobs_per_gpu", self.max_jobs_per_gpu as u64, 1, 256)?;
+        within("max_jobs_per_gpu", self.max_jobs_per_gpu.unwrap_or(1) as u64, 1, 256)?;
         within("verify_sample_percent", self.verify_sample_percent.into(), 0, 100)?;
         within("drain_deadline_s", self.drain_deadline_s, 0, YEAR_S)?;
         within("max_message_bytes", self.max_message_bytes as u64, 1 << 10, 2 * GIB - 1)?;

@@ -163,7 +163,8 @@ async fn toolchain(config: &Config) -> Vec<Checked> {
         Ok(folder) => folder,
         Err(error) => return vec![checked(WHAT, Outcome::Failure, format!("not looked at: {error}"), "")],
     };
-    let executors = match toolchain::executor_config(config, &folder) {
+    let private = folder.subfolder("precompiled_headers");
+    let executors = match private.and_then(|headers| toolchain::executor_config(config, &folder, headers)) {
         Ok(executors) => executors,
         Err(error) => return vec![checked(WHAT, Outcome::Failure, format!("not looked at: {error}"), "")],
     };

@@ -38,6 +38,7 @@ const TEXT_KEYS: &[&str] = &[
     "runner",
     "store_dir",
     "temp_dir",
+    "headers_dir",
     "python",
     "trusted_frontend_peers",
     "admin_peers",

@@ -160,7 +160,7 @@ async fn private_folder(config: Arc<Config>) -> anyhow::Result<(RuntimeFolder, E
     let made = tokio::task::spawn_blocking(move || {
         let folder = RuntimeFolder::create(&config.temp_dir)
             .with_context(|| format!("cannot make a private folder in {}", config.temp_dir.display()))?;
-        let executors = toolchain::executor_config(&config, &folder)
+        let executors = toolchain::executor_config(&config, &folder, toolchain::headers_dir(&config, &folder)?)
             .with_context(|| format!("cannot write to {}", folder.path().display()))?;
         Ok((folder, executors))
     });
@@ -200,6 +200,7 @@ fn scheduler_config(config: &Config) -> SchedulerConfig {
         abandoned: config.abandoned(),
         max_pieces: MAX_PIECES,
         idle_timeout: Duration::from_secs(config.executor_idle_timeout_s),
+        gpu_idle_timeout: Duration::from_secs(config.gpu_idle_timeout_s),
         verify: config.verify_policy(),
     }
 }

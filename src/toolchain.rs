@@ -1,6 +1,8 @@
 //! Finding the toolchain while the daemon already serves.
 
 use std::{
+    fs,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -16,15 +18,19 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 
-/// How executors are started, but for the interpreter.
+/// How executors are started, but for the interpreter. `headers_dir`: where they share precompiled headers.
 ///
 /// # Errors
 /// Where the private folder cannot be written to.
-pub(crate) fn executor_config(config: &Config, folder: &RuntimeFolder) -> std::io::Result<ExecutorConfig> {
+pub(crate) fn executor_config(
+    config: &Config,
+    folder: &RuntimeFolder,
+    headers_dir: PathBuf,
+) -> std::io::Result<ExecutorConfig> {
     let source_dir = ExecutorSource.lay_down(folder.path())?;
     let temp_root = folder.subfolder("executors")?;
     Ok(ExecutorConfig {
-        headers_dir: Some(folder.subfolder("precompiled_headers")?),
+        headers_dir: Some(headers_dir),
         ready_deadline: Duration::from_secs(config.executor_ready_deadline_s),
         job_deadline: Duration::from_secs(config.job_deadline_s),
         max_artifact_bytes: config.max_artifact_bytes,
@@ -36,6 +42,21 @@ pub(crate) fn executor_config(config: &Config, folder: &RuntimeFolder) -> std::i
         n_compile_threads: config.n_compile_threads,
         ..ExecutorConfig::new("python3", source_dir, temp_root)
     })
+}
+
+/// Where executors find precompiled headers. What is kept in it would be made again: a folder that cannot be had is no reason not to serve.
+///
+/// # Errors
+/// Where the private folder cannot be written to.
+pub(crate) fn headers_dir(config: &Config, folder: &RuntimeFolder) -> std::io::Result<PathBuf> {
+    let kept = config.headers_dir();
+    match fs::DirBuilder::new().recursive(true).mode(0o700).create(&kept) {
+        Ok(()) => Ok(kept),
+        Err(error) => {
+            tracing::warn!(folder = %kept.display(), %error, "precompiled headers are not kept between starts");
+            folder.subfolder("precompiled_headers")
+        }
+    }
 }
 
 /// Looks for an interpreter, tells `status` how it went, and gives the executor that proved it to the scheduler. One that was found before,

@@ -91,6 +91,7 @@ def main() -> None:
         help="KV cache of an engine; fixed, since engines that measure memory at once collide",
     )
     parser.add_argument("--timeout-s", type=float, default=600.0, help="of one engine")
+    parser.add_argument("--cold", action="store_true", help="only the cold starts of `stock` and `ours`")
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     parser.add_argument("scenarios", nargs="*", choices=[*SCENARIOS, []], metavar="SCENARIO")
     args = parser.parse_args()
@@ -134,6 +135,8 @@ class Bench:
                     self.wait(name, process)
                 return
             self.one(f"{compiler}-cold", folders[0], endpoint)
+            if self.args.cold:
+                return
             self.one(f"{compiler}-warm", folders[0], endpoint)
             if daemon:
                 self.one(f"{compiler}-pod", folders[1], endpoint)
@@ -201,6 +204,7 @@ class Bench:
         for ours, stock in (
             ("ours-cold", "stock-cold"),
             ("ours-warm", "stock-warm"),
+            ("ours-pod", "stock-warm"),
             ("ours-two-0", "stock-two-0"),
             ("ours-two-1", "stock-two-1"),
         ):

@@ -35,8 +35,8 @@ if str(EXECUTOR_SOURCE) not in sys.path:
 _HEADER = struct.Struct(">IQ")
 _PR_SET_CHILD_SUBREAPER = 36
 
-# Precompiled headers are shared by the executors of one run of the tests, as a daemon's share them: making them takes seconds.
-_HEADERS = tempfile.TemporaryDirectory(prefix="piecewised-headers-")
+# Precompiled headers are shared by the executors of all tests, as those of daemons share them: making them takes seconds.
+_HEADERS = ROOT / "target/test-headers"
 
 
 def client_module(name: str) -> types.ModuleType:
@@ -51,7 +51,7 @@ def client_module(name: str) -> types.ModuleType:
 
 
 def _environment(extra: dict[str, str] | None) -> dict[str, str]:
-    ours = {"PYTHONPATH": str(EXECUTOR_SOURCE), "PIECEWISED_PRECOMPILED_HEADERS": _HEADERS.name}
+    ours = {"PYTHONPATH": str(EXECUTOR_SOURCE), "PIECEWISED_PRECOMPILED_HEADERS": str(_HEADERS)}
     return {**os.environ, **ours, **(extra or {})}
 
 

@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BINARY = Path(os.environ.get("PIECEWISED_TEST_DAEMON", ROOT / "target/debug/piecewised"))
 PYTHON = os.environ.get("PIECEWISED_TEST_PYTHON", sys.executable)
 START_DEADLINE_S = 180
+# Shared by the daemons of all tests, and kept: each would make the same, which takes longer than most tests.
+HEADERS = ROOT / "target/test-headers"
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -44,6 +46,7 @@ class Daemon:
     def start(self) -> Daemon:
         """Starts it and waits until it can compile."""
         command = [BINARY, "serve", "--socket", self.socket, "--store-dir", self.folder / "store", "--python", PYTHON]
+        command += ["--headers-dir", HEADERS]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, *self.flags], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment()

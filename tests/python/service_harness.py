@@ -19,6 +19,7 @@ import grpc
 from google.protobuf import descriptor_pool, json_format, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from processes import command_line, stat
+from ready_daemon import HEADERS
 
 DAEMON = pathlib.Path(os.environ.get("PIECEWISED_TEST_DAEMON", "target/debug/piecewised")).resolve()
 SERVICE = "piecewised.v1.CompileService"
@@ -47,6 +48,8 @@ class Daemon:
                     self.socket,
                     "--store-dir",
                     self.folder / "store",
+                    "--headers-dir",
+                    HEADERS,
                     # Without one the daemon looks for one itself.
                     *(["--python", self.python] if self.python else []),
                     *self.flags,

@@ -12,8 +12,8 @@ pub struct SchedulerConfig {
     /// Memory that executors may take together, in bytes. A job starts when what jobs like it took so far is free of that; one alone always
     /// starts, and is ended where it takes more.
     pub max_executor_memory_bytes: u64,
-    /// Jobs that one GPU takes at a time. Only one of them times kernels.
-    pub max_jobs_per_gpu: usize,
+    /// Jobs that one GPU takes at a time; `None`: as many as its memory allows. Only one of them times kernels.
+    pub max_jobs_per_gpu: Option<usize>,
     /// Jobs that may wait; one more is refused. Half of them may be jobs that nobody waits for interactively.
     pub max_queued_jobs: usize,
     /// Jobs that may wait for one peer.
@@ -30,6 +30,8 @@ pub struct SchedulerConfig {
     pub max_pieces: u32,
     /// An executor that has had no job for this long ends.
     pub idle_timeout: Duration,
+    /// The same for one that has a GPU, whose memory it holds some of.
+    pub gpu_idle_timeout: Duration,
     /// Which artifacts are verified.
     pub verify: VerifyPolicy,
 }

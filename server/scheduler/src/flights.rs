@@ -64,8 +64,8 @@ impl Flights {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn set_gpus(&self, kinds: impl IntoIterator<Item = String>) {
-        self.lock().queue.set_gpus(kinds);
+    pub(crate) fn set_gpus(&self, gpus: impl IntoIterator<Item = (String, u64)>) {
+        self.lock().queue.set_gpus(gpus);
     }
 
     /// A watcher for each spec, all or none.

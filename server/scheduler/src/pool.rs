@@ -50,10 +50,10 @@ impl Pool {
         }
     }
 
-    /// Those that have been idle for so long, to be ended.
-    pub(crate) fn take_idle_for(&self, time: Duration) -> Vec<Executor> {
+    /// Those that have been idle for as long as those with their placement may be, to be ended.
+    pub(crate) fn take_idle(&self, timeout: impl Fn(&Placement) -> Duration) -> Vec<Executor> {
         let mut idle = self.lock();
-        let (old, kept) = idle.drain(..).partition(|one| one.since.elapsed() >= time);
+        let (old, kept) = idle.drain(..).partition(|one| one.since.elapsed() >= timeout(&one.placement));
         *idle = kept;
         let old: Vec<Idle> = old;
         old.into_iter().map(|one| one.executor).collect()

@@ -134,8 +134,8 @@ impl Queue {
         }
     }
 
-    pub(crate) fn set_gpus(&mut self, kinds: impl IntoIterator<Item = String>) {
-        self.slots.set_gpus(kinds);
+    pub(crate) fn set_gpus(&mut self, gpus: impl IntoIterator<Item = (String, u64)>) {
+        self.slots.set_gpus(gpus);
     }
 
     /// Joins or makes a job for each ask: all or none. Equal keys within one call share a job too.

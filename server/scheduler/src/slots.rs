@@ -13,6 +13,11 @@ const UNMEASURED_BYTES: u64 = 1536 << 20;
 /// tried on: that alone must not be taken for a broken GPU.
 const MAX_FAULTS: u32 = 3;
 
+/// Unless the operator says how many jobs a GPU has at a time: one for so much of its memory, within bounds. A job holds a context, its kernels, and what
+/// the piece computes with at the end of its range.
+const GPU_BYTES_PER_JOB: u64 = 16 << 30;
+const JOBS_PER_GPU: std::ops::RangeInclusive<u64> = 2..=8;
+
 /// What a job has to have to run. Jobs with equal needs are taken to use as much memory as each other.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Need {
@@ -59,6 +64,7 @@ pub(crate) enum Fit {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Gpu {
     kind: String,
+    max_jobs: usize,
     n_jobs: usize,
     /// Jobs in a row that lost their context on it; not counted beyond [`MAX_FAULTS`].
     n_faults: u32,
@@ -77,15 +83,15 @@ pub(crate) struct Slots {
     n_running: usize,
     max_memory_bytes: u64,
     memory_bytes: u64,
-    max_jobs_per_gpu: usize,
+    max_jobs_per_gpu: Option<usize>,
     gpus: Vec<Gpu>,
     /// The most that jobs of these needs took, fading.
     peaks: BTreeMap<Need, u64>,
 }
 
 impl Slots {
-    /// Nothing in use, and no GPUs yet.
-    pub(crate) fn new(n_executors: usize, max_memory_bytes: u64, max_jobs_per_gpu: usize) -> Self {
+    /// Nothing in use, and no GPUs yet. `max_jobs_per_gpu`: `None` goes by the GPU's memory.
+    pub(crate) fn new(n_executors: usize, max_memory_bytes: u64, max_jobs_per_gpu: Option<usize>) -> Self {
         Self {
             n_executors,
             n_running: 0,
@@ -97,9 +103,14 @@ impl Slots {
         }
     }
 
-    /// The GPUs, by kind, once they are known.
-    pub(crate) fn set_gpus(&mut self, kinds: impl IntoIterator<Item = String>) {
-        self.gpus = kinds.into_iter().map(|kind| Gpu { kind, n_jobs: 0, n_faults: 0 }).collect();
+    /// The GPUs, by kind and memory in bytes, once they are known.
+    pub(crate) fn set_gpus(&mut self, gpus: impl IntoIterator<Item = (String, u64)>) {
+        let max_jobs = |memory_bytes: u64| {
+            let by_memory = (memory_bytes / GPU_BYTES_PER_JOB).clamp(*JOBS_PER_GPU.start(), *JOBS_PER_GPU.end());
+            self.max_jobs_per_gpu.unwrap_or(by_memory as usize)
+        };
+        let gpu = |(kind, memory_bytes)| Gpu { kind, max_jobs: max_jobs(memory_bytes), n_jobs: 0, n_faults: 0 };
+        self.gpus = gpus.into_iter().map(gpu).collect();
     }
 
     /// Whether a job of this need can start now, and with what.
@@ -130,7 +141,7 @@ impl Slots {
         if fitting.iter().any(|(_, gpu)| !gpu.is_quarantined()) {
             fitting.retain(|(_, gpu)| !gpu.is_quarantined());
         }
-        let free = fitting.into_iter().filter(|(at, gpu)| gpu.n_jobs < self.max_jobs_per_gpu && Some(*at) != avoided);
+        let free = fitting.into_iter().filter(|(at, gpu)| gpu.n_jobs < gpu.max_jobs && Some(*at) != avoided);
         free.min_by_key(|(_, gpu)| gpu.n_jobs).map(|(at, _)| Some(at)).ok_or(())
     }
 
@@ -209,7 +220,7 @@ mod tests {
 
     #[test]
     fn jobs_run_side_by_side_as_far_as_their_memory_goes() {
-        let mut slots = Slots::new(4, 10 * GIB, 1);
+        let mut slots = Slots::new(4, 10 * GIB, Some(1));
         let (small, large) = (need("cpu", "small"), Need { is_tuned: true, ..need("cpu", "large") });
         slots.measured(&small, GIB);
         slots.measured(&large, 6 * GIB);
@@ -225,7 +236,7 @@ mod tests {
 
     #[test]
     fn one_job_runs_however_much_it_needs() {
-        let mut slots = Slots::new(2, GIB, 1);
+        let mut slots = Slots::new(2, GIB, Some(1));
         let job = need("cpu", "");
         slots.measured(&job, 100 * GIB);
         let grant = take(&mut slots, &job).unwrap();
@@ -236,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_large_peak_counts_at_once_and_fades() {
-        let mut slots = Slots::new(2, 10 * GIB, 1);
+        let mut slots = Slots::new(2, 10 * GIB, Some(1));
         let job = need("cpu", "");
         let peak = |slots: &Slots| slots.peaks[&job];
         slots.measured(&job, GIB);
@@ -250,9 +261,9 @@ mod tests {
 
     #[test]
     fn jobs_are_spread_over_the_gpus_of_their_kind() {
-        let mut slots = Slots::new(8, 100 * GIB, 2);
+        let mut slots = Slots::new(8, 100 * GIB, Some(2));
         let (h200, l4, cpu) = (need("cuda", "H200"), need("cuda", "L4"), need("cpu", ""));
-        slots.set_gpus([h200.clone(), l4.clone(), h200.clone()].map(|need| need.gpu_kind.unwrap()));
+        slots.set_gpus([h200.clone(), l4.clone(), h200.clone()].map(|need| (need.gpu_kind.unwrap(), 0)));
         let mut gpus: Vec<_> = (0..4).map(|_| take(&mut slots, &h200).unwrap()).collect();
         assert_eq!(gpus.iter().map(|grant| grant.gpu.unwrap()).collect::<Vec<_>>(), [0, 2, 0, 2]);
         assert_eq!(take(&mut slots, &h200), Err(Fit::NoGpu));
@@ -268,10 +279,22 @@ mod tests {
     }
 
     #[test]
+    fn a_gpu_has_as_many_jobs_as_its_memory_allows() {
+        let most = |configured: Option<usize>, memory_bytes: u64| {
+            let mut slots = Slots::new(100, 1000 * GIB, configured);
+            let job = need("cuda", "H200");
+            slots.set_gpus([(job.gpu_kind.clone().unwrap(), memory_bytes)]);
+            (0..).take_while(|_| take(&mut slots, &job).is_ok()).count()
+        };
+        assert_eq!([8, 24, 80, 141, 288].map(|gib| most(None, gib * GIB)), [2, 2, 5, 8, 8]);
+        assert_eq!(most(Some(1), 80 * GIB), 1);
+    }
+
+    #[test]
     fn a_gpu_that_fails_job_after_job_gets_no_more_while_another_is_well() {
-        let mut slots = Slots::new(8, 100 * GIB, 1);
+        let mut slots = Slots::new(8, 100 * GIB, Some(1));
         let h200 = need("cuda", "H200");
-        slots.set_gpus([h200.clone(), h200.clone()].map(|need| need.gpu_kind.unwrap()));
+        slots.set_gpus([h200.clone(), h200.clone()].map(|need| (need.gpu_kind.unwrap(), 0)));
         let fail = |slots: &mut Slots, on: usize| {
             let mut grant = take(slots, &h200).unwrap();
             assert_eq!(grant.gpu, Some(on));
@@ -298,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_gpu_that_nobody_listed_bounds_nothing() {
-        let mut slots = Slots::new(2, 100 * GIB, 1);
+        let mut slots = Slots::new(2, 100 * GIB, Some(1));
         assert_eq!(take(&mut slots, &need("cuda", "H200")).unwrap().gpu, None);
         take(&mut slots, &need("cuda", "H200")).unwrap();
     }

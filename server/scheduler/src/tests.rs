@@ -28,7 +28,7 @@ fn config() -> SchedulerConfig {
     SchedulerConfig {
         n_executors: 1,
         max_executor_memory_bytes: u64::MAX,
-        max_jobs_per_gpu: 1,
+        max_jobs_per_gpu: Some(1),
         max_queued_jobs: 4,
         max_queued_jobs_per_peer: 4,
         max_queued_bytes_per_peer: 1 << 20,
@@ -37,13 +37,14 @@ fn config() -> SchedulerConfig {
         abandoned: Abandoned::Finish,
         max_pieces: 1,
         idle_timeout: Duration::from_secs(3600),
+        gpu_idle_timeout: Duration::from_secs(3600),
         verify: VerifyPolicy::Always,
     }
 }
 
 fn flights(abandoned: Abandoned) -> Arc<Flights> {
     let room = Room { max_jobs: 4, max_jobs_per_peer: 4, max_bytes_per_peer: 1 << 20 };
-    Arc::new(Flights::new(Queue::new(room, Slots::new(1, u64::MAX, 1)), 1, abandoned))
+    Arc::new(Flights::new(Queue::new(room, Slots::new(1, u64::MAX, Some(1))), 1, abandoned))
 }
 
 fn peer() -> Peer {

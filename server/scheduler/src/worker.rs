@@ -77,16 +77,19 @@ pub(crate) async fn list_gpus(shared: Weak<Shared>) {
     if let (Ok(status), Some(shared)) = (ready.await, shared.upgrade())
         && let ToolchainStatus::Ready(info) = &*status
     {
-        shared.flights.set_gpus(info.gpus.iter().map(|gpu| kind(&gpu.kind)));
+        shared.flights.set_gpus(info.gpus.iter().map(|gpu| (kind(&gpu.kind), gpu.memory_bytes)));
     }
 }
 
 /// Ends executors that have been idle for too long, as long as there is a scheduler.
 pub(crate) async fn end_idle(shared: Weak<Shared>) {
     loop {
-        let Some(idle_timeout) = shared.upgrade().map(|shared| shared.config.idle_timeout) else { return };
-        tokio::time::sleep((idle_timeout / 8).clamp(Duration::from_millis(100), Duration::from_secs(5))).await;
-        let Some(old) = shared.upgrade().map(|shared| shared.pool.take_idle_for(idle_timeout)) else { return };
+        let timeouts = |shared: &Shared| (shared.config.idle_timeout, shared.config.gpu_idle_timeout);
+        let Some((idle_timeout, on_gpu)) = shared.upgrade().map(|shared| timeouts(&shared)) else { return };
+        let shorter = idle_timeout.min(on_gpu);
+        tokio::time::sleep((shorter / 8).clamp(Duration::from_millis(100), Duration::from_secs(5))).await;
+        let timeout = |placement: &Placement| if placement.gpu.is_some() { shorter } else { idle_timeout };
+        let Some(old) = shared.upgrade().map(|shared| shared.pool.take_idle(timeout)) else { return };
         pool::end(old).await;
     }
 }

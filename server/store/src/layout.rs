@@ -27,7 +27,9 @@ const SET_ASIDE_NAME: &str = "set-aside";
 const CLEAN_NAME: &str = "clean";
 const MANIFESTS_NAME: &str = "manifests";
 const NOTES_NAME: &str = "notes";
-const OURS: [&str; 9] = [
+/// A folder for precompiled headers within the store's: the store has nothing to do with what is in it, and leaves it where it is.
+pub const HEADERS_FOLDER: &str = "precompiled_headers";
+const OURS: [&str; 10] = [
     FORMAT_NAME,
     CLEAN_NAME,
     LOCK_NAME,
@@ -37,6 +39,7 @@ const OURS: [&str; 9] = [
     NOTES_NAME,
     TMP_NAME,
     SET_ASIDE_NAME,
+    HEADERS_FOLDER,
 ];
 
 /// Damaged indexes that are kept for people to look at; older ones are deleted.

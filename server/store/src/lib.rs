@@ -48,6 +48,7 @@ pub use error::StoreError;
 pub use export::ExportReport;
 pub use failures::FailureRecord;
 pub use import::ImportReport;
+pub use layout::HEADERS_FOLDER;
 pub use listing::{Listed, ListedItem};
 pub use notes::Note;
 pub use programs::ManifestInfo;

@@ -47,6 +47,9 @@ pub(crate) fn daemon() -> Arc<Daemon> {
         .arg(folder.join("socket"))
         .arg("--store-dir")
         .arg(folder.join("store"))
+        // As the other tests' daemons: each would make the same.
+        .arg("--headers-dir")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/test-headers"))
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)

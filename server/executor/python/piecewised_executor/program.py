@@ -24,15 +24,14 @@ import torch
 import torch._dynamo
 import torch._functorch.aot_autograd
 import torch._inductor.metrics
-from torch._inductor import codecache, compile_fx, cpp_builder, select_algorithm
+from torch._inductor import compile_fx, cpp_builder, select_algorithm
 from torch._inductor.codecache import PyCodeCache
 from torch._inductor.output_code import CompiledFxGraph
-from torch._inductor.runtime import cache_dir_utils
 from torch._inductor.select_algorithm import TritonTemplate
 from torch._inductor.standalone_compile import standalone_compile
 from torch._inductor.utils import fresh_cache
 
-from . import direct, faults, frontends, settings, winners
+from . import direct, faults, frontends, headers, settings, winners
 from .errors import CompileError, JobError, Unsupported, describe, from_outside
 from .frontends import Frontend
 from .rebuild import Rebuilt
@@ -58,15 +57,7 @@ PATCHES: dict[str, Any] = {
 select_algorithm.PRINT_AUTOTUNE = False
 
 
-def place_headers() -> None:
-    """Says where g++'s precompiled headers lie: in a folder that executors share, since making them takes seconds, where the daemon names one.
-    Inductor's own choice, which it makes when it is imported, is below TMPDIR, which is each executor's. File locks guard either."""
-    own = os.path.join(cache_dir_utils.default_cache_dir(), "precompiled_headers")
-    codecache._HEADER_DIR = os.environ.get("PIECEWISED_PRECOMPILED_HEADERS") or own
-    codecache._HEADER_LOCK_DIR = os.path.join(codecache._HEADER_DIR, "locks")
-
-
-place_headers()
+headers.place()
 
 
 @dataclass(frozen=True)

@@ -58,10 +58,10 @@ def forget() -> None:
     """Undoes what this process knows of its own surroundings: it is an executor now, with others."""
     import torch._inductor.config as inductor_config
 
-    from . import program, settings
+    from . import headers, settings
 
     inductor_config.compile_threads = settings.compile_threads()
-    program.place_headers()
+    headers.place()
     for holder in _knowing_devices():
         for value in list(vars(holder).values()):
             # Also of static and class methods.

@@ -48,8 +48,7 @@ def main() -> None:
     if (hello := greeted(channel)) is None:
         return
 
-    # numpy's linear algebra would start threads when it is imported. Nothing here calculates with it.
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    hold_threads_back()
     from .probe import Unusable, import_torch
 
     try:
@@ -105,6 +104,13 @@ def main() -> None:
         finally:
             for fd in fds:
                 os.close(fd)
+
+
+def hold_threads_back() -> None:
+    """Has libraries not start threads when they are imported: numpy's linear algebra, with which nothing here calculates, and Arrow's allocator (pandas imports
+    it, and frontends import pandas)."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
 
 
 def _end_helpers() -> None:

@@ -27,8 +27,8 @@ fn peer(name: &str) -> Peer {
 }
 
 fn slots(n_executors: usize, max_jobs_per_gpu: usize, gpus: &[&str]) -> Slots {
-    let mut slots = Slots::new(n_executors, u64::MAX, max_jobs_per_gpu);
-    slots.set_gpus(gpus.iter().map(|kind| (*kind).to_owned()));
+    let mut slots = Slots::new(n_executors, u64::MAX, Some(max_jobs_per_gpu));
+    slots.set_gpus(gpus.iter().map(|kind| ((*kind).to_owned(), 0)));
     slots
 }
 
@@ -390,7 +390,7 @@ fn newcomers_do_not_starve_who_waits() {
 #[test]
 fn a_large_job_is_not_overtaken_for_ever_by_small_ones() {
     const GIB: u64 = 1 << 30;
-    let mut queue = Queue::new(ROOM, Slots::new(3, 10 * GIB, 1));
+    let mut queue = Queue::new(ROOM, Slots::new(3, 10 * GIB, Some(1)));
     let large = Need { is_tuned: true, ..need("cpu") };
     queue.slots.measured(&need("cpu"), 3 * GIB);
     queue.slots.measured(&large, 8 * GIB);

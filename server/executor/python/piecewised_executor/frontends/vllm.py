@@ -7,30 +7,141 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
+import json
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from .. import probe
 from ..errors import Unsupported
 from ..runtime.vllm import OPAQUE_TYPE
 from . import Frontend, stand_ins
 
 # vLLM sets it for its own compiles, which it makes one after the other; how many compilers an executor runs is the daemon's to say.
 _COMPILE_THREADS = "TORCHINDUCTOR_COMPILE_THREADS"
+_PYNVML = "vllm.third_party.pynvml"
+_ASK_TIMEOUT_S = 30.0
+_ASK_NVML = """
+import ctypes, json
+nvml = ctypes.CDLL("libnvidia-ml.so.1")
+def ask(name, *arguments):
+    if status := getattr(nvml, name)(*arguments):
+        raise SystemExit(f"{name} gave {status}")
+ask("nvmlInit_v2")
+count = ctypes.c_uint()
+ask("nvmlDeviceGetCount_v2", ctypes.byref(count))
+devices = []
+for index in range(count.value):
+    handle, name, major, minor = ctypes.c_void_p(), ctypes.create_string_buffer(96), ctypes.c_int(), ctypes.c_int()
+    ask("nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(handle))
+    ask("nvmlDeviceGetName", handle, name, ctypes.c_uint(96))
+    ask("nvmlDeviceGetCudaComputeCapability", handle, ctypes.byref(major), ctypes.byref(minor))
+    devices.append({"name": name.value.decode(), "capability": [major.value, minor.value]})
+print(json.dumps(devices))
+"""
 
 
 def preload() -> None:
     """Imports vLLM with what its passes and operators need."""
     threads = os.environ.get(_COMPILE_THREADS)
     try:
-        import vllm.compilation.backends
-        import vllm.ir.ops  # noqa: F401
-
-        from ..runtime.vllm import identity  # noqa: F401
+        with _nvml_unasked():
+            _import()
     finally:
         os.environ.pop(_COMPILE_THREADS, None)
         if threads is not None:
             os.environ[_COMPILE_THREADS] = threads
+
+
+def _import() -> None:
+    import vllm.compilation.backends
+    import vllm.ir.ops  # noqa: F401
+
+    from ..runtime.vllm import identity  # noqa: F401
+
+
+@contextlib.contextmanager
+def _nvml_unasked() -> Iterator[None]:
+    """While vLLM is imported inside, another process has asked NVML what vLLM asks of it then: which GPUs there are, and what they can do.
+
+    NVML leaves a thread behind, which a process that is forked from this one would not have. What is asked later is asked of NVML itself.
+    """
+    if _PYNVML in sys.modules or not (devices := _nvml_devices()):
+        yield
+        return
+    pynvml = _import_pynvml()
+    replaced: dict[str, Callable[..., Any]] = {
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetCount": lambda: len(devices),
+        # A handle is the device itself here.
+        "nvmlDeviceGetHandleByIndex": lambda index: devices[index],
+        "nvmlDeviceGetCudaComputeCapability": lambda device: tuple(device["capability"]),
+        "nvmlDeviceGetName": lambda device: device["name"],
+    }
+    originals = {name: getattr(pynvml, name) for name in replaced}
+    try:
+        for name, function in replaced.items():
+            setattr(pynvml, name, function)
+        # Triton's drivers ask torch, which asks NVML.
+        with probe.cuda_answers(lambda: True):
+            yield
+    finally:
+        for name, function in originals.items():
+            setattr(pynvml, name, function)
+        _forget_devices()
+
+
+def _nvml_devices() -> list[dict[str, Any]]:
+    """What NVML says in a process of its own; nothing where there is none."""
+    if not any(os.path.exists(path) for path in probe.DEVICE_FILES):
+        return []
+    command = [sys.executable, "-I", "-S", "-c", _ASK_NVML]
+    try:
+        asked = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=_ASK_TIMEOUT_S
+        )
+        found: list[dict[str, Any]] = json.loads(asked.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        print(f"piecewised_executor: NVML could not be asked for vLLM: {error}", file=sys.stderr)
+        return []
+    return found
+
+
+def _forget_devices() -> None:
+    """An executor has a GPU of its own, which may be of another kind than the first."""
+    from vllm.platforms import current_platform
+
+    for cls in type(current_platform).__mro__:
+        for value in vars(cls).values():
+            clear = getattr(getattr(value, "__func__", value), "cache_clear", None)
+            if callable(clear):
+                clear()
+
+
+def _import_pynvml() -> Any:
+    """vLLM's own copy, and the package that it lies in, before vLLM, which has asked it by the time that it is imported."""
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("No module named 'vllm'", name="vllm")
+    package, _, name = _PYNVML.rpartition(".")
+    folder = os.path.join(os.path.dirname(spec.origin), package.rpartition(".")[2])
+    parent = _import_file(package, os.path.join(folder, "__init__.py"))
+    module = _import_file(_PYNVML, os.path.join(folder, f"{name}.py"))
+    setattr(parent, name, module)
+    return module
+
+
+def _import_file(name: str, path: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None, "a file of Python"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def load(version: str, payload: bytes) -> Frontend:
