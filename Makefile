@@ -10,6 +10,8 @@ REQUIREMENTS := tests/requirements.txt
 DAEMON := target/debug/piecewised
 VLLM_VENV := .venv-vllm
 WHEEL_DATA := client/python/piecewised._core.data
+WHEEL_PROFILE := release
+WHEELS := $(CURDIR)/target/wheels
 VLLM_PYTHON := $(CURDIR)/$(VLLM_VENV)/bin/python
 VLLM_REQUIREMENTS := tests/vllm/requirements.txt
 
@@ -100,10 +102,10 @@ test-vllm: build client-vllm ## pytest: the real vLLM, on the CPU; needs gcc and
 # One wheel: client, plugin and, as a script of it, the daemon. maturin takes what lies in the folder that is named after the module.
 .PHONY: wheel
 wheel: $(VENV)/.ready ## a wheel with client, plugin and daemon, into target/wheels
-	cargo build --locked --release --bin piecewised
-	rm -rf target/wheels $(WHEEL_DATA)
-	install -D target/release/piecewised $(WHEEL_DATA)/scripts/piecewised
-	cd client/python && $(CURDIR)/$(VENV)/bin/maturin build --locked --quiet --release --auditwheel skip --out $(CURDIR)/target/wheels; \
+	cargo build --locked --profile $(WHEEL_PROFILE) --bin piecewised
+	rm -rf $(WHEELS) $(WHEEL_DATA)
+	install -D target/$(subst dev,debug,$(WHEEL_PROFILE))/piecewised $(WHEEL_DATA)/scripts/piecewised
+	cd client/python && $(CURDIR)/$(VENV)/bin/maturin build --locked --quiet --profile $(WHEEL_PROFILE) --auditwheel skip --out $(WHEELS); \
 	  status=$$?; rm -rf $(CURDIR)/$(WHEEL_DATA); exit $$status
 
 .PHONY: bench
