@@ -46,7 +46,7 @@ const TEXT_KEYS: &[&str] = &[
 ];
 
 /// Keys whose values are several words, separated by commas in the environment.
-const LIST_KEYS: &[&str] = &["executor_environment", "frontends"];
+const LIST_KEYS: &[&str] = &["executor_environment", "frontends", "http_hosts"];
 
 const FILE: &str = "file ";
 const ENVIRONMENT: &str = "environment";

@@ -216,6 +216,7 @@ fn api_config(config: &Config) -> ApiConfig {
         toolchain_timeout: Duration::from_secs(config.executor_ready_deadline_s),
         trusted_frontend_peers: config.trusted_peers(),
         admin_peers: config.admin_peers(),
+        http_hosts: config.http_hosts(),
         uid: config.surroundings.uid,
     }
 }
@@ -233,7 +234,7 @@ fn announce(config: &Config, listeners: &[Listener]) {
                 Err(_) => continue,
             },
             Listener::Http(listener) => match listener.local_addr() {
-                Ok(address) => format!("http://{address}/metrics"),
+                Ok(address) => format!("http://{address}/"),
                 Err(_) => continue,
             },
         };
