@@ -94,7 +94,7 @@ build-fill:
 
 .PHONY: screenshots
 screenshots: build build-fill browser ## docs/images, of a real daemon
-	$(VENV_PYTHON) tests/browser/screenshots.py --daemon $(DAEMON)
+	$(VENV_PYTHON) tests/browser/screenshots.py
 
 .PHONY: test-python
 test-python: build build-fill client browser ## pytest: executor, client, end to end

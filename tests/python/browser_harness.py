@@ -27,7 +27,9 @@ def missing() -> str | None:
         return f"npm's Chromium is for Linux on x86_64, not {platform.system()} on {platform.machine()}"
     if not (FOLDER / ".ready").exists():
         log = FOLDER / "log"
-        return f"`make browser` failed: {log.read_text()[-500:]}" if log.exists() else "it was not set up: `make browser`"
+        return (
+            f"`make browser` failed: {log.read_text()[-500:]}" if log.exists() else "it was not set up: `make browser`"
+        )
     return None
 
 

@@ -6,6 +6,7 @@ import http.server
 import json
 import re
 import subprocess
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -44,7 +45,9 @@ class Site:
     def __init__(self, folder: Path) -> None:
         assert FILL.exists(), f"{FILL} is missing: `make build-fill`"
         subprocess.run([FILL, folder / "store", str(N_ARTIFACTS)], check=True, stdout=subprocess.DEVNULL)
-        self.daemon = Daemon(folder, "--listen-http", "127.0.0.1:0", "--n-executors", "1", "--http-hosts", "gpu-7.example")
+        self.daemon = Daemon(
+            folder, "--listen-http", "127.0.0.1:0", "--n-executors", "1", "--http-hosts", "gpu-7.example"
+        )
         self.daemon.start()
         with Client(self.daemon.endpoint) as client:
             for label, constant in [("llama/backbone/0", 1), ("llama/backbone/1", 2), ("llama/backbone/1", 2)]:
@@ -78,16 +81,21 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    site = Site(tmp_path_factory.mktemp("page"))
-    with site.daemon:
-        yield site
+def site() -> Iterator[Site]:
+    # In memory where that can be: ten thousand artifacts are as many syncs of a disk.
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        site = Site(Path(folder))
+        with site.daemon:
+            yield site
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    # As an attacker's name server would answer.
-    with chromium("--host-resolver-rules=MAP *.example 127.0.0.1") as browser:
+def browser(site: Site) -> Iterator[Any]:
+    names = "--host-resolver-rules=MAP *.example 127.0.0.1"  # as an attacker's name server would answer
+    # As in a browser that does not yet keep public pages from addresses of its own machine.
+    public = f"--ip-address-space-overrides=127.0.0.1:{site.port}=public"
+    with chromium(names, public) as browser:
         yield browser
 
 
@@ -113,6 +121,13 @@ def cells(page: Any, table: str) -> list[list[str]]:
     return [[text.strip() for text in row.locator(":scope > *").all_inner_texts()] for row in rows]
 
 
+def says(page: Any, selector: str, words: str | re.Pattern[str]) -> None:
+    """Waits until an element has this text."""
+    from playwright.sync_api import expect
+
+    expect(page.locator(selector)).to_have_text(words, timeout=30_000)
+
+
 def test_it_says_what_the_daemon_did(site: Site, page: Any) -> None:
     assert page.inner_text("#ready") == "ready"
     tiles = dict(zip(page.locator("dt").all_inner_texts(), page.locator("dd span").all_inner_texts(), strict=True))
@@ -135,8 +150,8 @@ def test_it_says_what_the_daemon_did(site: Site, page: Any) -> None:
 def test_each_phase_is_in_the_bar_and_in_words(site: Site, page: Any) -> None:
     job = site.json("/api/v1/overview")["jobs"]["recent"][-1]
     phases = [step["phase"] for step in job["steps"]]
-    expected = ["queued", "launch", "started", "rebuild", "compile", "prove", "pack", "verify", "store"]
-    assert [phase for phase in phases if phase in expected] == expected
+    assert phases[:5] == ["queued", "launch", "started", "rebuild", "compile"], "one try"
+    assert phases[-3:] == ["pack", "verify", "store"] and "prove" in phases
     assert job["steps"][0]["at_s"] == 0 and job["took_s"] >= job["steps"][-1]["at_s"]
     row = page.locator("#timeline tr").last
     row.locator("summary").click()
@@ -144,12 +159,13 @@ def test_each_phase_is_in_the_bar_and_in_words(site: Site, page: Any) -> None:
     assert words == phases
     bar = row.locator(".bar").bounding_box()
     blocks = [block.bounding_box() for block in row.locator(".bar i").all()]
-    assert len(blocks) == len(phases)
-    compiling = blocks[phases.index("compile")]
-    steps = {step["phase"]: step["at_s"] for step in job["steps"]}
-    after = phases[phases.index("compile") + 1]
+    begins = [step["at_s"] for step in job["steps"]]
     whole = max(one["took_s"] for one in site.json("/api/v1/overview")["jobs"]["recent"])
-    assert compiling["width"] / bar["width"] == pytest.approx((steps[after] - steps["compile"]) / whole, abs=0.01)
+    lengths = [end - begin for begin, end in zip(begins, [*begins[1:], job["took_s"]], strict=True)]
+    # Nothing is thinner than a pixel.
+    assert [block["width"] for block in blocks] == pytest.approx(
+        [max(1, length / whole * bar["width"]) for length in lengths], abs=1.5
+    )
     page.check("input[value=clock]")
     assert page.inner_text("#axis").startswith("From ")
 
@@ -180,7 +196,9 @@ def test_its_policy_lets_nothing_else_run(site: Site, page: Any) -> None:
     own = context.new_page()
     own.goto(site.address)
     assert own.evaluate(blocked) == "frame-src"
-    refused = "() => { try { document.body.innerHTML = '<b>x</b>'; return 'taken'; } catch (error) { return error.name; } }"
+    refused = (
+        "() => { try { document.body.innerHTML = '<b>x</b>'; return 'taken'; } catch (error) { return error.name; } }"
+    )
     assert own.evaluate(refused) == "TypeError"
     context.close()
     policy = site.get("/")[1]["content-security-policy"]
@@ -203,21 +221,21 @@ def test_ten_thousand_artifacts_come_in_pages(site: Site, page: Any) -> None:
     assert rows() == [key[:12] for key in keys[:50]]
     assert page.locator("*").count() < 2000
     page.click("#next")
-    page.wait_for_function("document.querySelector('#artifacts-text').textContent === 'Page 2'")
+    says(page, "#artifacts-text", "Page 2")
     assert rows() == [key[:12] for key in keys[50:100]]
     page.click("#back")
-    page.wait_for_function("document.querySelector('#artifacts-text').textContent === 'Page 1'")
+    says(page, "#artifacts-text", "Page 1")
     assert rows() == [key[:12] for key in keys[:50]]
 
     prefix = keys[7777][:3]
     page.fill("#prefix", prefix.upper())
     page.press("#prefix", "Enter")
-    page.wait_for_function("document.querySelector('#artifacts-text').textContent.includes('begin with')")
+    says(page, "#artifacts-text", f"Page 1, keys that begin with {prefix}")
     assert rows() == [key[:12] for key in keys if key.startswith(prefix)]
     assert page.is_disabled("#next")
     page.fill("#prefix", "0" * 64)
     page.press("#prefix", "Enter")
-    page.wait_for_function("document.querySelector('#artifacts-text').textContent.startsWith('No key')")
+    says(page, "#artifacts-text", f"No key begins with {'0' * 64}")
     assert rows() == []
 
 
@@ -236,7 +254,9 @@ def test_a_prefix_finds_all_of_its_keys(site: Site, prefix: str) -> None:
     assert found == [key for key in everything if key.startswith(prefix)]
 
 
-@pytest.mark.parametrize("query", ["prefix=xyz", "after=12", "limit=-1", "limit=many", "nothing=1", f"prefix={'0' * 65}"])
+@pytest.mark.parametrize(
+    "query", ["prefix=xyz", "after=12", "limit=-1", "limit=many", "nothing=1", f"prefix={'0' * 65}"]
+)
 def test_a_bad_question_is_refused(site: Site, query: str) -> None:
     assert site.get(f"/api/v1/artifacts?{query}")[0] == 400
 
@@ -271,7 +291,13 @@ def test_it_can_be_used_without_a_mouse(site: Site, page: Any) -> None:
     page.keyboard.press("Enter")
     assert page.locator("#timeline li").first.is_visible()
     outline = page.locator("body").aria_snapshot()
-    for words in ['heading "Compiles by phase" [level=2]', 'columnheader "Phases"', 'rowheader "All"', "alert", "status: ready"]:
+    for words in [
+        'heading "Compiles by phase" [level=2]',
+        'columnheader "Phases"',
+        'rowheader "All"',
+        "alert",
+        "status: ready",
+    ]:
         assert words in outline or words == "alert", outline
 
 
@@ -282,7 +308,7 @@ def test_it_follows_the_daemon_and_leaves_alone_what_a_reader_has_open(site: Sit
     n_rows = len(cells(page, "timeline"))
     with Client(site.daemon.endpoint) as client:
         results(client.compile({**small_request(50 + n_rows), "label": "late/0"}))
-    page.wait_for_function("document.querySelector('#timeline tr td').textContent === 'late/0'")
+    says(page, "#timeline tr:first-child td.label", "late/0")
     assert len(cells(page, "timeline")) == n_rows + 1
     assert first.locator("li").first.is_visible()
     assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
@@ -299,8 +325,9 @@ def test_it_says_that_the_daemon_is_gone(tmp_path: Path, browser: Any, monkeypat
         found = re.search(r"listening on (http://\S+)/$", daemon.log_text(), re.MULTILINE)
         assert found is not None
         page.goto(found[1])
-        page.wait_for_function("document.querySelector('#ready').textContent.includes('python3')")
-        assert page.inner_text("#artifacts-text") == "The store is empty" and page.is_visible("#no-timeline")
+        says(page, "#ready", re.compile("python3"))
+        says(page, "#artifacts-text", "The store is empty")
+        assert page.is_visible("#no-timeline")
         assert page.is_hidden("#lost")
     page.wait_for_selector("#lost:not([hidden])")
     assert "does not answer" in page.inner_text("#lost")
@@ -339,9 +366,11 @@ def test_a_page_of_another_origin_reads_nothing(site: Site, browser: Any, attack
     page.goto(f"http://127.0.0.1:{attacker}/")
     for path in ("/", "/metrics", "/readyz", "/api/v1/overview", "/api/v1/artifacts"):
         assert page.evaluate(READ, site.address + path) == "TypeError", path
-    # With a name that now means this machine the browser takes it for the same origin. The daemon does not.
     page.goto(f"http://rebound.example:{site.port}/")
     assert "http_hosts" in page.inner_text("body")
+    # His own server answered to the name first, now the name means this machine: to the browser it is the same origin, to the daemon it is not.
+    page.route("**/his-page", lambda route: route.fulfill(body="<p>", content_type="text/html"))
+    page.goto(f"http://rebound.example:{site.port}/his-page")
     for path in ("/", "/metrics", "/readyz", "/api/v1/overview", "/api/v1/artifacts"):
         assert "http_hosts" in page.evaluate(READ, path), path
     page.goto(f"http://gpu-7.example:{site.port}/")

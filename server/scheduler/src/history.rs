@@ -99,6 +99,12 @@ impl History {
     }
 }
 
+/// The beginning of a text, at most so many bytes.
+pub fn head(text: &str, max_bytes: usize) -> &str {
+    let end = (0..=max_bytes.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    &text[..end.unwrap_or(0)]
+}
+
 fn push(list: &mut VecDeque<Arc<EndedJob>>, job: Arc<EndedJob>, most: usize) {
     list.truncate(most - 1);
     list.push_front(job);
@@ -112,9 +118,9 @@ impl EndedJob {
             compile_s: handle.timings.total_s,
             verified: handle.verification.outcome,
         };
-        let shortened = |failure: &JobFailure| {
-            let end = failure.message.floor_char_boundary(MAX_MESSAGE_BYTES);
-            JobFailure { message: failure.message[..end].to_owned(), ..failure.clone() }
+        let shortened = |failure: &JobFailure| JobFailure {
+            message: head(&failure.message, MAX_MESSAGE_BYTES).to_owned(),
+            ..failure.clone()
         };
         Self {
             id: job.id.clone(),
@@ -130,5 +136,36 @@ impl EndedJob {
             steps: job.steps(),
             outcome: outcome.as_ref().map(compiled).map_err(shortened),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::{queue::JobId, tests::spec};
+
+    fn end(history: &History, number: u64, outcome: &Result<Handle, JobFailure>) {
+        history.note(&Job::new(JobId(number), spec(1)), outcome);
+    }
+
+    #[test]
+    fn failures_stay_when_many_jobs_end_well_and_both_are_bounded() {
+        let history = History::default();
+        let long = Err(JobFailure::new("COMPILE_ERROR", "é".repeat(MAX_MESSAGE_BYTES), false));
+        end(&history, 0, &long);
+        for number in 1..2 * MAX_JOBS as u64 {
+            end(&history, number, &Ok(crate::tests::handle(1)));
+        }
+        assert_eq!(history.jobs(usize::MAX).len(), MAX_JOBS);
+        assert_eq!(history.jobs(1)[0].id, format!("j{}", 2 * MAX_JOBS - 1));
+        let failures = history.failures(usize::MAX);
+        assert_eq!((failures.len(), failures[0].id.as_str()), (1, "j0"));
+        assert_eq!(failures[0].outcome.as_ref().unwrap_err().message.len(), MAX_MESSAGE_BYTES);
+        for number in 0..2 * MAX_FAILURES as u64 {
+            end(&history, number, &long);
+        }
+        assert_eq!(history.failures(usize::MAX).len(), MAX_FAILURES);
+        assert_eq!(history.failures(3).len(), 3);
     }
 }

@@ -13,7 +13,7 @@ use piecewised_graph::{
     VerificationOutcome,
     request::{ArtifactFormat, DeviceKind, Tuning},
 };
-use piecewised_scheduler::{Activity, EndedJob, IdleExecutor, JobInfo, PartActivity, Step, ToolchainStatus};
+use piecewised_scheduler::{Activity, EndedJob, IdleExecutor, JobInfo, PartActivity, Step, ToolchainStatus, head};
 use piecewised_store::{StoreRoom, StoreStats};
 use serde::Serialize;
 
@@ -320,7 +320,7 @@ pub(super) fn named(device: &DeviceKind) -> String {
 }
 
 pub(super) fn shortened(message: &str) -> String {
-    message[..message.floor_char_boundary(MAX_MESSAGE_BYTES)].to_owned()
+    head(message, MAX_MESSAGE_BYTES).to_owned()
 }
 
 fn unix_ms(time: SystemTime) -> u64 {
