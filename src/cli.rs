@@ -79,6 +79,12 @@ pub(crate) struct ServeArguments {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     http_hosts: Vec<String>,
 
+    /// Where traces are sent: an OpenTelemetry collector that takes OTLP over gRPC, as in http://127.0.0.1:4317 [default: OTEL_EXPORTER_OTLP_ENDPOINT, else none
+    /// are made].
+    #[arg(long, value_name = "URL", help_heading = "Log")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    otlp_endpoint: Option<String>,
+
     /// Where artifacts are kept [default: piecewised in $XDG_CACHE_HOME, ~/.cache or /var/cache].
     #[arg(long, value_name = "FOLDER", help_heading = "Folders")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -23,6 +23,7 @@ pub(crate) const KEYS: &[&str] = &[
     "listen_tcp",
     "listen_http",
     "http_hosts",
+    "otlp_endpoint",
     "store_dir",
     "store_max_bytes",
     "store_reserve_bytes",
@@ -69,6 +70,7 @@ pub(crate) struct Config {
     pub(crate) listen_tcp: Option<SocketAddr>,
     pub(crate) listen_http: Option<SocketAddr>,
     pub(crate) http_hosts: Vec<String>,
+    pub(crate) otlp_endpoint: Option<String>,
     pub(crate) store_dir: PathBuf,
     pub(crate) store_max_bytes: Option<u64>,
     pub(crate) store_reserve_bytes: u64,
@@ -116,13 +118,14 @@ pub(crate) struct Config {
 
 impl Config {
     /// The defaults in these surroundings.
-    fn defaults(surroundings: &Surroundings) -> Self {
+    pub(crate) fn defaults(surroundings: &Surroundings) -> Self {
         let limits = Limits::default();
         Self {
             socket: surroundings.default_socket(),
             listen_tcp: None,
             listen_http: None,
             http_hosts: Vec::new(),
+            otlp_endpoint: None,
             store_dir: surroundings.default_store_dir(),
             store_max_bytes: None,
             store_reserve_bytes: 64 << 20,
@@ -291,6 +294,12 @@ impl Config {
         if let Some(name) = self.frontends.iter().find(|name| !is_module(name)) {
             let problem = format!("{name:?} is not the full name of a module in a package, as in my_package.frontend");
             return Err(("frontends", problem));
+        }
+        if let Some(endpoint) = self.otlp_endpoint.as_ref().filter(|endpoint| !endpoint.starts_with("http://")) {
+            return Err((
+                "otlp_endpoint",
+                format!("{endpoint:?} is not http://HOST:PORT, where a collector takes OTLP over gRPC"),
+            ));
         }
         let is_host = |name: &&String| {
             let is_part = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);

@@ -35,6 +35,7 @@ const TEXT_KEYS: &[&str] = &[
     "socket",
     "listen_tcp",
     "listen_http",
+    "otlp_endpoint",
     "runner",
     "store_dir",
     "temp_dir",

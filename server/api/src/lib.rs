@@ -17,6 +17,7 @@ mod service;
 mod snapshots;
 pub mod status;
 mod tally;
+mod trace;
 mod trust;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};

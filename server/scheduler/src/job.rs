@@ -20,6 +20,7 @@ use crate::{
     flights::Flights,
     queue::{Ask, JobId, WaiterId},
     slots::Need,
+    span::JobSpan,
     steps::{Step, Steps},
 };
 
@@ -130,6 +131,7 @@ pub(crate) struct Job {
     /// The same by the clock that people read.
     pub(crate) queued_at: SystemTime,
     steps: Mutex<Steps>,
+    pub(crate) span: JobSpan,
     pub(crate) state: watch::Sender<JobState>,
     /// Nobody wants it any more.
     pub(crate) end: CancellationToken,
@@ -139,12 +141,14 @@ impl Job {
     pub(crate) fn new(number: JobId, spec: JobSpec) -> Self {
         let phase = "queued".into();
         let state = JobState { attempt: 0, executor_pid: None, gpu: None, phase, started: None, outcome: None };
+        let (id, queued_at) = (format!("j{}", number.0), SystemTime::now());
         Self {
             number,
-            id: format!("j{}", number.0),
+            span: JobSpan::new(&id, &spec, queued_at),
+            id,
             spec,
             queued: Instant::now(),
-            queued_at: SystemTime::now(),
+            queued_at,
             steps: Mutex::new(Steps::new()),
             state: watch::Sender::new(state),
             end: CancellationToken::new(),

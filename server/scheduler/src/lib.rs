@@ -27,6 +27,7 @@ mod pool;
 mod programs;
 mod queue;
 mod slots;
+mod span;
 mod steps;
 mod toolchain;
 mod verify;

@@ -35,7 +35,8 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             id = job.id,
             key = job.spec.key.short(),
             label = some(&job.spec.label),
-            range = job.spec.range.map(tracing::field::display)
+            range = job.spec.range.map(tracing::field::display),
+            trace_id = job.span.trace_id()
         );
         // Where the compile is dropped half-way its executor goes with it.
         let outcome = tokio::select! {
@@ -45,6 +46,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         };
         shared.counters.ended(&outcome);
         shared.history.note(&job, &outcome);
+        job.span.end(job.queued_at, job.queued.elapsed(), &job.steps(), &outcome);
         match &outcome {
             Ok(handle) => tracing::info!(
                 parent: &span,
