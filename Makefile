@@ -1,5 +1,6 @@
 # Everything a person needs: `make demo`, `make test`. Both set up what they use by themselves, in this folder:
-# cargo builds into target/, Python packages go into .venv/. `make test-vllm` has an environment of its own, .venv-vllm/ (7 GB). Nothing outside is touched but the download caches of cargo and uv.
+# cargo builds into target/, Python packages go into .venv/, the tests' browser into .browser/. `make test-vllm` has an environment of its own, .venv-vllm/ (7 GB). Nothing outside is touched but
+# the download caches of cargo, uv and npm.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,6 +9,8 @@ UV := $(VENV)/bin/uv
 UV_VERSION := 0.13.9
 REQUIREMENTS := tests/requirements.txt
 DAEMON := target/debug/piecewised
+BROWSER := .browser
+BROWSER_REQUIREMENTS := tests/browser/requirements.txt
 VLLM_VENV := .venv-vllm
 WHEEL_DATA := client/python/piecewised._core.data
 WHEEL_PROFILE := release
@@ -36,6 +39,18 @@ $(VENV)/.ready: $(REQUIREMENTS) Makefile
 
 .PHONY: venv
 venv: $(VENV)/.ready ## the Python environment with pinned versions
+
+# A headless Chromium from npm's registry, pinned by its digest, with the libraries that it needs; and what drives it, from PyPI. Where it cannot be had, the tests that need it say
+# that they were skipped, and why: that is written down here.
+$(BROWSER)/.ready: tests/browser/package-lock.json tests/browser/unpack.mjs $(BROWSER_REQUIREMENTS) $(VENV)/.ready
+	@rm -rf $(BROWSER) && mkdir -p $(BROWSER)/chromium
+	@cp tests/browser/package.json tests/browser/package-lock.json tests/browser/unpack.mjs $(BROWSER)
+	@( $(UV) pip install -q --python $(VENV_PYTHON) -r $(BROWSER_REQUIREMENTS) && cd $(BROWSER) && export PATH="$(CURDIR)/$(VENV)/bin:$$PATH" && \
+	  npm ci --ignore-scripts --no-audit --no-fund --loglevel error && TMPDIR="$(CURDIR)/$(BROWSER)/chromium" node unpack.mjs ) > $(BROWSER)/log 2>&1 \
+	  && touch $@ || echo "no browser for the live page's tests, $(BROWSER)/log says why; they will be skipped"
+
+.PHONY: browser
+browser: $(BROWSER)/.ready ## a headless Chromium for the tests of the live page
 
 .PHONY: build
 build: ## the daemon, target/debug/piecewised
@@ -75,8 +90,17 @@ lint: $(VENV)/.ready ## formatting, clippy, ruff, buf
 test-rust: $(VENV)/.ready build build-tch ## cargo test
 	cargo test --locked --workspace
 
+# What fills a store for tests of what shows a large one.
+.PHONY: build-fill
+build-fill:
+	cargo build --locked -p piecewised-store --example fill
+
+.PHONY: screenshots
+screenshots: build build-fill browser ## docs/images, of a real daemon
+	$(VENV_PYTHON) tests/browser/screenshots.py
+
 .PHONY: test-python
-test-python: build client ## pytest: executor, client, end to end
+test-python: build build-fill client browser ## pytest: executor, client, end to end
 	$(VENV)/bin/pytest -q tests/python
 
 # Apart from .venv: vLLM pins hundreds of packages, and nothing else here needs them.
@@ -123,6 +147,11 @@ requirements: $(VENV)/.ready ## resolve tests/requirements.in again
 	cd tests && $(CURDIR)/$(UV) pip compile -q --upgrade --universal --python-version 3.10 --no-emit-index-url \
 	  --no-emit-find-links --no-annotate --custom-compile-command "make requirements" requirements.in -o requirements.txt
 
+.PHONY: requirements-browser
+requirements-browser: $(VENV)/.ready ## resolve tests/browser/requirements.in again
+	cd tests && $(CURDIR)/$(UV) pip compile -q --upgrade --universal --python-version 3.10 --no-emit-index-url --constraint requirements.txt \
+	  --no-emit-find-links --no-annotate --custom-compile-command "make requirements-browser" browser/requirements.in -o browser/requirements.txt
+
 .PHONY: requirements-vllm
 requirements-vllm: $(VENV)/.ready ## resolve tests/vllm/requirements.in again
 	cd tests && $(CURDIR)/$(UV) pip compile -q --upgrade --universal --python-version 3.10 --no-emit-index-url \
@@ -136,4 +165,4 @@ format: $(VENV)/.ready ## format Rust and Python
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf target $(VENV) $(VLLM_VENV) .demo
+	rm -rf target $(VENV) $(VLLM_VENV) $(BROWSER) .demo

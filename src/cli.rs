@@ -67,11 +67,23 @@ pub(crate) struct ServeArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     listen_tcp: Option<SocketAddr>,
 
-    /// Also serve /healthz, /readyz and /metrics by HTTP, for probes and Prometheus: 0.0.0.0:7411. Read only, and without secrets, but without
-    /// authentication too.
+    /// Also serve HTTP: a live page for people at /, /healthz, /readyz and /metrics for probes and Prometheus: 0.0.0.0:7411. Read only, and without
+    /// secrets, but without authentication too.
     #[arg(long, value_name = "ADDRESS:PORT", help_heading = "Listening")]
     #[serde(skip_serializing_if = "Option::is_none")]
     listen_http: Option<SocketAddr>,
+
+    /// A name that the HTTP port answers to; may be repeated. It answers to addresses, localhost and the machine's own name anyway, and to no other, so that
+    /// pages of other origins cannot read it.
+    #[arg(long, value_name = "NAME", help_heading = "Listening")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    http_hosts: Vec<String>,
+
+    /// Where traces are sent: an OpenTelemetry collector that takes OTLP over gRPC, as in http://127.0.0.1:4317 [default: OTEL_EXPORTER_OTLP_ENDPOINT, else none
+    /// are made].
+    #[arg(long, value_name = "URL", help_heading = "Log")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    otlp_endpoint: Option<String>,
 
     /// Where artifacts are kept [default: piecewised in $XDG_CACHE_HOME, ~/.cache or /var/cache].
     #[arg(long, value_name = "FOLDER", help_heading = "Folders")]

@@ -22,6 +22,8 @@ pub(crate) const KEYS: &[&str] = &[
     "socket",
     "listen_tcp",
     "listen_http",
+    "http_hosts",
+    "otlp_endpoint",
     "store_dir",
     "store_max_bytes",
     "store_reserve_bytes",
@@ -69,6 +71,8 @@ pub(crate) struct Config {
     pub(crate) socket: PathBuf,
     pub(crate) listen_tcp: Option<SocketAddr>,
     pub(crate) listen_http: Option<SocketAddr>,
+    pub(crate) http_hosts: Vec<String>,
+    pub(crate) otlp_endpoint: Option<String>,
     pub(crate) store_dir: PathBuf,
     pub(crate) store_max_bytes: Option<u64>,
     pub(crate) store_reserve_bytes: u64,
@@ -120,12 +124,14 @@ pub(crate) struct Config {
 
 impl Config {
     /// The defaults in these surroundings.
-    fn defaults(surroundings: &Surroundings) -> Self {
+    pub(crate) fn defaults(surroundings: &Surroundings) -> Self {
         let limits = Limits::default();
         Self {
             socket: surroundings.default_socket(),
             listen_tcp: None,
             listen_http: None,
+            http_hosts: Vec::new(),
+            otlp_endpoint: None,
             store_dir: surroundings.default_store_dir(),
             store_max_bytes: None,
             store_reserve_bytes: 64 << 20,
@@ -240,6 +246,11 @@ impl Config {
         }
     }
 
+    /// Names that the HTTP port answers to: those that are configured, and the machine's own.
+    pub(crate) fn http_hosts(&self) -> Vec<String> {
+        self.http_hosts.iter().chain(&self.surroundings.node_name).cloned().collect()
+    }
+
     /// Who may send frontends.
     pub(crate) fn trusted_peers(&self) -> TrustedPeers {
         self.trusted_frontend_peers.into()
@@ -297,6 +308,19 @@ impl Config {
         if let Some(name) = self.frontends.iter().find(|name| !is_module(name)) {
             let problem = format!("{name:?} is not the full name of a module in a package, as in my_package.frontend");
             return Err(("frontends", problem));
+        }
+        if let Some(endpoint) = self.otlp_endpoint.as_ref().filter(|endpoint| !endpoint.starts_with("http://")) {
+            return Err((
+                "otlp_endpoint",
+                format!("{endpoint:?} is not http://HOST:PORT, where a collector takes OTLP over gRPC"),
+            ));
+        }
+        let is_host = |name: &&String| {
+            let is_part = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            !name.is_empty() && name.len() <= 253 && name.chars().all(is_part)
+        };
+        if let Some(name) = self.http_hosts.iter().find(|name| !is_host(name)) {
+            return Err(("http_hosts", format!("{name:?} is not the name of a machine, without a port")));
         }
         for (key, path) in [("socket", &self.socket), ("store_dir", &self.store_dir), ("temp_dir", &self.temp_dir)] {
             if path.as_os_str().is_empty() {
@@ -475,6 +499,7 @@ mod tests {
             None,
             "--listen-tcp: 0.0.0.0:7410 can be reached from other machines",
         );
+        check(&["--http-hosts", "gpu-1:7411"], &[], None, "--http-hosts: \"gpu-1:7411\" is not the name of a machine");
         load(&["--listen-tcp", "127.0.0.1:7410"], &[], None).unwrap();
         load(&["--listen-tcp", "[::1]:0"], &[], None).unwrap();
     }

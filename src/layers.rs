@@ -35,6 +35,7 @@ const TEXT_KEYS: &[&str] = &[
     "socket",
     "listen_tcp",
     "listen_http",
+    "otlp_endpoint",
     "runner",
     "store_dir",
     "temp_dir",
@@ -47,7 +48,7 @@ const TEXT_KEYS: &[&str] = &[
 ];
 
 /// Keys whose values are several words, separated by commas in the environment.
-const LIST_KEYS: &[&str] = &["executor_environment", "frontends"];
+const LIST_KEYS: &[&str] = &["executor_environment", "frontends", "http_hosts"];
 
 const FILE: &str = "file ";
 const ENVIRONMENT: &str = "environment";

@@ -17,6 +17,7 @@ mod signals;
 mod store_command;
 mod surroundings;
 mod toolchain;
+mod traces;
 
 use std::{io::Write, process::ExitCode};
 

@@ -14,7 +14,7 @@ use piecewised_store::Store;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use crate::{choices::LogFormat, config::Config, listen, signals::Shutdown, toolchain};
+use crate::{choices::LogFormat, config::Config, listen, signals::Shutdown, toolchain, traces::Traces};
 
 /// How long calls that do not end by themselves (a reader that stalls) are waited for once no job runs any more.
 const LAST_CALLS: Duration = Duration::from_secs(3);
@@ -34,6 +34,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let shutdown = Shutdown::on_signals().context("cannot watch for signals")?;
     let config = Arc::new(config);
 
+    let traces = Traces::start(&config)?;
     let (folder, executors) = private_folder(Arc::clone(&config)).await?;
     let (unix, _socket_file) = listen::unix(&config.socket)?;
     let mut listeners = vec![Listener::Unix(unix, config.socket.clone())];
@@ -57,6 +58,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
 
     announce(&config, &listeners);
     let result = serve(listeners, scheduler, store.clone(), &config, probe, &shutdown).await;
+    traces.shutdown().await;
     if let Err(error) = store.close().await {
         tracing::warn!("the store did not close well: {error}");
     }
@@ -217,6 +219,7 @@ fn api_config(config: &Config) -> ApiConfig {
         toolchain_timeout: Duration::from_secs(config.executor_ready_deadline_s),
         trusted_frontend_peers: config.trusted_peers(),
         admin_peers: config.admin_peers(),
+        http_hosts: config.http_hosts(),
         uid: config.surroundings.uid,
     }
 }
@@ -234,7 +237,7 @@ fn announce(config: &Config, listeners: &[Listener]) {
                 Err(_) => continue,
             },
             Listener::Http(listener) => match listener.local_addr() {
-                Ok(address) => format!("http://{address}/metrics"),
+                Ok(address) => format!("http://{address}/"),
                 Err(_) => continue,
             },
         };

@@ -22,6 +22,8 @@ pub(crate) struct Surroundings {
     pub(crate) looks_for_files: bool,
     /// Whether stderr is a terminal.
     pub(crate) stderr_is_terminal: bool,
+    /// What the machine, or the pod, is called.
+    pub(crate) node_name: Option<String>,
     /// The folder that this program lies in.
     pub(crate) program_folder: Option<PathBuf>,
 }
@@ -40,6 +42,7 @@ impl Surroundings {
                 .is_some_and(|folder| access(*folder, Access::WRITE_OK | Access::EXEC_OK).is_ok()),
             looks_for_files: true,
             stderr_is_terminal: std::io::stderr().is_terminal(),
+            node_name: rustix::system::uname().nodename().to_str().ok().map(ToOwned::to_owned),
             program_folder: std::env::current_exe().ok().and_then(|path| Some(path.parent()?.to_owned())),
         }
     }

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -141,7 +141,7 @@ class Client:
         )
         return call(self.message("GetCapabilitiesRequest", frontend=frontend), timeout=30)
 
-    def compile(self, request: Any, timeout: float = 300) -> Iterator[Any]:
+    def compile(self, request: Any, timeout: float = 300, metadata: Sequence[tuple[str, str]] = ()) -> Iterator[Any]:
         """Compile: the events, as they come. `request`: a CompileRequest, its fields as a dict, or bytes."""
         if isinstance(request, dict):
             request = self.message("CompileRequest", **request)
@@ -150,7 +150,7 @@ class Client:
             lambda message: message if isinstance(message, bytes) else message.SerializeToString(),
             self._parse("CompileEvent"),
         )
-        return call(request, timeout=timeout)
+        return call(request, timeout=timeout, metadata=metadata)
 
     def fetch(self, digest: bytes, offset: int = 0, timeout: float = 60) -> Iterator[Any]:
         """FetchArtifact: the chunks."""

@@ -29,7 +29,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 def get(daemon: Daemon, path: str) -> tuple[int, str, str]:
     """Status, content type and text."""
-    found = re.search(r"listening on (http://\S+)/metrics", daemon.log_text())
+    found = re.search(r"listening on (http://\S+)/$", daemon.log_text(), re.MULTILINE)
     assert found is not None, daemon.log_text()
     try:
         with urllib.request.urlopen(found[1] + path, timeout=30) as answer:
@@ -62,7 +62,7 @@ def test_probes_tell_alive_from_ready(daemon: Daemon) -> None:
     assert get(daemon, "/healthz")[::2] == (200, "ok\n")
     wait_until_ready(daemon)
     assert get(daemon, "/readyz")[::2] == (200, "ready\n")
-    assert get(daemon, "/")[0] == 404
+    assert get(daemon, "/no-such-page")[0] == 404
     with Client(daemon.endpoint) as client:
         events = client.compile(small_request(7))
         assert next(events).WhichOneof("event") == "queued"

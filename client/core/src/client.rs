@@ -22,7 +22,7 @@ use tokio::time::Sleep;
 use tokio_stream::Stream;
 use tonic::{Streaming, transport::Channel};
 
-use crate::{Capabilities, ClientError, Endpoint, Event, EventKind, ProgramPiece, connect::connect};
+use crate::{Capabilities, ClientError, Endpoint, Event, EventKind, ProgramPiece, TraceContext, connect::connect};
 
 /// So much later than we, the daemon gives up: the budget is ours to keep, and the error ours to make.
 const GRACE: Duration = Duration::from_secs(5);
@@ -163,16 +163,28 @@ impl Client {
         Ok(())
     }
 
-    /// Compiles a piece for its plan. Waits for a daemon that isn't ready yet, up to [`ClientOptions::ready_timeout`].
+    /// Compiles a piece for its plan, within the trace that is active where this is called. Waits for a daemon that isn't ready yet, up to [`ClientOptions::ready_timeout`].
     ///
     /// # Errors
     /// [`ClientError::Refused`], [`ClientError::Broken`], [`ClientError::BudgetSpent`].
     pub async fn compile(&self, request: CompileRequest) -> Result<CompileStream, ClientError> {
+        self.compile_traced(request, TraceContext::current()).await
+    }
+
+    /// The same, within this trace.
+    ///
+    /// # Errors
+    /// Those of [`Client::compile`].
+    pub async fn compile_traced(
+        &self,
+        request: CompileRequest,
+        trace: TraceContext,
+    ) -> Result<CompileStream, ClientError> {
         let Some(budget) = self.options.compile_budget.filter(|_| request.priority != Priority::Background) else {
-            return self.compile_within(None, request).await;
+            return self.compile_within(None, request, trace).await;
         };
         let started = Instant::now();
-        match tokio::time::timeout(budget, self.compile_within(Some(budget), request)).await {
+        match tokio::time::timeout(budget, self.compile_within(Some(budget), request, trace)).await {
             Ok(stream) => Ok(stream?.with_budget(budget, started)),
             Err(_) => Err(ClientError::BudgetSpent { budget }),
         }
@@ -183,6 +195,7 @@ impl Client {
         &self,
         deadline: Option<Duration>,
         request: CompileRequest,
+        trace: TraceContext,
     ) -> Result<CompileStream, ClientError> {
         let entries = request.plan.entries().to_vec();
         let message = request.into_proto();
@@ -190,6 +203,7 @@ impl Client {
         let mut wait = Duration::from_millis(100);
         loop {
             let mut call = tonic::Request::new(message.clone());
+            trace.write(call.metadata_mut());
             if let Some(deadline) = deadline {
                 call.set_timeout(deadline + GRACE);
             }

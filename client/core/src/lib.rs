@@ -26,6 +26,7 @@ mod pack;
 mod program;
 mod snapshot;
 mod status;
+mod trace;
 
 pub use admin::{Admin, CompiledRange, Job, ManifestSummary, RememberedFailure, StoredArtifact, StoredWhat};
 pub use bundle::{BUNDLE_VERSION, MAGIC, from_bundle, to_bundle};
@@ -42,3 +43,4 @@ pub use manifest::{Manifest, ManifestEntry, ManifestFile};
 pub use piecewised_wire::Delivery;
 pub use program::{ProgramPiece, ProgramStatus, check_manifest};
 pub use status::{Activity, NodeStatus, PartStatus, PieceDifference, StoreStatus};
+pub use trace::TraceContext;

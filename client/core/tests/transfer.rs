@@ -8,6 +8,10 @@ mod scripted;
 use std::time::Duration;
 
 use common::{good, handle};
+use opentelemetry::{
+    Context,
+    trace::{FutureExt as _, SpanContext, SpanId, TraceContextExt as _, TraceFlags, TraceId, TraceState},
+};
 use piecewised_client::{
     Cache, Client, ClientError, ClientOptions, CompileRequest, Delivery, Endpoint, Event, EventKind, Priority,
     check_manifest,
@@ -188,6 +192,19 @@ async fn a_daemon_that_is_not_ready_yet_is_waited_for() {
     let (kinds, error) = events(&world).await;
     assert!(error.is_none());
     assert!(matches!(kinds[..], [EventKind::Queued { .. }, EventKind::Completed(_)]));
+}
+
+#[tokio::test]
+async fn each_try_of_a_compile_is_in_the_callers_trace() {
+    let world = world(|_| {}).await;
+    world.server.0.lock().unwrap().compiles =
+        [Err(refused(Code::Unavailable, "NOT_READY")), Ok(vec![]), Ok(vec![])].into();
+    let (trace, span) = (TraceId::from(0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c), SpanId::from(0xb7ad_6b71_6920_3331));
+    let active = SpanContext::new(trace, span, TraceFlags::SAMPLED, false, TraceState::NONE);
+    events(&world).with_context(Context::new().with_remote_span_context(active)).await;
+    events(&world).await;
+    let expected = Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned());
+    assert_eq!(world.server.0.lock().unwrap().traces, [expected.clone(), expected, None]);
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use piecewised_client::{
     Cache, Client as CoreClient, ClientError, ClientOptions, CompileRequest, CompileStream, Delivery, Endpoint, Event,
-    Fetched as CoreFetched, GraphFileError, Priority,
+    Fetched as CoreFetched, GraphFileError, Priority, TraceContext,
 };
 use piecewised_graph::{Frontend, Handle, ProgramName, SnapshotName, request::ArtifactFormat};
 use pyo3::{
@@ -106,10 +106,12 @@ impl Client {
     /// Asks to compile a graph for ranges and sizes; what comes back says what happens to each. `is_tiered`: tuned artifacts where the
     /// store has them, whatever tuning the options name. `is_strict`: a range that is not proven as a whole fails. `priority`:
     /// "interactive", "prefetch" (somebody will wait for it soon) or "background" (nobody does, and no budget bounds it). `frontend`: name,
-    /// version, identity (JSON text) and payload of what takes part in the compile. `format`: "inductor" or "aoti".
+    /// version, identity (JSON text) and payload of what takes part in the compile. `format`: "inductor" or "aoti". `trace`: `traceparent` and `tracestate` of the trace that
+    /// the request belongs to.
     #[pyo3(signature = (
         graph, ranges, sizes, options, toolchain = None, device = None, hints = Vec::new(), program = None, stop = None, *,
-        is_tiered = false, is_strict = false, priority = "interactive", frontend = None, label = "", format = "inductor"
+        is_tiered = false, is_strict = false, priority = "interactive", frontend = None, label = "", format = "inductor",
+        trace = (None, None)
     ))]
     #[expect(clippy::too_many_arguments, reason = "Python's keyword arguments")]
     fn compile(
@@ -130,6 +132,7 @@ impl Client {
         frontend: Option<(String, String, PyBackedBytes, PyBackedBytes)>,
         label: &str,
         format: &str,
+        trace: (Option<String>, Option<String>),
     ) -> PyResult<Events> {
         let request = Asked {
             graph,
@@ -149,8 +152,9 @@ impl Client {
         }
         .request(py)?;
         let client = self.connected(py)?;
+        let trace = TraceContext::from_headers(trace.0, trace.1);
         let stop = stop.map(Stop::subscribe);
-        let stream = wait_unless(py, stop.clone(), async move { client.compile(request).await })?;
+        let stream = wait_unless(py, stop.clone(), async move { client.compile_traced(request, trace).await })?;
         Ok(Events {
             entries: stream.entries().iter().copied().map(<(i64, i64)>::from).collect(),
             stream: Mutex::new(Some(OfProcess::new(stream))),

@@ -12,7 +12,7 @@ use piecewised_wire as wire;
 use tokio_stream::{Stream, StreamExt as _, StreamMap};
 use tonic::{Code, Status};
 
-use crate::{account::Account, status::ApiError};
+use crate::{account::Account, status::ApiError, trace::RequestSpan};
 
 /// What the events of a request depend on beside its tickets.
 pub(crate) struct Asked {
@@ -35,6 +35,7 @@ pub(crate) struct Asked {
 pub(crate) fn events(
     tickets: Vec<(Option<Range>, Ticket)>,
     asked: Asked,
+    span: RequestSpan,
 ) -> impl Stream<Item = Result<v1::CompileEvent, Status>> + Send + 'static {
     stream! {
         let Asked { program, is_strict, started, deadline, mut account, difference } = asked;
@@ -85,6 +86,7 @@ pub(crate) fn events(
                 },
                 status = &mut is_late => {
                     // With the stream go its watchers: this caller has left.
+                    span.failed(&status);
                     yield Err(status);
                     return;
                 }
@@ -106,12 +108,15 @@ pub(crate) fn events(
             Ok(status) => summary.program = status,
             // Every handle was sent; what failed is the program's completion, and that must not look like success.
             Err(error) => {
-                yield Err(error.into());
+                let status = Status::from(error);
+                span.failed(&status);
+                yield Err(status);
                 return;
             }
         }
         summary.difference = difference;
         summary.elapsed_s = started.elapsed().as_secs_f64();
+        span.completed(&summary);
         yield Ok(v1::CompileEvent { index: 0, range: None, event: Some(Event::Completed(summary)) });
     }
 }
@@ -340,7 +345,7 @@ mod tests {
         let account = Account::new(None, &tickets);
         let started = Instant::now();
         let asked = Asked { program: None, is_strict, started, deadline: None, account, difference: None };
-        let events = events(tickets, asked);
+        let events = events(tickets, asked, RequestSpan::none());
         let events: Vec<_> = events.map(Result::unwrap).collect().await;
         let mut found = Vec::new();
         for event in &events[..3] {

@@ -1,4 +1,4 @@
-//! The gRPC services: `piecewised.v1.CompileService` and `AdminService`, health, reflection; and the HTTP port for probes and metrics.
+//! The gRPC services: `piecewised.v1.CompileService` and `AdminService`, health, reflection; and the HTTP port: the live page, probes, metrics.
 //!
 //! The outermost room of the server: it alone knows tonic and the messages. It turns requests into jobs, job states into
 //! events, and errors into `Status` ([`status`], the one mapping). It decides nothing that outlives a request.
@@ -17,6 +17,7 @@ mod service;
 mod snapshots;
 pub mod status;
 mod tally;
+mod trace;
 mod trust;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -34,7 +35,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Server;
 use tower::util::MapResponseLayer;
 
-use crate::{admin::Admin, http::Site, tally::Tally};
+use crate::{
+    admin::Admin,
+    http::{Hosts, Site},
+    tally::Tally,
+};
 
 pub use service::Compiler;
 pub use trust::TrustedPeers;
@@ -62,6 +67,8 @@ pub struct ApiConfig {
     pub trusted_frontend_peers: TrustedPeers,
     /// Who may change what the daemon has.
     pub admin_peers: TrustedPeers,
+    /// Names that the HTTP port answers to, beside addresses and `localhost`.
+    pub http_hosts: Vec<String>,
     /// The daemon's own user.
     pub uid: u32,
 }
@@ -73,7 +80,7 @@ pub enum Listener {
     Unix(UnixListener, PathBuf),
     /// A TCP socket, already bound.
     Tcp(TcpListener),
-    /// A TCP socket for HTTP, already bound: probes and metrics.
+    /// A TCP socket for HTTP, already bound: a page for people, probes and metrics.
     Http(TcpListener),
 }
 
@@ -119,6 +126,7 @@ pub async fn serve(
     let max_message_bytes = config.max_message_bytes;
     let tally = Arc::new(Tally::default());
     let site = Site::new(scheduler.clone(), store.clone(), Arc::clone(&tally), draining.clone());
+    let hosts = Hosts::new(&config.http_hosts);
     let config = Arc::new(config);
     let admin = Admin::new(scheduler.clone(), store.clone(), Arc::clone(&config), stop.clone(), drain);
     let admin = AdminServiceServer::new(admin).max_encoding_message_size(usize::MAX);
@@ -145,7 +153,7 @@ pub async fn serve(
     let mut handles = Vec::new();
     for listener in listeners {
         let stopped = stop.clone().cancelled_owned();
-        let (router, site) = (router(), site.clone());
+        let (router, site, hosts) = (router(), site.clone(), hosts.clone());
         handles.push(tasks.spawn(async move {
             match listener {
                 Listener::Unix(listener, _) => {
@@ -154,7 +162,7 @@ pub async fn serve(
                 Listener::Tcp(listener) => {
                     router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped).await?;
                 }
-                Listener::Http(listener) => http::serve(listener, site, stopped).await?,
+                Listener::Http(listener) => http::serve(listener, site, hosts, stopped).await?,
             }
             Ok::<(), ServeError>(())
         }));

@@ -2,6 +2,7 @@
 
 use std::{pin::Pin, sync::Arc, time::Instant};
 
+use opentelemetry::trace::FutureExt as _;
 use piecewised_graph::Digest;
 use piecewised_plan::Range;
 use piecewised_proto::v1::{self, compile_service_server::CompileService};
@@ -21,6 +22,7 @@ use crate::{
     snapshots::{self, Receiving},
     status::ApiError,
     tally::Tally,
+    trace::RequestSpan,
     trust,
 };
 
@@ -67,31 +69,10 @@ impl CompileService for Compiler {
     }
 
     async fn compile(&self, request: Request<v1::CompileRequest>) -> Result<Response<Self::CompileStream>, Status> {
-        let started = Instant::now();
-        if request.get_ref().frontend.is_some() {
-            trust::check(&request, &self.config).inspect_err(|error| tracing::info!("refused: {error:?}"))?;
-        }
-        let (peer, deadline) = (peer::peer(&request), peer::deadline(request.metadata()));
-        let info = self.scheduler.toolchain_ready(self.config.toolchain_timeout).await.map_err(ApiError::from)?;
-        let config = Arc::clone(&self.config);
-        let request = request.into_inner();
-        let (scheduler, asker) = (self.scheduler.clone(), peer.clone());
-        let checked = move || check(request, &info, &config, |sent| compare(&scheduler, &asker, sent));
-        let checked = tokio::task::spawn_blocking(checked).await.map_err(|error| {
-            ApiError::new(Code::Internal, "INTERNAL", format!("checking the request failed: {error}"))
-        })?;
-        let checked = checked.inspect_err(|error| tracing::info!("refused: {error:?}"))?;
-        if let Some(place) = &checked.place {
-            // By the keys of what would be compiled, tuned or not: a piece stays the same when its tuned artifacts arrive in the store.
-            self.scheduler.begin_piece(place, &checked.specs, &checked.entries).map_err(ApiError::from)?;
-        }
-        let program = checked.place.clone().map(|place| (place, self.scheduler.clone()));
-        let label = Arc::clone(&checked.label);
-        let (is_strict, difference) = (checked.is_strict, checked.difference.as_ref().map(node_status::difference));
-        let tickets = self.submit(&peer, checked).await?;
-        let account = Account::new(Some((self.scheduler.clone(), label)), &tickets);
-        let stream = events(tickets, Asked { program, is_strict, started, deadline, account, difference });
-        Ok(Response::new(Box::pin(stream)))
+        let span = RequestSpan::new(request.metadata());
+        let begun = self.begin(request, &span).with_context(span.context()).await;
+        let (tickets, asked) = begun.map_err(Status::from).inspect_err(|status| span.failed(status))?;
+        Ok(Response::new(Box::pin(events(tickets, asked, span))))
     }
 
     async fn forget_failures(
@@ -185,9 +166,45 @@ fn compare(scheduler: &Scheduler, peer: &Peer, sent: Sent<'_>) -> Option<LabelDi
     Some(found)
 }
 
+/// What each entry of a plan came to.
+type Tickets = Vec<(Option<Range>, Ticket)>;
+
 impl Compiler {
+    /// Checks a request, and submits its jobs.
+    async fn begin(
+        &self,
+        request: Request<v1::CompileRequest>,
+        span: &RequestSpan,
+    ) -> Result<(Tickets, Asked), ApiError> {
+        let started = Instant::now();
+        if request.get_ref().frontend.is_some() {
+            trust::check(&request, &self.config).inspect_err(|error| tracing::info!("refused: {error:?}"))?;
+        }
+        let (peer, deadline) = (peer::peer(&request), peer::deadline(request.metadata()));
+        let info = self.scheduler.toolchain_ready(self.config.toolchain_timeout).await?;
+        let config = Arc::clone(&self.config);
+        let request = request.into_inner();
+        let (scheduler, asker) = (self.scheduler.clone(), peer.clone());
+        let checked = move || check(request, &info, &config, |sent| compare(&scheduler, &asker, sent));
+        let checked = tokio::task::spawn_blocking(checked).await.map_err(|error| {
+            ApiError::new(Code::Internal, "INTERNAL", format!("checking the request failed: {error}"))
+        })?;
+        let checked = checked.inspect_err(|error| tracing::info!("refused: {error:?}"))?;
+        span.asked(&checked.label, checked.entries.len());
+        if let Some(place) = &checked.place {
+            // By the keys of what would be compiled, tuned or not: a piece stays the same when its tuned artifacts arrive in the store.
+            self.scheduler.begin_piece(place, &checked.specs, &checked.entries)?;
+        }
+        let program = checked.place.clone().map(|place| (place, self.scheduler.clone()));
+        let label = Arc::clone(&checked.label);
+        let (is_strict, difference) = (checked.is_strict, checked.difference.as_ref().map(node_status::difference));
+        let tickets = self.submit(&peer, checked).await?;
+        let account = Account::new(Some((self.scheduler.clone(), label)), &tickets);
+        Ok((tickets, Asked { program, is_strict, started, deadline, account, difference }))
+    }
+
     /// Submits jobs in the order in which they should run; answers in the plan's.
-    async fn submit(&self, peer: &Peer, checked: Checked) -> Result<Vec<(Option<Range>, Ticket)>, ApiError> {
+    async fn submit(&self, peer: &Peer, checked: Checked) -> Result<Tickets, ApiError> {
         let Checked { entries, specs, tuned, order, priority, .. } = checked;
         let mut tickets: Vec<Option<Ticket>> = Vec::with_capacity(specs.len());
         for position in 0..specs.len() {

@@ -86,6 +86,7 @@ impl Flights {
                 return Joined::Created(Watcher::new(self, &job, asked.waiter, origin));
             }
             let job = inner.jobs.get(&asked.job).expect("each job of the queue is here");
+            job.span.joined();
             let phase = job.state.borrow().phase.clone();
             let origin = Origin::Joined { phase, age: job.queued.elapsed() };
             Joined::Existing(Watcher::new(self, job, asked.waiter, origin))

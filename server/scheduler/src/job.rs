@@ -2,8 +2,8 @@
 
 use std::{
     fmt,
-    sync::Arc,
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
@@ -20,6 +20,8 @@ use crate::{
     flights::Flights,
     queue::{Ask, JobId, WaiterId},
     slots::Need,
+    span::JobSpan,
+    steps::{Step, Steps},
 };
 
 /// What is to be compiled.
@@ -108,6 +110,8 @@ pub struct JobState {
     pub attempt: u32,
     /// The executor's process.
     pub executor_pid: Option<u32>,
+    /// The GPU that it has, by its index; `None`: none, or not yet.
+    pub gpu: Option<u32>,
     /// "queued" or a phase of the executor.
     pub phase: String,
     /// When the first try started.
@@ -124,6 +128,10 @@ pub(crate) struct Job {
     pub(crate) id: String,
     pub(crate) spec: JobSpec,
     pub(crate) queued: Instant,
+    /// The same by the clock that people read.
+    pub(crate) queued_at: SystemTime,
+    steps: Mutex<Steps>,
+    pub(crate) span: JobSpan,
     pub(crate) state: watch::Sender<JobState>,
     /// Nobody wants it any more.
     pub(crate) end: CancellationToken,
@@ -131,15 +139,42 @@ pub(crate) struct Job {
 
 impl Job {
     pub(crate) fn new(number: JobId, spec: JobSpec) -> Self {
-        let state = JobState { attempt: 0, executor_pid: None, phase: "queued".into(), started: None, outcome: None };
+        let phase = "queued".into();
+        let state = JobState { attempt: 0, executor_pid: None, gpu: None, phase, started: None, outcome: None };
+        let (id, queued_at) = (format!("j{}", number.0), SystemTime::now());
         Self {
             number,
-            id: format!("j{}", number.0),
+            span: JobSpan::new(&id, &spec, queued_at),
+            id,
             spec,
             queued: Instant::now(),
+            queued_at,
+            steps: Mutex::new(Steps::new()),
             state: watch::Sender::new(state),
             end: CancellationToken::new(),
         }
+    }
+
+    /// Begins a step that callers are not told of.
+    pub(crate) fn step(&self, phase: &str, attempt: u32) {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner).push(phase, self.queued.elapsed(), attempt);
+    }
+
+    /// Enters a phase; the one that was left.
+    pub(crate) fn enter(&self, phase: &str) -> String {
+        let mut left = String::new();
+        let mut attempt = 0;
+        self.state.send_modify(|state| {
+            left = std::mem::replace(&mut state.phase, phase.to_owned());
+            attempt = state.attempt;
+        });
+        self.step(phase, attempt);
+        left
+    }
+
+    /// What it did so far.
+    pub(crate) fn steps(&self) -> Vec<Step> {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner).list()
     }
 }
 
@@ -162,6 +197,8 @@ pub struct JobInfo {
     pub device: DeviceKind,
     /// Since it was asked for first.
     pub age: Duration,
+    /// What it did so far.
+    pub steps: Vec<Step>,
     /// Where it is.
     pub state: JobState,
 }
@@ -178,6 +215,7 @@ impl JobInfo {
             tuning: spec.options.tuning,
             device: spec.device.clone(),
             age: job.queued.elapsed(),
+            steps: job.steps(),
             state: job.state.borrow().clone(),
         }
     }

@@ -19,6 +19,7 @@ mod counters;
 mod error;
 mod failures;
 mod flights;
+mod history;
 mod job;
 mod labels;
 mod leases;
@@ -26,6 +27,8 @@ mod pool;
 mod programs;
 mod queue;
 mod slots;
+mod span;
+mod steps;
 mod toolchain;
 mod verify;
 mod worker;
@@ -49,9 +52,12 @@ pub use activity::{Activities, Activity, Became, PartActivity};
 pub use config::SchedulerConfig;
 pub use counters::{Counters, Counts, DURATION_BOUNDS_S, OTHER};
 pub use error::{JobFailure, SubmitError};
+pub use history::{Compiled, EndedJob, History, head};
 pub use job::{Abandoned, JobFrontend, JobInfo, JobSpec, JobState, Origin, Peer, Priority, Ticket, Watcher};
 pub use labels::{LabelDifference, Labels};
+pub use pool::IdleExecutor;
 pub use programs::{CameFrom, Place, ProgramError, RunStatus};
+pub use steps::Step;
 pub use toolchain::{ToolchainInfo, ToolchainStatus};
 pub use verify::VerifyPolicy;
 
@@ -85,6 +91,7 @@ pub(crate) struct Shared {
     labels: Labels,
     activities: Activities,
     pub(crate) counters: Counters,
+    pub(crate) history: History,
 }
 
 impl Scheduler {
@@ -106,6 +113,7 @@ impl Scheduler {
             labels: Labels::default(),
             activities: Activities::default(),
             counters: Counters::default(),
+            history: History::default(),
         });
         tokio::spawn(worker::list_gpus(Arc::downgrade(&shared)));
         tokio::spawn(worker::end_idle(Arc::downgrade(&shared)));
@@ -330,12 +338,27 @@ impl Scheduler {
 
     /// The jobs that run and that wait, those that run first, each by age.
     pub fn jobs(&self) -> Vec<JobInfo> {
-        self.shared.flights.jobs().iter().map(|job| JobInfo::of(job)).collect()
+        self.first_jobs(usize::MAX)
+    }
+
+    /// Up to `limit` of them, without the cost of the others.
+    pub fn first_jobs(&self, limit: usize) -> Vec<JobInfo> {
+        self.shared.flights.jobs().iter().take(limit).map(|job| JobInfo::of(job)).collect()
     }
 
     /// Executors that wait for a job.
     pub fn n_idle_executors(&self) -> usize {
         self.shared.pool.len()
+    }
+
+    /// The same, each by itself.
+    pub fn idle_executors(&self) -> Vec<IdleExecutor> {
+        self.shared.pool.list()
+    }
+
+    /// The jobs that ended last.
+    pub fn history(&self) -> &History {
+        &self.shared.history
     }
 
     /// What workers did since the start.

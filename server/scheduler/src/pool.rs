@@ -23,6 +23,21 @@ struct Idle {
     since: Instant,
 }
 
+/// What can be told of an executor without a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdleExecutor {
+    /// Its process.
+    pub pid: u32,
+    /// The GPU that it sees, by its index; `None`: it has jobs for the CPU, or sees all.
+    pub gpu: Option<u32>,
+    /// The frontend that its jobs are of.
+    pub frontend: Option<String>,
+    /// Since its last job.
+    pub idle_for: Duration,
+    /// What its process group was last seen to hold of the machine's memory; 0: nobody has looked yet.
+    pub memory_bytes: u64,
+}
+
 impl Pool {
     fn lock(&self) -> MutexGuard<'_, Vec<Idle>> {
         // Each change is one push or removal: a panic leaves a whole state behind.
@@ -32,6 +47,18 @@ impl Pool {
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
         self.lock().len()
+    }
+
+    /// Those that are here, the one that came last at the end.
+    pub(crate) fn list(&self) -> Vec<IdleExecutor> {
+        let one = |Idle { executor, placement, since }: &Idle| IdleExecutor {
+            pid: executor.pid(),
+            gpu: placement.gpu.as_ref().map(|gpu| gpu.index),
+            frontend: placement.frontend.clone(),
+            idle_for: since.elapsed(),
+            memory_bytes: executor.memory_bytes(),
+        };
+        self.lock().iter().map(one).collect()
     }
 
     /// One that was started with this placement and is well; the latest, so that what is not needed any more grows old.

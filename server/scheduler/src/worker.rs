@@ -35,7 +35,8 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             id = job.id,
             key = job.spec.key.short(),
             label = some(&job.spec.label),
-            range = job.spec.range.map(tracing::field::display)
+            range = job.spec.range.map(tracing::field::display),
+            trace_id = job.span.trace_id()
         );
         // Where the compile is dropped half-way its executor goes with it.
         let outcome = tokio::select! {
@@ -44,6 +45,8 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             () = shared.stop.cancelled() => Err(JobFailure::cancelled()),
         };
         shared.counters.ended(&outcome);
+        shared.history.note(&job, &outcome);
+        job.span.end(job.queued_at, job.queued.elapsed(), &job.steps(), &outcome);
         match &outcome {
             Ok(handle) => tracing::info!(
                 parent: &span,
@@ -114,7 +117,7 @@ async fn compile(shared: &Shared, job: &Arc<Job>, mut grant: Grant) -> Result<Ha
                 if let Some(gpu) = shared.flights.gpu_worked(job).and_then(|at| gpus.get(at)) {
                     tracing::info!(gpu = gpu.uuid, index = gpu.index, "the GPU works again");
                 }
-                job.state.send_modify(|state| state.phase = "store".into());
+                job.enter("store");
                 return store(shared, job, outcome).await;
             }
             Err(error) => error,
@@ -151,6 +154,7 @@ async fn attempt_once(
     launcher: &Launcher,
     placement: Placement,
 ) -> Result<CompileOutcome, ExecutorError> {
+    job.step("launch", attempt);
     // Out of the pool while it runs: only an executor that is well goes back.
     let mut executor = match shared.pool.take(&placement) {
         Some(executor) => executor,
@@ -165,9 +169,11 @@ async fn attempt_once(
     job.state.send_modify(|state| {
         state.attempt = attempt;
         state.executor_pid = Some(executor.pid());
+        state.gpu = placement.gpu.as_ref().map(|gpu| gpu.index);
         state.phase = "started".into();
         state.started.get_or_insert(now);
     });
+    job.step("started", attempt);
     let device = match &placement.gpu {
         Some(Gpu { uuid, .. }) => uuid.clone(),
         None => kind(&job.spec.device),
@@ -187,20 +193,11 @@ struct Host<'a> {
     device: String,
 }
 
-impl Host<'_> {
-    /// Enters a phase; the one that was left.
-    fn enter(&self, phase: &str) -> String {
-        let mut left = String::new();
-        self.job.state.send_modify(|state| left = std::mem::replace(&mut state.phase, phase.to_owned()));
-        left
-    }
-}
-
 impl JobHost for Host<'_> {
     type Lease = Lease;
 
     fn on_phase(&mut self, phase: &str) {
-        self.enter(phase);
+        self.job.enter(phase);
     }
 
     async fn lease(&mut self, mode: LeaseMode) -> Lease {
@@ -208,9 +205,9 @@ impl JobHost for Host<'_> {
             return lease;
         }
         // Told to the callers: it may take as long as another job's tuning.
-        let phase = self.enter("lease");
+        let phase = self.job.enter("lease");
         let lease = self.leases.lease(&self.device, mode).await;
-        self.enter(&phase);
+        self.job.enter(&phase);
         lease
     }
 }

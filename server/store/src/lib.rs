@@ -53,5 +53,5 @@ pub use listing::{Listed, ListedItem};
 pub use notes::Note;
 pub use programs::ManifestInfo;
 pub use reader::ArtifactReader;
-pub use report::{OpenOutcome, OpenReport, StoreStats, Stored};
+pub use report::{OpenOutcome, OpenReport, StoreRoom, StoreStats, Stored};
 pub use store::Store;

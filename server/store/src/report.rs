@@ -84,6 +84,17 @@ pub enum Stored {
     Held,
 }
 
+/// What artifacts may still take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreRoom {
+    /// [`StoreConfig::max_bytes`](crate::StoreConfig::max_bytes).
+    pub max_bytes: Option<u64>,
+    /// [`StoreConfig::reserve_bytes`](crate::StoreConfig::reserve_bytes).
+    pub reserve_bytes: u64,
+    /// What the disk has free.
+    pub available_bytes: u64,
+}
+
 /// Counters and sizes. Those marked *lifetime* survive a restart; a crash can lose the latest of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StoreStats {

@@ -11,7 +11,7 @@ use piecewised_graph::{Digest, Handle, Manifest, ProgramName, Snapshot, Snapshot
 
 use crate::{
     ArtifactReader, ExportReport, FailureRecord, ImportReport, Listed, ManifestInfo, OpenReport, StoreConfig,
-    StoreError, StoreStats, Stored,
+    StoreError, StoreRoom, StoreStats, Stored,
     counters::Counters,
     engine::Engine,
     gate::{Gate, Kind},
@@ -311,6 +311,19 @@ impl Store {
     /// Counters and sizes; sizes are 0 while the index is being reopened, and after the close.
     pub fn stats(&self) -> StoreStats {
         self.inner.stats()
+    }
+
+    /// What artifacts may still take, as the disk is now.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Closed`].
+    pub async fn room(&self) -> Result<StoreRoom, StoreError> {
+        self.run(Kind::Read, |engine| {
+            let config = &engine.shared.config;
+            let available_bytes = engine.shared.layout.available_bytes()?;
+            Ok(StoreRoom { max_bytes: config.max_bytes, reserve_bytes: config.reserve_bytes, available_bytes })
+        })
+        .await
     }
 
     /// Waits for what is under way, tries once more to write what is held, makes counters and last uses durable, and gives

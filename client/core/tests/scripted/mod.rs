@@ -25,6 +25,8 @@ pub(crate) struct Script {
     pub(crate) snapshot_parts: Vec<v1::PutSnapshotRequest>,
     pub(crate) hangs: bool,
     pub(crate) offsets: Vec<u64>,
+    /// The `traceparent` of each compile.
+    pub(crate) traces: Vec<Option<String>>,
 }
 
 #[derive(Clone, Default)]
@@ -53,8 +55,13 @@ impl CompileService for Server {
 
     type CompileStream = Streamed<v1::CompileEvent>;
 
-    async fn compile(&self, _: Request<v1::CompileRequest>) -> Result<Response<Self::CompileStream>, Status> {
-        let answer = self.0.lock().unwrap().compiles.pop_front().unwrap();
+    async fn compile(&self, request: Request<v1::CompileRequest>) -> Result<Response<Self::CompileStream>, Status> {
+        let trace = request.metadata().get("traceparent").map(|value| value.to_str().unwrap().to_owned());
+        let answer = {
+            let mut script = self.0.lock().unwrap();
+            script.traces.push(trace);
+            script.compiles.pop_front().unwrap()
+        };
         self.stream(answer)
     }
 

@@ -8,7 +8,7 @@ import os
 from dataclasses import astuple, dataclass, field, replace
 from typing import Any, Protocol
 
-from . import _core, counters
+from . import _core, counters, traces
 from .choices import Choices
 from .connections import connect
 from .errors import ArtifactError, PiecewisedError
@@ -62,6 +62,8 @@ class Request:
     frontend: Frontend | None = None
     #: What the piece is called in the daemon's log and status; empty: by its place in its program, if it has one.
     label: str = ""
+    #: The trace that it belongs to: the one that is active where it is made.
+    trace: tuple[str | None, str | None] = field(default_factory=traces.current, compare=False)
 
     def tuned(self) -> Request:
         """The request for the tuned code of the same, in the background."""
@@ -84,6 +86,7 @@ class Request:
             frontend=None if self.frontend is None else astuple(self.frontend),
             label=self.label or ("" if program is None else f"{program['program']}/{program['index']}"),
             format=self.choices.artifact_format,
+            trace=self.trace,
         )
 
     def save(self, path: str | os.PathLike[str], plan: Plan, label: str = "") -> None:

@@ -1,6 +1,11 @@
-//! The opt-in HTTP port, for probes and for Prometheus: `/healthz`, `/readyz`, `/metrics`. Read only: nothing that is sent to it changes anything.
+//! The opt-in HTTP port: `/`, a page for people; `/healthz` and `/readyz`, for probes; `/metrics`, for Prometheus; `/api/v1/`, what the page is made of.
+//! Read only: nothing that is sent to it changes anything.
 
+mod access;
+mod listing;
 mod metrics;
+mod overview;
+mod page;
 
 use std::{
     future::Future,
@@ -13,6 +18,7 @@ use axum::{
     Router,
     extract::State,
     http::{StatusCode, header},
+    middleware,
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -22,6 +28,8 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::tally::Tally;
+
+pub(crate) use access::Hosts;
 
 /// What the pages are made of.
 #[derive(Debug, Clone)]
@@ -56,14 +64,20 @@ impl Site {
 pub(crate) async fn serve(
     listener: TcpListener,
     site: Site,
+    hosts: Hosts,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let router = Router::new()
+        .route("/", get(page::page))
+        .route("/api/v1/overview", get(overview::overview))
+        .route("/api/v1/artifacts", get(listing::artifacts))
+        .route("/api/v1/failures", get(listing::failures))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics_page))
         .fallback(no_such_page)
-        .with_state(site);
+        .with_state(site)
+        .layer(middleware::from_fn_with_state(hosts, access::guard));
     axum::serve(listener, router).with_graceful_shutdown(stop).await
 }
 
@@ -90,5 +104,5 @@ async fn metrics_page(State(site): State<Site>) -> Response {
 }
 
 async fn no_such_page() -> (StatusCode, &'static str) {
-    (StatusCode::NOT_FOUND, "there is /healthz, /readyz and /metrics\n")
+    (StatusCode::NOT_FOUND, "there is /, /healthz, /readyz, /metrics, and /api/v1/overview, artifacts and failures\n")
 }

@@ -2,10 +2,12 @@
 
 use bytes::Bytes;
 use piecewised_graph::Digest;
-use piecewised_store::{OpenOutcome, StoreError};
+use piecewised_store::{OpenOutcome, Store, StoreConfig, StoreError};
 use tempfile::tempdir;
 
-use crate::support::{artifact, artifact_files, assert_stored, bytes, handle, key, long_handle, mode, open, read};
+use crate::support::{
+    artifact, artifact_files, assert_stored, bytes, config, handle, key, long_handle, memory_dir, mode, open, read,
+};
 
 #[tokio::test]
 async fn what_is_put_comes_back_now_and_after_a_reopen() {
@@ -178,4 +180,17 @@ async fn nobody_else_can_look_into_the_folder() {
     for name in ["FORMAT", "lock"] {
         assert_eq!(mode(&path.join(name)), 0o600, "{name}");
     }
+}
+
+#[tokio::test]
+async fn what_artifacts_may_still_take_is_told() {
+    let dir = memory_dir();
+    let config = StoreConfig { max_bytes: Some(32 << 20), reserve_bytes: 7, ..config(dir.path()) };
+    let (store, _) = Store::open(config).await.unwrap();
+    let room = store.room().await.unwrap();
+    assert_eq!((room.max_bytes, room.reserve_bytes), (Some(32 << 20), 7));
+    assert!(room.available_bytes > 0);
+    let other = store.clone();
+    store.close().await.unwrap();
+    assert!(matches!(other.room().await, Err(StoreError::Closed)));
 }
