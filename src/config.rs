@@ -114,7 +114,7 @@ pub(crate) struct Config {
 
 impl Config {
     /// The defaults in these surroundings.
-    fn defaults(surroundings: &Surroundings) -> Self {
+    pub(crate) fn defaults(surroundings: &Surroundings) -> Self {
         let limits = Limits::default();
         Self {
             socket: surroundings.default_socket(),

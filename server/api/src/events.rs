@@ -325,6 +325,7 @@ mod tests {
             verification: Default::default(),
             tuning: Default::default(),
             latencies: Vec::new(),
+            key_record: Default::default(),
         }))
     }
 

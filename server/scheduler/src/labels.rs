@@ -75,6 +75,14 @@ impl Labels {
     }
 }
 
+impl Labels {
+    /// The canonical JSON of a graph that is remembered.
+    pub fn graph(&self, digest: &Digest) -> Option<Arc<str>> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.by_label.values().find(|sent| sent.digest == *digest).map(|sent| Arc::clone(&sent.graph))
+    }
+}
+
 impl Inner {
     /// Puts it in place of what was there, and lets the oldest go where there is too much.
     fn insert(&mut self, label: &Arc<str>, sent: Sent) -> Option<Sent> {

@@ -87,6 +87,7 @@ fn spec(key: u8) -> JobSpec {
         device: DeviceKind { r#type: text(), name: text(), capability: text() },
         frontend: None,
         label: "".into(),
+        key_record: Default::default(),
     }
 }
 
@@ -116,6 +117,7 @@ fn handle(key: u8) -> Handle {
         verification: Default::default(),
         tuning: Default::default(),
         latencies: Vec::new(),
+        key_record: Default::default(),
     }
 }
 

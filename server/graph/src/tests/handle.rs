@@ -3,9 +3,9 @@
 use piecewised_plan::Range;
 
 use crate::{
-    Digest, GuardSymbol, Handle, Latency, Segment, Timings, check_segments,
+    Digest, GuardSymbol, Handle, KeyRecord, Latency, Segment, Timings, check_segments,
     model::{SymExpr, SymFunction},
-    request::{ArtifactFormat, DeviceKind, Toolchain},
+    request::{ArtifactFormat, CompileOptions, DeviceKind, Toolchain},
     unproven,
 };
 
@@ -45,13 +45,15 @@ fn handle(range: Option<Range>, segments: &[Option<Range>]) -> Handle {
         verification: Default::default(),
         tuning: Default::default(),
         latencies: Vec::new(),
+        key_record: Default::default(),
     }
 }
 
 /// What of a handle for [1, 512], proven as [1, 1], [2, 128] and [200, 512], is left for `entry`.
 fn clip(entry: Range) -> Option<Vec<(String, Range)>> {
     let whole = handle(Some(r(1, 512)), &[Some(r(1, 1)), Some(r(2, 128)), Some(r(200, 512))]);
-    let clipped = whole.clipped(Some(entry))?;
+    let record = KeyRecord::new(&CompileOptions::default(), None, &[], "llama/0");
+    let clipped = Handle { key_record: record, ..whole.clone() }.clipped(Some(entry))?;
     assert_eq!(clipped.range, Some(entry));
     // Beside range and segments nothing is another than the compile's.
     let rest = Handle { range: whole.range, segments: whole.segments.clone(), ..clipped.clone() };
