@@ -78,7 +78,7 @@ pub(crate) async fn explain(
     let wanted: Vec<bool> = asked.iter().zip(&answers).map(|pair| against.is_some() || wants(pair)).collect();
     let (asked, nearest) = match against {
         Some(other) => {
-            let found = asked.iter().map(|_| Some(((0, false, false, 0), other.key, other.clone()))).collect();
+            let found = asked.iter().map(|_| Some(((0, false, false, 0, 0), other.key, other.clone()))).collect();
             (asked, found)
         }
         None if wanted.contains(&true) => nearest(store, asked).await?,

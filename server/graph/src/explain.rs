@@ -104,10 +104,11 @@ pub struct ComparedComponent {
     pub differences: Vec<String>,
 }
 
-/// How far two keys are apart, nearest first: components that differ, the same graph before another, the same label before another, fewest unknown.
+/// How far two keys are apart, nearest first: components that differ, the same graph before another, the same label before another, the nearest range, fewest
+/// unknown.
 ///
 /// A hint that differs beside its range is not counted: it follows from the range.
-pub type Distance = (usize, bool, bool, usize);
+pub type Distance = (usize, bool, bool, u64, usize);
 
 /// A component's values by name, in words; `None`: not known.
 type Values = Option<BTreeMap<String, String>>;
@@ -116,6 +117,7 @@ type Values = Option<BTreeMap<String, String>>;
 #[derive(Debug, Clone)]
 pub struct KeyInWords {
     graph: Digest,
+    range: Option<Range>,
     label: String,
     /// In the order in which people look at them.
     components: [(&'static str, Values); N_COMPONENTS],
@@ -143,7 +145,14 @@ impl KeyInWords {
             }
         }
         let is_other_label = self.label.is_empty() || self.label != theirs.label;
-        (n_different - usize::from(follows == 2), self.graph != theirs.graph, is_other_label, n_unknown)
+        let apart = match (self.range, theirs.range) {
+            (Some(ours), Some(theirs)) => {
+                ours.start().abs_diff(theirs.start()).saturating_add(ours.end().abs_diff(theirs.end()))
+            }
+            (ours, theirs) if ours == theirs => 0,
+            _ => u64::MAX,
+        };
+        (n_different - usize::from(follows == 2), self.graph != theirs.graph, is_other_label, apart, n_unknown)
     }
 
     /// Each component of both.
@@ -155,7 +164,7 @@ impl KeyInWords {
 
 impl From<&KeyComponents> for KeyInWords {
     fn from(of: &KeyComponents) -> Self {
-        Self { graph: of.graph, label: of.record.label().to_owned(), components: components(of) }
+        Self { graph: of.graph, range: of.range, label: of.record.label().to_owned(), components: components(of) }
     }
 }
 

@@ -343,6 +343,11 @@ impl Store {
         self.run(Kind::Write, move |engine| engine.import(&path)).await
     }
 
+    /// What artifacts may take on the disk; `None`: all that it has.
+    pub fn max_bytes(&self) -> Option<u64> {
+        self.inner.shared.config.max_bytes
+    }
+
     /// Counters and sizes; sizes are 0 while the index is being reopened, and after the close.
     pub fn stats(&self) -> StoreStats {
         self.inner.stats()

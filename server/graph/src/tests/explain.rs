@@ -182,6 +182,7 @@ fn the_nearest_differs_least_and_is_the_same_piece_if_it_can_be() {
         words(&changed(|_| {})),
         // The hint follows from the range.
         words(&changed(range)),
+        words(&changed(|it| it.components.range = Some(Range::new(100, 132).unwrap()))),
         words(&changed(graph)),
         other_piece,
         far,
@@ -190,5 +191,5 @@ fn the_nearest_differs_least_and_is_the_same_piece_if_it_can_be() {
     let mut sorted = distances.clone();
     sorted.sort_unstable();
     assert_eq!(distances, sorted);
-    assert_eq!(distances.iter().map(|it| it.0).collect::<Vec<_>>(), [0, 1, 1, 1, 2]);
+    assert_eq!(distances.iter().map(|it| it.0).collect::<Vec<_>>(), [0, 1, 1, 1, 1, 2]);
 }
