@@ -17,7 +17,7 @@ import grpc
 import piecewised
 import pytest
 from conftest import environment
-from service_harness import DAEMON, SERVICE, Client, Daemon, results, small_request
+from service_harness import DAEMON, SERVICE, Client, Daemon, children, results, small_request
 
 ADMIN = SERVICE.replace("CompileService", "AdminService")
 
@@ -238,6 +238,7 @@ def test_pins_are_kept_and_shown(daemon: Daemon, compiled: dict[int, Any]) -> No
     assert run(daemon, "pin", keys[3][:16], keys[4][:16], keys[3]) == "pinned 2\n"
     assert json.loads(run(daemon, "pin", keys[3], "--json")) == {"n_pinned": 0}
     assert pinned() == {1: "no", 2: "no", 3: "pin", 4: "pin, manifest"}
+    assert "a manifest names it; its key is pinned" in run(daemon, "show", keys[4])
     with pytest.raises(grpc.RpcError) as caught:
         call(daemon.endpoint, "Pin", keys=[base64.b64encode(bytes(32)).decode()])
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
@@ -366,6 +367,35 @@ def test_a_folder_is_compiled_ahead_of_time_and_the_store_collected(daemon: Daem
     locked = [DAEMON, "store", "gc", "--store-dir", daemon.folder / "store"]
     ended = subprocess.run(locked, capture_output=True, text=True, env=environment(), check=False, timeout=60)
     assert ended.returncode == 4 and "no daemon has it open" in ended.stderr
+
+
+def test_warm_that_is_told_to_end_takes_its_daemon_along(daemon: Daemon, tmp_path: Path) -> None:
+    graph_file(daemon, tmp_path / "a.pwgraph", small_request(1, sizes=(2, 3, 4, 5)))
+    store = tmp_path / "store"
+    command = [
+        DAEMON,
+        "warm",
+        tmp_path,
+        "--store-dir",
+        store,
+        "--",
+        "--python",
+        sys.executable,
+        "--drain-deadline-s",
+        "0",
+    ]
+    warming = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
+    deadline = time.monotonic() + 60
+    # Until it looks for its toolchain, and serves.
+    while not (own := children(warming.pid)) or not children(own[0]):
+        assert time.monotonic() < deadline and warming.poll() is None
+        time.sleep(0.05)
+    warming.terminate()
+    assert warming.stderr is not None
+    said = warming.stderr.read()
+    assert warming.wait(timeout=120) == 1 and "it was told to end" in said, said
+    for pid in own:
+        assert not Path(f"/proc/{pid}").exists(), "its daemon ended before it did"
 
 
 def test_drain_ends_the_daemon_in_order(tmp_path: Path) -> None:

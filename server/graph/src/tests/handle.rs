@@ -110,3 +110,15 @@ fn measured_numbers_are_the_same_after_json() {
     let text = serde_json::to_string(&latency).unwrap();
     assert_eq!(serde_json::from_str::<Latency>(&text).unwrap(), latency);
 }
+
+#[test]
+fn what_earlier_versions_stored_is_read_and_what_is_kept_comes_back() {
+    let plain = handle(Some(r(1, 16)), &[Some(r(1, 16))]);
+    let text = serde_json::to_string(&plain).unwrap();
+    assert!(!text.contains("key_record"), "as earlier versions write it");
+    assert_eq!(serde_json::from_str::<Handle>(&text).unwrap(), plain);
+    let record = KeyRecord::new(&CompileOptions::default(), None, std::slice::from_ref(&plain.device), "llama/0");
+    let kept = Handle { key_record: record, ..plain };
+    let text = serde_json::to_string(&kept).unwrap();
+    assert_eq!(serde_json::from_str::<Handle>(&text).unwrap(), kept);
+}
