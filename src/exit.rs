@@ -92,6 +92,9 @@ mod tests {
         );
         assert_eq!(Exit::of(&StoreError::Closed.into()), Exit::Failure);
         assert_eq!(Exit::of(&ConfigError::new("no").into()), Exit::Usage);
+        let no_file = piecewised_client::read_graph_file("/nowhere/x.pwgraph".as_ref()).unwrap_err();
+        assert_eq!(Exit::of(&anyhow::Error::new(no_file).context("compiling")), Exit::Usage);
+        assert_eq!(Exit::of(&piecewised_plan::Range::new(4, 1).unwrap_err().into()), Exit::Usage);
         assert_eq!(Exit::of(&anyhow::anyhow!("else")), Exit::Failure);
     }
 }
