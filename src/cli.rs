@@ -37,9 +37,25 @@ pub(crate) enum Command {
     #[command(after_help = doctor::HELP)]
     Doctor(Box<DoctorArguments>),
 
-    /// Look after a store that no daemon has open: check it, export from it, import into it.
+    /// Look after a store that no daemon has open: check it, export from it, import into it, collect in it.
     #[command(subcommand)]
     Store(StoreCommand),
+
+    /// Write a shell's completions to stdout: `piecewised completions bash > /usr/share/bash-completion/completions/piecewised`.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+
+    /// Write the manual page to stdout, or all pages, one for each command, into a folder.
+    Man {
+        /// The folder; made where there is none. "man1" below one that `man -M` knows.
+        folder: Option<PathBuf>,
+    },
+
+    /// Write the reference of the configuration to stdout, as it lies in docs/configuration.md.
+    #[command(hide = true)]
+    ConfigReference,
 }
 
 /// The flags of `serve`. Everything but `config` goes into the configuration as it is.

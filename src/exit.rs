@@ -1,13 +1,18 @@
 //! Exit codes, and which error means which. `piecewised serve --help` documents them ([`HELP`]), and `piecewised store`'s commands and
-//! `piecewised status` theirs.
+//! what asks a daemon theirs.
 
 use std::process::ExitCode;
 
-use piecewised_client::EndpointError;
+use piecewised_client::{EndpointError, GraphFileError};
 use piecewised_executor::NoToolchain;
+use piecewised_plan::PlanError;
 use piecewised_store::StoreError;
 
-use crate::{layers::ConfigError, listen::ListenError};
+use crate::{
+    ask::{NoGraphFiles, OwnDaemonEnded},
+    layers::ConfigError,
+    listen::ListenError,
+};
 
 /// For `--help`.
 pub(crate) const HELP: &str = "\
@@ -32,6 +37,8 @@ pub(crate) enum Exit {
     InUse = 4,
     /// Of `piecewised store`: something is damaged or missing.
     Damaged = 5,
+    /// Of what compiles ahead of time: something could not be compiled.
+    NotCompiled = 6,
 }
 
 impl Exit {
@@ -40,11 +47,19 @@ impl Exit {
         error
             .chain()
             .find_map(|cause| {
-                if cause.is::<ConfigError>() || cause.is::<EndpointError>() {
+                if cause.is::<ConfigError>()
+                    || cause.is::<EndpointError>()
+                    || cause.is::<GraphFileError>()
+                    || cause.is::<PlanError>()
+                    || cause.is::<NoGraphFiles>()
+                {
                     return Some(Self::Usage);
                 }
                 if cause.is::<NoToolchain>() {
                     return Some(Self::NoToolchain);
+                }
+                if let Some(error) = cause.downcast_ref::<OwnDaemonEnded>() {
+                    return Some(error.exit());
                 }
                 if let Some(error) = cause.downcast_ref::<ListenError>() {
                     return Some(error.exit());
@@ -77,6 +92,9 @@ mod tests {
         );
         assert_eq!(Exit::of(&StoreError::Closed.into()), Exit::Failure);
         assert_eq!(Exit::of(&ConfigError::new("no").into()), Exit::Usage);
+        let no_file = piecewised_client::read_graph_file("/nowhere/x.pwgraph".as_ref()).unwrap_err();
+        assert_eq!(Exit::of(&anyhow::Error::new(no_file).context("compiling")), Exit::Usage);
+        assert_eq!(Exit::of(&piecewised_plan::Range::new(4, 1).unwrap_err().into()), Exit::Usage);
         assert_eq!(Exit::of(&anyhow::anyhow!("else")), Exit::Failure);
     }
 }

@@ -7,11 +7,13 @@ mod ask;
 mod choices;
 mod cli;
 mod config;
+mod config_reference;
 mod doctor;
 mod exit;
 mod layers;
 mod listen;
 mod logging;
+mod manual;
 mod serve;
 mod signals;
 mod store_command;
@@ -43,6 +45,10 @@ fn main() -> ExitCode {
         Command::Doctor(arguments) => {
             configured(&arguments.serve, &surroundings, "error", async |config| doctor::run(&arguments, &config).await)
         }
+        Command::Completions { shell } => written(|| manual::completions(shell)),
+        Command::Man { folder: None } => written(manual::page),
+        Command::Man { folder: Some(folder) } => written(|| manual::pages(&folder)),
+        Command::ConfigReference => written(|| config_reference::markdown().map_err(anyhow::Error::from)),
         // A command's own words say what it did; the log is for what goes wrong, unless somebody asks for more.
         Command::Store(command) => configured(&command.arguments(), &surroundings, "warn", async |config| {
             store_command::run(command, &config).await
@@ -50,15 +56,21 @@ fn main() -> ExitCode {
     }
 }
 
-/// Loads the configuration as `serve` would, and writes it down.
-fn check(arguments: &ServeArguments, surroundings: &Surroundings) -> ExitCode {
-    let text = Config::load(arguments, surroundings)
-        .map_err(anyhow::Error::from)
-        .and_then(|config| serde_json::to_string_pretty(&config).context("the configuration has no JSON form"));
-    match text.and_then(|text| writeln!(std::io::stdout(), "{text}").context("cannot write to stdout")) {
+/// Writes to stdout what a command is there to write.
+fn written(text: impl FnOnce() -> anyhow::Result<String>) -> ExitCode {
+    match text().and_then(|text| write!(std::io::stdout(), "{text}").context("cannot write to stdout")) {
         Ok(()) => Exit::Success.into(),
         Err(error) => complain(&error),
     }
+}
+
+/// Loads the configuration as `serve` would, and writes it down.
+fn check(arguments: &ServeArguments, surroundings: &Surroundings) -> ExitCode {
+    written(|| {
+        let config = Config::load(arguments, surroundings)?;
+        let text = serde_json::to_string_pretty(&config).context("the configuration has no JSON form")?;
+        Ok(format!("{text}\n"))
+    })
 }
 
 /// Runs what needs the configuration and a log. `log`: what is logged where the environment does not say; empty: as configured.

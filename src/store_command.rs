@@ -1,4 +1,4 @@
-//! `piecewised store`: checks, exports and imports of a store that no daemon has open.
+//! `piecewised store`: checks, exports, imports and collections of a store that no daemon has open.
 //!
 //! What they do is in the store's crate. Here: which store, what is written for people and for scripts, and the exit code.
 //! Results go to stdout, everything else to stderr.
@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use piecewised_graph::ProgramName;
-use piecewised_store::{CheckReport, ExportReport, ImportReport, Store, StoreConfig, StoreError};
+use piecewised_store::{CheckReport, ExportReport, GcGoal, GcReport, ImportReport, Store, StoreConfig, StoreError};
 use serde::Serialize;
 
 use crate::{cli::ServeArguments, config::Config, exit::Exit};
@@ -58,7 +58,29 @@ pub(crate) enum StoreCommand {
         /// The file.
         file: PathBuf,
     },
+    /// Evict what was used least recently, down to the budget, and remove what nothing names and failures that are too old. What a manifest names, and
+    /// what is pinned, stays.
+    #[command(after_help = GC_HELP)]
+    Gc {
+        #[command(flatten)]
+        place: Place,
+        /// What artifacts may take on the disk [default: store_max_bytes of the configuration, else all that the disk has but for store_reserve_bytes].
+        #[arg(long, value_name = "BYTES")]
+        max_bytes: Option<u64>,
+        /// Delete also what earlier starts could not use and set aside.
+        #[arg(long)]
+        set_aside: bool,
+    },
 }
+
+/// For `--help`.
+const GC_HELP: &str = "\
+Exit codes:
+  0  done, and the store is within its budget
+  1  failed
+  2  the command line or the configuration is wrong
+  4  a daemon has the store open: it evicts by itself
+  5  done, and manifests and pins still take more than the budget";
 
 /// Which store, and how to say what became of it.
 #[derive(Debug, Clone, Args)]
@@ -83,7 +105,10 @@ impl StoreCommand {
 
     fn place(&self) -> &Place {
         match self {
-            Self::Check { place, .. } | Self::Export { place, .. } | Self::Import { place, .. } => place,
+            Self::Check { place, .. }
+            | Self::Export { place, .. }
+            | Self::Import { place, .. }
+            | Self::Gc { place, .. } => place,
         }
     }
 }
@@ -94,7 +119,7 @@ impl StoreCommand {
 /// Whatever ends it; [`Exit::of`] knows which exit code that means.
 pub(crate) async fn run(command: StoreCommand, config: &Config) -> anyhow::Result<Exit> {
     let json = command.place().json;
-    // Nothing is evicted or forgotten here: that is the daemon's business.
+    // Nothing is evicted or forgotten here, but on request: that is the daemon's business.
     let store = StoreConfig { may_evict: false, failure_ttl: std::time::Duration::MAX, ..config.store_config() };
     let done = match command {
         StoreCommand::Check { repair, .. } => {
@@ -118,6 +143,27 @@ pub(crate) async fn run(command: StoreCommand, config: &Config) -> anyhow::Resul
             write(json, &report, |out| say_import(out, &report))?;
             report.is_complete()
         }
+        StoreCommand::Gc { max_bytes, set_aside, .. } => {
+            // The budget is the collection's and not the store's, so that nothing is evicted in the background and counted by nobody.
+            let store = StoreConfig {
+                create: false,
+                may_evict: true,
+                max_bytes: None,
+                reserve_bytes: 0,
+                ..config.store_config()
+            };
+            let (store, opened) = Store::open(store).await.map_err(in_words)?;
+            let goal = GcGoal {
+                max_bytes: max_bytes.or(config.store_max_bytes),
+                reserve_bytes: config.store_reserve_bytes,
+                also_set_aside: set_aside,
+            };
+            let collected = store.gc(goal).await;
+            store.close().await?;
+            let collected = Collected { report: collected?, n_dropped: opened.n_dropped };
+            write(json, &collected, |out| say_gc(out, &collected))?;
+            collected.report.is_within_budget
+        }
     };
     Ok(if done { Exit::Success } else { Exit::Damaged })
 }
@@ -125,11 +171,7 @@ pub(crate) async fn run(command: StoreCommand, config: &Config) -> anyhow::Resul
 fn in_words(error: StoreError) -> anyhow::Error {
     let is_locked = matches!(error, StoreError::Locked { .. });
     let error = anyhow::Error::new(error);
-    if is_locked {
-        error.context("a store is checked, exported and imported while no daemon has it open")
-    } else {
-        error
-    }
+    if is_locked { error.context("a store is looked after by hand only while no daemon has it open") } else { error }
 }
 
 fn write(
@@ -177,6 +219,46 @@ fn say_export(out: &mut dyn Write, report: &ExportReport, file: &std::path::Path
     )?;
     if *n_left_out > 0 {
         writeln!(out, "{n_left_out} are damaged or missing and were left out; see `piecewised store check`")?;
+    }
+    Ok(())
+}
+
+/// What a collection did, and what the open before it dropped because it did not match.
+#[derive(Serialize)]
+struct Collected {
+    #[serde(flatten)]
+    report: GcReport,
+    n_dropped: usize,
+}
+
+fn say_gc(out: &mut dyn Write, collected: &Collected) -> io::Result<()> {
+    let Collected { report, n_dropped } = collected;
+    let megabytes = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
+    let n_unnamed = report.n_unnamed + *n_dropped as u64;
+    writeln!(
+        out,
+        "evicted {} artifacts, removed {n_unnamed} that nothing named; freed {}",
+        report.n_evicted,
+        megabytes(report.freed_bytes)
+    )?;
+    writeln!(out, "forgot {} failures", report.n_failures)?;
+    if report.n_set_aside > 0 {
+        writeln!(
+            out,
+            "deleted {} folders that were set aside ({})",
+            report.n_set_aside,
+            megabytes(report.set_aside_bytes)
+        )?;
+    }
+    writeln!(
+        out,
+        "{} artifacts are left; they count for {}, of which {} are pinned",
+        report.n_artifacts,
+        megabytes(report.disk_bytes),
+        megabytes(report.pinned_bytes)
+    )?;
+    if !report.is_within_budget {
+        writeln!(out, "that is more than the budget: remove manifests, unpin keys, or give the store more")?;
     }
     Ok(())
 }

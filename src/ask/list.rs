@@ -24,7 +24,12 @@ pub(super) async fn artifacts(place: &Place, surroundings: &Surroundings) -> any
                 }
             };
             let (made, used) = (ago(artifact.created_unix_ms), ago(artifact.used_unix_ms));
-            let pinned = if artifact.is_pinned { "yes" } else { "no" }.to_owned();
+            let pinned = match (artifact.is_pinned_by_operator, artifact.is_pinned) {
+                (true, true) => "pin, manifest",
+                (true, false) => "pin",
+                (false, true) => "manifest",
+                (false, false) => "no",
+            };
             let key = artifact.key.short();
             rows.add_row([
                 key,
@@ -36,7 +41,7 @@ pub(super) async fn artifacts(place: &Place, surroundings: &Surroundings) -> any
                 verified,
                 made,
                 used,
-                pinned,
+                pinned.to_owned(),
             ]);
         }
         write_table(out, &rows)
@@ -68,7 +73,7 @@ pub(super) async fn manifests(place: &Place, surroundings: &Surroundings) -> any
 }
 
 /// What all pages have.
-async fn every<T>(
+pub(super) async fn every<T>(
     page: impl AsyncFn(Option<String>) -> Result<(Vec<T>, Option<String>), ClientError>,
 ) -> Result<Vec<T>, ClientError> {
     let (mut all, mut token) = page(None).await?;

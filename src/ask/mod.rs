@@ -3,12 +3,20 @@
 //! Results go to stdout, as text for people or with `--json` as JSON for programs; everything else to stderr.
 
 mod change;
+mod compile;
+mod explain;
+mod graph_file;
 mod jobs;
 mod list;
+mod own_daemon;
 mod show;
 mod status;
+mod warm;
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -16,6 +24,8 @@ use comfy_table::{Table, presets};
 use piecewised_client::{Client, ClientOptions, Endpoint};
 use serde::Serialize;
 
+use self::{graph_file::Changes, warm::WarmArguments};
+pub(crate) use self::{graph_file::NoGraphFiles, own_daemon::OwnDaemonEnded};
 use crate::{exit::Exit, surroundings::Surroundings};
 
 /// For `--help`.
@@ -24,6 +34,24 @@ Exit codes:
   0  the daemon answered
   1  it did not, or refused
   2  the command line is wrong, or the address is";
+
+/// For `--help` of what compiles.
+const COMPILE_HELP: &str = "\
+Exit codes:
+  0  everything is compiled, or was
+  1  the daemon did not answer, or refused
+  2  the command line is wrong, or the address or the graph file is
+  6  something could not be compiled; what is said above";
+
+/// For `--help`.
+const WARM_HELP: &str = "\
+Exit codes:
+  0  everything is compiled, or was, and durable
+  1  the daemon did not answer, or failed, or was told to end
+  2  the command line is wrong, or the address is, or there is no graph file
+  3  the interpreter of the daemon that was started cannot import torch, or not compile
+  4  another daemon has the store
+  6  a file could not be read or compiled; which is said above";
 
 /// What a daemon can be asked.
 #[derive(Debug, Subcommand)]
@@ -57,6 +85,37 @@ pub(crate) enum Ask {
         key: String,
     },
 
+    /// Say what of a key differs from the nearest other one in a running daemon's store: why a graph file would be compiled, or why a key in the store was
+    /// not another.
+    #[command(after_help = HELP)]
+    Explain {
+        #[command(flatten)]
+        place: Place,
+        /// A graph file, as `piecewised.save_graph` writes it, or a key in the store, or the first digits of it.
+        #[arg(value_name = "FILE|KEY")]
+        about: String,
+        #[command(flatten)]
+        changes: Changes,
+        /// Compare with this key, and not with the nearest one.
+        #[arg(long, value_name = "KEY")]
+        against: Option<String>,
+    },
+
+    /// Have a running daemon compile a graph file. What is in the store is not compiled again.
+    #[command(after_help = COMPILE_HELP)]
+    Compile {
+        #[command(flatten)]
+        place: Place,
+        /// The file, as `piecewised.save_graph` writes it.
+        file: PathBuf,
+        #[command(flatten)]
+        changes: Changes,
+    },
+
+    /// Have all graph files of a folder compiled ahead of time: by a running daemon, or with --store-dir by one that is started for it.
+    #[command(after_help = WARM_HELP)]
+    Warm(Box<WarmArguments>),
+
     /// List the compiles that run and that wait.
     #[command(after_help = HELP)]
     Jobs {
@@ -78,6 +137,35 @@ pub(crate) enum Ask {
         /// The manifest of this program; its artifacts may be evicted from then on.
         #[arg(long, value_name = "PROGRAM", conflicts_with = "keys")]
         manifest: Option<piecewised_graph::ProgramName>,
+    },
+
+    /// Have what is stored under keys stay in a running daemon's store, whatever it evicts.
+    #[command(after_help = HELP)]
+    Pin {
+        #[command(flatten)]
+        place: Place,
+        /// Keys, as `piecewised ls` shows them, or the first digits of them.
+        #[arg(required = true)]
+        keys: Vec<String>,
+    },
+
+    /// Take pins back, so that what is stored under the keys may be evicted.
+    #[command(after_help = HELP)]
+    Unpin {
+        #[command(flatten)]
+        place: Place,
+        /// Keys, as `piecewised ls` shows them, or the first digits of them; whole ones also where nothing is stored under them now.
+        #[arg(required = true)]
+        keys: Vec<String>,
+    },
+
+    /// Have a running daemon forget failures that it remembers, so that what failed is tried again.
+    #[command(after_help = HELP)]
+    ClearFailures {
+        #[command(flatten)]
+        place: Place,
+        /// Keys, as `piecewised ls --failures` shows them, or the first digits of them [default: all].
+        keys: Vec<String>,
     },
 
     /// Have a running daemon drain and end, as SIGTERM does: no new compiles, running ones get their time.
@@ -111,12 +199,20 @@ pub(crate) async fn run(ask: Ask, surroundings: &Surroundings) -> anyhow::Result
         Ask::Ls { place, manifests: true, .. } => list::manifests(&place, surroundings).await?,
         Ask::Ls { place, .. } => list::artifacts(&place, surroundings).await?,
         Ask::Show { place, key } => show::run(&place, surroundings, &key).await?,
+        Ask::Explain { place, about, changes, against } => {
+            explain::run(&place, surroundings, &about, &changes, against.as_deref()).await?;
+        }
+        Ask::Compile { place, file, changes } => return compile::run(&place, surroundings, &file, &changes).await,
+        Ask::Warm(arguments) => return warm::run(&arguments, surroundings).await,
         Ask::Jobs { place, watch: false } => jobs::list(&place, surroundings).await?,
         Ask::Jobs { place, watch: true } => jobs::watch(&place, surroundings).await?,
         Ask::Evict { place, manifest: Some(program), .. } => {
             change::remove_manifest(&place, surroundings, &program).await?;
         }
         Ask::Evict { place, keys, .. } => change::evict(&place, surroundings, &keys).await?,
+        Ask::Pin { place, keys } => change::pin(&place, surroundings, &keys).await?,
+        Ask::Unpin { place, keys } => change::unpin(&place, surroundings, &keys).await?,
+        Ask::ClearFailures { place, keys } => change::clear_failures(&place, surroundings, &keys).await?,
         Ask::Drain { place } => change::drain(&place, surroundings).await?,
     }
     Ok(Exit::Success)

@@ -25,8 +25,10 @@ fn say(out: &mut dyn Write, shown: &Shown) -> io::Result<()> {
     let Shown { artifact, handle } = shown;
     writeln!(out, "key        {}", artifact.key)?;
     writeln!(out, "artifact   {}, {}", artifact.digest, megabytes(artifact.size_bytes))?;
-    let pinned = if artifact.is_pinned { "; a manifest names it" } else { "" };
-    writeln!(out, "made       {} ago, used {} ago{pinned}", ago(artifact.created_unix_ms), ago(artifact.used_unix_ms))?;
+    let named = if artifact.is_pinned { "; a manifest names it" } else { "" };
+    let pinned = if artifact.is_pinned_by_operator { "; its key is pinned" } else { "" };
+    let (made, used) = (ago(artifact.created_unix_ms), ago(artifact.used_unix_ms));
+    writeln!(out, "made       {made} ago, used {used} ago{named}{pinned}")?;
     if let StoredWhat::Snapshot { frontend, name, toolchain_fingerprint } = &artifact.what {
         writeln!(out, "snapshot   {} of {} for toolchain {toolchain_fingerprint}", one_line(name), one_line(frontend))?;
     }

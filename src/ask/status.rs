@@ -2,9 +2,9 @@
 
 use std::io::{self, Write};
 
-use piecewised_client::{Activity, NodeStatus};
+use piecewised_client::{Activity, JobTotals, NodeStatus};
 
-use super::{Place, duration};
+use super::{Place, duration, megabytes, one_line};
 use crate::surroundings::Surroundings;
 
 pub(super) async fn run(place: &Place, surroundings: &Surroundings) -> anyhow::Result<()> {
@@ -26,12 +26,34 @@ fn say(out: &mut dyn Write, address: &str, status: &NodeStatus) -> io::Result<()
         (_, true) => "; the disk fails",
         _ => "",
     };
+    let budget = store.max_bytes.map_or_else(String::new, |max_bytes| format!(" of {}", megabytes(max_bytes)));
     writeln!(
         out,
-        "store: {} artifacts, {:.1} MB, {} evicted so far{state}",
+        "store: {} artifacts of {} keys, {}{budget} on the disk, of which {} are pinned; {} evicted so far{state}",
         store.n_artifacts,
-        store.artifact_bytes as f64 / 1e6,
+        store.n_keys,
+        megabytes(store.disk_bytes),
+        megabytes(store.pinned_bytes),
         store.n_evicted
+    )?;
+    let n_lookups = store.n_hits + store.n_misses;
+    if n_lookups > 0 {
+        let percent = store.n_hits as f64 * 100.0 / n_lookups as f64;
+        writeln!(out, "lookups: {n_lookups} in the store's life, {percent:.0} % of them found something")?;
+    }
+    if store.n_held > 0 {
+        writeln!(out, "in memory only: {} artifacts, {}", store.n_held, megabytes(store.held_bytes))?;
+    }
+    if store.n_failures > 0 {
+        writeln!(out, "failures remembered: {}; `piecewised ls --failures` lists them", store.n_failures)?;
+    }
+    let JobTotals { n_compiled, n_failed, n_retries, compile_s } = &status.jobs;
+    let failed: Vec<String> = n_failed.iter().map(|(reason, n)| format!(", {n} {}", one_line(reason))).collect();
+    writeln!(
+        out,
+        "jobs since the start: {n_compiled} compiled in {}{}; {n_retries} further tries",
+        duration(*compile_s),
+        failed.concat()
     )?;
     if status.parts.is_empty() {
         return writeln!(out, "nothing was asked for since it started");

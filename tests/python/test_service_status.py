@@ -67,11 +67,17 @@ def test_what_was_done_is_told_by_model_part(daemon: Daemon) -> None:
     assert (total["n_pieces"], total["n_compiled"], total["n_failed"]) == (4, 4, 1)
     assert said["ready"] and said["store"]["n_artifacts"] == 4 and said["n_running"] == 0
     assert json.loads(piecewised.Client(daemon.endpoint).status())["total"] == total
+    jobs, store = said["jobs"], said["store"]
+    assert (jobs["n_compiled"], jobs["n_failed"], jobs["n_retries"]) == (4, {"COMPILE_ERROR": 1}, 0)
+    assert jobs["compile_s"] == pytest.approx(total["compile_s"])
+    assert (store["n_keys"], store["n_failures"], store["n_manifests"], store["pinned_bytes"]) == (4, 1, 0, 0)
+    assert store["n_hits"] >= total["n_from_store"] and store["n_misses"] >= 5 and store["max_bytes"] is None
 
     text = status(daemon, "--endpoint", daemon.endpoint)
     row = next(line for line in text.splitlines() if line.startswith("llama/backbone"))
     assert row.split()[1:7] == ["2", "2", "2", "0", "2", "0"]
-    assert "(no label)" in text and "store: 4 artifacts" in text
+    assert "(no label)" in text and "store: 4 artifacts of 4 keys" in text
+    assert "jobs since the start: 4 compiled in " in text and "1 COMPILE_ERROR; 0 further tries" in text
 
 
 def test_a_joined_compile_is_a_saved_one(daemon: Daemon) -> None:

@@ -5,7 +5,10 @@ use piecewised_graph::{
     request::{ArtifactFormat, Tuning},
 };
 use piecewised_plan::Range;
-use piecewised_proto::v1::{self, client::admin_service_client::AdminServiceClient};
+use piecewised_proto::v1::{
+    self,
+    client::{admin_service_client::AdminServiceClient, compile_service_client::CompileServiceClient},
+};
 use piecewised_wire::{format_from_proto, handle_from_proto, range_from_proto, tuning_from_proto};
 use serde::Serialize;
 use tokio_stream::{Stream, StreamExt as _};
@@ -13,10 +16,11 @@ use tonic::{Status, transport::Channel};
 
 use crate::{Client, ClientError};
 
-/// The calls of `AdminService`.
+/// The calls of `AdminService`, and those of `CompileService` that only admins may make.
 #[derive(Debug, Clone)]
 pub struct Admin {
-    service: AdminServiceClient<Channel>,
+    pub(crate) service: AdminServiceClient<Channel>,
+    compiler: CompileServiceClient<Channel>,
 }
 
 /// What is stored under a key. `piecewised/v1/admin_service.proto` documents each field.
@@ -29,6 +33,7 @@ pub struct StoredArtifact {
     pub created_unix_ms: u64,
     pub used_unix_ms: u64,
     pub is_pinned: bool,
+    pub is_pinned_by_operator: bool,
     #[serde(flatten)]
     pub what: StoredWhat,
 }
@@ -100,7 +105,7 @@ const PAGE: u32 = 1000;
 impl Client {
     /// The calls for operators.
     pub fn admin(&self) -> Admin {
-        Admin { service: AdminServiceClient::new(self.channel.clone()) }
+        Admin { service: AdminServiceClient::new(self.channel.clone()), compiler: self.service.clone() }
     }
 }
 
@@ -203,6 +208,34 @@ impl Admin {
         Ok(answer.into_inner().n_removed)
     }
 
+    /// Has what is stored under keys stay until they are unpinned; how many were not pinned before.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with `NO_SUCH_KEY` or `NOT_ADMIN`, among others.
+    pub async fn pin(&self, keys: &[Digest]) -> Result<u32, ClientError> {
+        let request = v1::PinRequest { keys: keys.iter().map(|key| key.0.to_vec()).collect() };
+        Ok(self.service.clone().pin(request).await.map_err(refused("pinning"))?.into_inner().n_pinned)
+    }
+
+    /// Takes pins back; how many there were.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with `NOT_ADMIN`, among others.
+    pub async fn unpin(&self, keys: &[Digest]) -> Result<u32, ClientError> {
+        let request = v1::UnpinRequest { keys: keys.iter().map(|key| key.0.to_vec()).collect() };
+        Ok(self.service.clone().unpin(request).await.map_err(refused("unpinning"))?.into_inner().n_unpinned)
+    }
+
+    /// Forgets the failure that is remembered of a key, or all; how many there were.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with `NOT_ADMIN`, among others.
+    pub async fn forget_failures(&self, key: Option<&Digest>) -> Result<u64, ClientError> {
+        let request = v1::ForgetFailuresRequest { key: key.map(|key| key.0.to_vec()).unwrap_or_default() };
+        let answer = self.compiler.clone().forget_failures(request).await;
+        Ok(answer.map_err(refused("clearing failures"))?.into_inner().n_forgotten)
+    }
+
     /// Removes a program's manifest.
     ///
     /// # Errors
@@ -264,6 +297,7 @@ fn stored(artifact: v1::StoredArtifact) -> Result<StoredArtifact, ClientError> {
         created_unix_ms: artifact.created_unix_ms,
         used_unix_ms: artifact.used_unix_ms,
         is_pinned: artifact.is_pinned,
+        is_pinned_by_operator: artifact.is_pinned_by_operator,
         what,
     })
 }

@@ -1,5 +1,7 @@
 //! What a daemon has done since it started.
 
+use std::collections::BTreeMap;
+
 use piecewised_proto::v1;
 use serde::Serialize;
 
@@ -18,6 +20,7 @@ pub struct NodeStatus {
     pub store: StoreStatus,
     pub total: Activity,
     pub parts: Vec<PartStatus>,
+    pub jobs: JobTotals,
 }
 
 /// What is in its store.
@@ -30,6 +33,26 @@ pub struct StoreStatus {
     pub n_evicted: u64,
     pub is_full: bool,
     pub is_failing: bool,
+    pub n_keys: u64,
+    pub pinned_bytes: u64,
+    pub max_bytes: Option<u64>,
+    pub n_manifests: u64,
+    pub n_failures: u64,
+    pub n_hits: u64,
+    pub n_misses: u64,
+    pub evicted_bytes: u64,
+    pub n_held: u64,
+    pub held_bytes: u64,
+}
+
+/// What became of jobs.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+#[allow(missing_docs, reason = "documented once, at the proto's JobTotals")]
+pub struct JobTotals {
+    pub n_compiled: u64,
+    pub n_failed: BTreeMap<String, u64>,
+    pub n_retries: u64,
+    pub compile_s: f64,
 }
 
 /// What became of what was asked for.
@@ -78,6 +101,7 @@ impl Client {
 impl From<v1::GetStatusResponse> for NodeStatus {
     fn from(status: v1::GetStatusResponse) -> Self {
         let store = status.store.unwrap_or_default();
+        let jobs = status.jobs.unwrap_or_default();
         Self {
             version: status.version,
             uptime_s: status.uptime_s,
@@ -92,6 +116,22 @@ impl From<v1::GetStatusResponse> for NodeStatus {
                 n_evicted: store.n_evicted,
                 is_full: store.is_full,
                 is_failing: store.is_failing,
+                n_keys: store.n_keys,
+                pinned_bytes: store.pinned_bytes,
+                max_bytes: store.max_bytes,
+                n_manifests: store.n_manifests,
+                n_failures: store.n_failures,
+                n_hits: store.n_hits,
+                n_misses: store.n_misses,
+                evicted_bytes: store.evicted_bytes,
+                n_held: store.n_held,
+                held_bytes: store.held_bytes,
+            },
+            jobs: JobTotals {
+                n_compiled: jobs.n_compiled,
+                n_failed: jobs.n_failed.into_iter().collect(),
+                n_retries: jobs.n_retries,
+                compile_s: jobs.compile_s,
             },
             total: activity(status.total),
             parts: status.parts.into_iter().map(part).collect(),

@@ -11,11 +11,11 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 
-use crate::{ApiConfig, node_status::count, peer, status::ApiError, trust};
+use crate::{ApiConfig, explain, node_status::count, peer, status::ApiError, trust};
 
 const DEFAULT_PAGE: usize = 100;
 const MAX_PAGE: usize = 1000;
-/// Of one `Evict`.
+/// Of one request.
 const MAX_KEYS: usize = 1000;
 /// Keys that a message about an ambiguous one names.
 const MAX_NAMED: usize = 5;
@@ -65,31 +65,30 @@ impl AdminService for Admin {
         &self,
         request: Request<v1::GetArtifactRequest>,
     ) -> Result<Response<v1::GetArtifactResponse>, Status> {
-        let digits = request.into_inner().key.to_ascii_lowercase();
-        if digits.is_empty() || digits.len() > 64 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            let message = "a key is up to 64 hexadecimal digits, or the first of them; ListArtifacts has them all";
-            return Err(ApiError::new(Code::InvalidArgument, "BAD_KEY", message).with("field", "key").into());
+        let one = self.named(&request.into_inner().key).await?;
+        let handle = match &one.item {
+            ListedItem::Handle(handle) => Some(wire::handle_to_proto(handle)),
+            ListedItem::Snapshot(_) => None,
+        };
+        Ok(Response::new(v1::GetArtifactResponse { artifact: Some(stored(&one)), handle }))
+    }
+    async fn explain_miss(
+        &self,
+        request: Request<v1::ExplainMissRequest>,
+    ) -> Result<Response<v1::ExplainMissResponse>, Status> {
+        use v1::explain_miss_request::About;
+        if matches!(&request.get_ref().about, Some(About::Request(asked)) if asked.frontend.is_some()) {
+            trust::check(&request, &self.config)?;
         }
-        let found = self.store.list_by_prefix(&digits, MAX_NAMED).await.map_err(ApiError::from)?;
-        match &found[..] {
-            [one] => {
-                let handle = match &one.item {
-                    ListedItem::Handle(handle) => Some(wire::handle_to_proto(handle)),
-                    ListedItem::Snapshot(_) => None,
-                };
-                Ok(Response::new(v1::GetArtifactResponse { artifact: Some(stored(one)), handle }))
-            }
-            [] => {
-                let message = format!("nothing is stored under a key that begins with {digits}");
-                Err(ApiError::new(Code::NotFound, "NO_SUCH_KEY", message).with("key", &digits).into())
-            }
-            several => {
-                let keys: Vec<String> = several.iter().map(|listed| listed.key.to_string()).collect();
-                let message =
-                    format!("several keys begin with {digits}, among them {}; give more digits", keys.join(", "));
-                Err(ApiError::new(Code::InvalidArgument, "AMBIGUOUS_KEY", message).with("field", "key").into())
-            }
-        }
+        let v1::ExplainMissRequest { about, against } = request.into_inner();
+        let against = if against.is_empty() { None } else { Some(self.named(&against).await?) };
+        let about = match about {
+            Some(About::Request(request)) => explain::About::Request(Box::new(request)),
+            Some(About::Key(key)) => explain::About::Key(self.named(&key).await?),
+            None => return Err(explain::nothing_asked().into()),
+        };
+        let explanations = explain::explain(&self.scheduler, &self.store, &self.config, about, against).await?;
+        Ok(Response::new(v1::ExplainMissResponse { explanations }))
     }
 
     async fn list_jobs(
@@ -154,23 +153,40 @@ impl AdminService for Admin {
 
     async fn evict(&self, request: Request<v1::EvictRequest>) -> Result<Response<v1::EvictResponse>, Status> {
         let peer = self.admin(&request, "evict")?;
-        let keys = request.into_inner().keys;
-        if keys.len() > MAX_KEYS {
-            let message = format!("{} keys are more than {MAX_KEYS}; send them in several requests", keys.len());
-            return Err(ApiError::new(Code::InvalidArgument, "TOO_MANY_KEYS", message).with("field", "keys").into());
-        }
-        let digests: Result<Vec<Digest>, _> = keys.iter().map(|key| Digest::from_slice(key)).collect();
-        let digests = digests.map_err(|error| {
-            let message = format!("{error}; ListArtifacts has the keys");
-            ApiError::new(Code::InvalidArgument, "BAD_KEY", message).with("field", "keys")
-        })?;
+        let digests = keys(&request.into_inner().keys)?;
         let mut n_removed = 0;
         for key in &digests {
             let was_there = self.store.remove(key).await.map_err(ApiError::from)?;
             n_removed += u32::from(was_there);
             tracing::info!(target: "audit", %peer, %key, was_there, "evicted");
         }
+        // Who wants them gone does not want to keep what comes in their place.
+        self.store.unpin(digests).await.map_err(ApiError::from)?;
         Ok(Response::new(v1::EvictResponse { n_removed }))
+    }
+
+    async fn pin(&self, request: Request<v1::PinRequest>) -> Result<Response<v1::PinResponse>, Status> {
+        let peer = self.admin(&request, "pin")?;
+        let digests = keys(&request.into_inner().keys)?;
+        for key in &digests {
+            if self.store.peek(key).await.map_err(ApiError::from)?.is_none() {
+                let message = format!("nothing is stored under key {key}; only what is there can be pinned");
+                return Err(ApiError::new(Code::NotFound, "NO_SUCH_KEY", message).with("key", key.to_string()).into());
+            }
+        }
+        let shown = shown(&digests);
+        let n_pinned = self.store.pin(digests).await.map_err(ApiError::from)?;
+        tracing::info!(target: "audit", %peer, keys = shown, n_pinned, "pinned");
+        Ok(Response::new(v1::PinResponse { n_pinned: u32::try_from(n_pinned).unwrap_or(u32::MAX) }))
+    }
+
+    async fn unpin(&self, request: Request<v1::UnpinRequest>) -> Result<Response<v1::UnpinResponse>, Status> {
+        let peer = self.admin(&request, "unpin")?;
+        let digests = keys(&request.into_inner().keys)?;
+        let shown = shown(&digests);
+        let n_unpinned = self.store.unpin(digests).await.map_err(ApiError::from)?;
+        tracing::info!(target: "audit", %peer, keys = shown, n_unpinned, "unpinned");
+        Ok(Response::new(v1::UnpinResponse { n_unpinned: u32::try_from(n_unpinned).unwrap_or(u32::MAX) }))
     }
 
     async fn remove_manifest(
@@ -199,6 +215,29 @@ impl AdminService for Admin {
 }
 
 impl Admin {
+    /// What is stored under the key that begins with these digits.
+    async fn named(&self, digits: &str) -> Result<Listed, ApiError> {
+        let digits = digits.to_ascii_lowercase();
+        if digits.is_empty() || digits.len() > 64 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            let message = "a key is up to 64 hexadecimal digits, or the first of them; ListArtifacts has them all";
+            return Err(ApiError::new(Code::InvalidArgument, "BAD_KEY", message).with("field", "key"));
+        }
+        let mut found = self.store.list_by_prefix(&digits, MAX_NAMED).await?;
+        match found.len() {
+            1 => Ok(found.remove(0)),
+            0 => {
+                let message = format!("nothing is stored under a key that begins with {digits}");
+                Err(ApiError::new(Code::NotFound, "NO_SUCH_KEY", message).with("key", &digits))
+            }
+            _ => {
+                let keys: Vec<String> = found.iter().map(|listed| listed.key.to_string()).collect();
+                let message =
+                    format!("several keys begin with {digits}, among them {}; give more digits", keys.join(", "));
+                Err(ApiError::new(Code::InvalidArgument, "AMBIGUOUS_KEY", message).with("field", "key"))
+            }
+        }
+    }
+
     /// Who asks, if he may; that he may not is in the log too.
     fn admin<T>(&self, request: &Request<T>, what: &'static str) -> Result<Peer, ApiError> {
         let peer = peer::peer(request);
@@ -206,6 +245,23 @@ impl Admin {
             .inspect_err(|_| tracing::warn!(target: "audit", %peer, what, "refused: not an admin"))?;
         Ok(peer)
     }
+}
+
+/// The keys of a request.
+fn keys(keys: &[Vec<u8>]) -> Result<Vec<Digest>, ApiError> {
+    if keys.len() > MAX_KEYS {
+        let message = format!("{} keys are more than {MAX_KEYS}; send them in several requests", keys.len());
+        return Err(ApiError::new(Code::InvalidArgument, "TOO_MANY_KEYS", message).with("field", "keys"));
+    }
+    keys.iter().map(|key| Digest::from_slice(key)).collect::<Result<_, _>>().map_err(|error| {
+        let message = format!("{error}; ListArtifacts has the keys");
+        ApiError::new(Code::InvalidArgument, "BAD_KEY", message).with("field", "keys")
+    })
+}
+
+/// Keys as a line of the log has them.
+fn shown(keys: &[Digest]) -> String {
+    keys.iter().map(Digest::to_string).collect::<Vec<_>>().join(" ")
 }
 
 /// Where a page begins and how long it is at most.
@@ -244,6 +300,7 @@ fn stored(listed: &Listed) -> v1::StoredArtifact {
         created_unix_ms,
         used_unix_ms: listed.used_unix_ms,
         is_pinned: listed.is_pinned,
+        is_pinned_by_operator: listed.is_pinned_by_operator,
         what: Some(what),
     }
 }

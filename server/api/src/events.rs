@@ -330,6 +330,7 @@ mod tests {
             verification: Default::default(),
             tuning: Default::default(),
             latencies: Vec::new(),
+            key_record: Default::default(),
         }))
     }
 

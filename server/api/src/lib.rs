@@ -7,6 +7,7 @@ mod account;
 mod admin;
 mod capabilities;
 mod events;
+mod explain;
 mod fetch;
 mod frontend;
 mod http;

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use piecewised_proto::v1;
-use piecewised_scheduler::{Activity, LabelDifference, PartActivity, Scheduler, ToolchainStatus};
+use piecewised_scheduler::{Activity, Counts, LabelDifference, PartActivity, Scheduler, ToolchainStatus};
 use piecewised_store::Store;
 
 pub(crate) fn status(scheduler: &Scheduler, store: &Store, started: Instant) -> v1::GetStatusResponse {
@@ -29,10 +29,26 @@ pub(crate) fn status(scheduler: &Scheduler, store: &Store, started: Instant) -> 
             n_evicted: stats.n_evicted,
             is_full: stats.is_full,
             is_failing: stats.is_failing,
+            n_keys: stats.n_handles,
+            pinned_bytes: stats.pinned_bytes,
+            max_bytes: store.max_bytes(),
+            n_manifests: stats.n_manifests,
+            n_failures: stats.n_failures,
+            n_hits: stats.n_hits,
+            n_misses: stats.n_misses,
+            evicted_bytes: stats.evicted_bytes,
+            n_held: stats.n_held,
+            held_bytes: stats.held_bytes,
         }),
+        jobs: Some(jobs(scheduler.counters().counts())),
         total: Some(activity(&total)),
         parts: parts.into_iter().map(part).collect(),
     }
+}
+
+fn jobs(counts: Counts) -> v1::JobTotals {
+    let Counts { n_compiled, n_failed, n_retries, compile_s, .. } = counts;
+    v1::JobTotals { n_compiled, n_failed: n_failed.into_iter().collect(), n_retries, compile_s }
 }
 
 fn part(part: PartActivity) -> v1::PartStatus {

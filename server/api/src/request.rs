@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use piecewised_graph::{
-    CanonicalGraph, Digest, GraphError, KeyParts, Trust, canonicalise, options_for_key,
+    CanonicalGraph, Digest, GraphError, KeyParts, KeyRecord, Trust, canonicalise, options_for_key,
     request::{CompileOptions, DeviceKind, Specialisation, Toolchain, Tuning},
     validate,
 };
@@ -116,6 +116,7 @@ pub(crate) fn check(
         |target: Target, tuning| CompileOptions { specialisation: target.specialisation, tuning, ..options.clone() };
     let spec = |&target: &Target| {
         let options = options_of(target, options.tuning);
+        let key_record = KeyRecord::new(&options, frontend.as_ref().map(|it| &it.frontend), &devices, &label);
         JobSpec {
             key: key(target, &options),
             graph_digest: canonical.digest,
@@ -129,6 +130,7 @@ pub(crate) fn check(
             device: device.clone(),
             frontend: frontend.clone(),
             label: Arc::clone(&label),
+            key_record,
         }
     };
     let specs: Vec<JobSpec> = targets.iter().map(spec).collect();

@@ -4,7 +4,7 @@ use piecewised_plan::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Digest,
+    Digest, KeyRecord,
     model::SymExpr,
     request::{ArtifactFormat, DeviceKind, Toolchain, Tuning},
 };
@@ -38,6 +38,9 @@ pub struct Handle {
     pub tuning: TuningReport,
     #[serde(default)]
     pub latencies: Vec<Latency>,
+    /// For explaining misses; kept in the store and told to nobody. Empty: made by a version that kept none, or it came from a daemon.
+    #[serde(default, skip_serializing_if = "KeyRecord::is_empty")]
+    pub key_record: KeyRecord,
 }
 
 impl Handle {
@@ -45,16 +48,17 @@ impl Handle {
     /// Its range is the entry's, its segments are what of them lies there; what says how the artifact was made (key, hint, timings,
     /// verification, latencies) stays the compile's. `None`: the code was proven for no size of the entry.
     ///
-    /// Without a symbolic input there is nothing to clip.
+    /// Without a symbolic input there is nothing to clip. What is kept for explaining misses stays behind: it is nothing for callers and manifests.
     #[must_use]
     pub fn clipped(&self, entry: Option<Range>) -> Option<Self> {
-        let (Some(_), Some(entry)) = (self.range, entry) else { return Some(self.clone()) };
+        let delivered = Self { key_record: KeyRecord::default(), ..self.clone() };
+        let (Some(_), Some(entry)) = (self.range, entry) else { return Some(delivered) };
         let inside = |segment: &Segment| {
             let range = segment.range?.intersection(entry)?;
             Some(Segment { range: Some(range), ..segment.clone() })
         };
         let segments: Vec<Segment> = self.segments.iter().filter_map(inside).collect();
-        (!segments.is_empty()).then(|| Self { range: Some(entry), segments, ..self.clone() })
+        (!segments.is_empty()).then_some(Self { range: Some(entry), segments, ..delivered })
     }
 }
 

@@ -10,6 +10,7 @@ mod digest;
 mod display;
 mod error;
 mod evaluate;
+mod explain;
 mod frontend;
 mod guards;
 mod handle;
@@ -26,6 +27,7 @@ pub use difference::{Difference, first_difference};
 pub use digest::{BadDigest, Digest};
 pub use error::GraphError;
 pub use evaluate::{EvaluateError, MAX_EXPRESSION_DEPTH, Value, evaluate, holds};
+pub use explain::{ComparedComponent, Distance, KeyComponents, KeyInWords, KeyRecord};
 pub use frontend::{BadFrontend, Frontend, MAX_IDENTITY_BYTES};
 pub use guards::{BadSegments, check_segments, unproven};
 pub use handle::{

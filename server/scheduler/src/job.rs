@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use piecewised_graph::{
-    Digest, Frontend, Handle,
+    Digest, Frontend, Handle, KeyRecord,
     request::{ArtifactFormat, CompileOptions, DeviceKind, Toolchain, Tuning},
 };
 use piecewised_plan::Range;
@@ -51,6 +51,8 @@ pub struct JobSpec {
     pub frontend: Option<JobFrontend>,
     /// What the caller that asked first calls the piece; empty: nothing.
     pub label: Arc<str>,
+    /// What the key was derived from beside all this, for the store.
+    pub key_record: KeyRecord,
 }
 
 /// A frontend with what its executor needs.

@@ -1,7 +1,7 @@
 //! What callers last sent under a label, to say where two of them differ: ranks whose graphs are not alike share nothing, and somebody wonders
 //! why.
 //!
-//! Bounded, in memory, and forgotten after a while. Left out: whether a difference is a mistake (often it is none: the part of a vocabulary that a
+//! Bounded, in memory, and forgotten after a while. The graphs themselves are kept a while longer, by digest, for explaining misses. Left out: whether a difference is a mistake (often it is none: the part of a vocabulary that a
 //! rank has is written into its graph).
 
 use std::{
@@ -40,6 +40,14 @@ pub struct Labels {
 struct Inner {
     by_label: HashMap<Arc<str>, Sent>,
     bytes: usize,
+    graphs: Graphs,
+}
+
+/// The graphs that were sent last, whatever they were called. Most are those of `by_label` too, and then cost nothing.
+#[derive(Debug, Default)]
+struct Graphs {
+    by_digest: HashMap<Digest, (Arc<str>, Instant)>,
+    bytes: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -60,11 +68,14 @@ impl Labels {
         (digest, graph): (Digest, &Arc<str>),
         names: impl Fn(usize) -> Option<String>,
     ) -> Option<LabelDifference> {
+        let sent = Sent { peer: peer.clone(), digest, graph: Arc::clone(graph), at: Instant::now() };
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.graphs.insert(&sent);
         if label.is_empty() {
             return None;
         }
-        let sent = Sent { peer: peer.clone(), digest, graph: Arc::clone(graph), at: Instant::now() };
-        let before = self.inner.lock().unwrap_or_else(PoisonError::into_inner).insert(label, sent)?;
+        let before = inner.insert(label, sent)?;
+        drop(inner);
         if before.peer == *peer || before.digest == digest || before.at.elapsed() > FORGOTTEN_AFTER {
             return None;
         }
@@ -72,6 +83,31 @@ impl Labels {
         let found = first_difference(&ours?, &theirs?)?;
         let node = found.position.and_then(names).unwrap_or_default();
         Some(LabelDifference { node, what: found.what, peer: before.peer })
+    }
+}
+
+impl Labels {
+    /// The canonical JSON of a graph that is remembered.
+    pub fn graph(&self, digest: &Digest) -> Option<Arc<str>> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.graphs.by_digest.get(digest).map(|(graph, _)| Arc::clone(graph))
+    }
+}
+
+impl Graphs {
+    /// Keeps a graph, and lets the oldest go where there is too much.
+    fn insert(&mut self, sent: &Sent) {
+        if let Some((_, at)) = self.by_digest.get_mut(&sent.digest) {
+            *at = sent.at;
+            return;
+        }
+        self.bytes += sent.graph.len();
+        self.by_digest.insert(sent.digest, (Arc::clone(&sent.graph), sent.at));
+        while self.by_digest.len() > MAX_LABELS || (self.bytes > MAX_BYTES && self.by_digest.len() > 1) {
+            let oldest = self.by_digest.iter().min_by_key(|(_, (_, at))| *at).map(|(digest, _)| *digest);
+            let gone = oldest.and_then(|digest| self.by_digest.remove(&digest));
+            self.bytes -= gone.map_or(0, |(graph, _)| graph.len());
+        }
     }
 }
 
@@ -116,6 +152,12 @@ mod tests {
         assert_eq!(note("b", &one, 3), None, "another label");
         assert_eq!(note("", &one, 3), None);
         assert_eq!(note("", &two, 4), None, "no label");
+        // Also what was sent without a label, or in whose place another one came.
+        for value in 1..=4 {
+            let (digest, text) = graph(value);
+            assert_eq!(labels.graph(&digest), Some(text));
+        }
+        assert_eq!(labels.graph(&graph(5).0), None);
         let found = note("a", &one, 1).unwrap();
         assert_eq!((found.node.as_str(), &found.peer), ("node0", &two));
         assert_eq!(found.what, r#"argument 0 of f is {"int":1}, the other's is {"int":2}"#);
@@ -137,6 +179,10 @@ mod tests {
         }
         let inner = labels.inner.lock().unwrap();
         assert_eq!(inner.by_label.len(), MAX_LABELS);
+        let graphs = &inner.graphs.by_digest;
+        assert!(graphs.contains_key(&digest) && graphs.len() == 4, "a graph is kept once, and three of the large ones");
+        assert_eq!(inner.graphs.bytes, graphs.values().map(|(graph, _)| graph.len()).sum::<usize>());
+        assert!(inner.graphs.bytes <= MAX_BYTES);
         assert_eq!(inner.bytes, inner.by_label.values().map(|sent| sent.graph.len()).sum::<usize>());
     }
 }

@@ -88,6 +88,7 @@ pub(crate) fn spec(key: u8) -> JobSpec {
         device: DeviceKind { r#type: text(), name: text(), capability: text() },
         frontend: None,
         label: "".into(),
+        key_record: Default::default(),
     }
 }
 
@@ -117,6 +118,7 @@ pub(crate) fn handle(key: u8) -> Handle {
         verification: Default::default(),
         tuning: Default::default(),
         latencies: Vec::new(),
+        key_record: Default::default(),
     }
 }
 

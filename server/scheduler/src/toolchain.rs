@@ -23,7 +23,7 @@ pub enum ToolchainStatus {
 }
 
 /// A toolchain that works.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ToolchainInfo {
     /// Versions and fingerprint.
     pub toolchain: Toolchain,

@@ -7,7 +7,7 @@
 //!
 //! Locks, in this order: the manifests' turn; the evictions' turn; an artifact's lock (for everything that changes its file;
 //! held across the commit; only an eviction takes several, in order); the commit's turn; the catalogue's; the failures'; the
-//! programs'; the held artifacts'. The last four are never held while sled or a file is touched.
+//! programs'; the pins'; the held artifacts'. The last five are never held while sled or a file is touched.
 
 use std::{
     collections::BTreeSet,
@@ -30,6 +30,7 @@ use crate::{
     held::Held,
     index::{Fingerprint, Index},
     layout::Layout,
+    pins::Pins,
     programs::Programs,
     record::Record,
 };
@@ -49,12 +50,13 @@ pub(crate) struct Shared {
     /// With the first bytes of evicted artifacts whose folders were not synced since.
     eviction_turn: Mutex<BTreeSet<u8>>,
     programs: Mutex<Programs>,
+    pins: Mutex<Pins>,
     held: Mutex<Held>,
     /// The last write found no room.
     pub(crate) is_full: AtomicBool,
     /// The last write failed otherwise.
     pub(crate) is_failing: AtomicBool,
-    /// It was said that manifests pin more than there may be.
+    /// It was said that manifests and operators pin more than there may be.
     pub(crate) warned_of_pins: AtomicBool,
     /// Long work in the background ends early.
     pub(crate) is_closing: AtomicBool,
@@ -73,6 +75,7 @@ impl Shared {
             manifest_turn: Mutex::new(()),
             eviction_turn: Mutex::default(),
             programs: Mutex::default(),
+            pins: Mutex::default(),
             held: Mutex::default(),
             is_full: AtomicBool::new(false),
             is_failing: AtomicBool::new(false),
@@ -102,6 +105,10 @@ impl Shared {
 
     pub(crate) fn programs(&self) -> MutexGuard<'_, Programs> {
         guard(&self.programs)
+    }
+
+    pub(crate) fn pins(&self) -> MutexGuard<'_, Pins> {
+        guard(&self.pins)
     }
 
     pub(crate) fn held(&self) -> MutexGuard<'_, Held> {

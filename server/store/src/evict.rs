@@ -1,13 +1,13 @@
 //! Evictions: which artifacts go when there is too much, and how.
 //!
-//! Those used least recently go first; those that a manifest names never do. Uses are counted in memory and reach the index
+//! Those used least recently go first; those that a manifest names, and those of pinned keys, never do. Uses are counted in memory and reach the index
 //! in batches, now and then and at the close, so that a restart knows them; a crash forgets the latest.
 //!
 //! An eviction removes the records, durably, and then the files. Readers that have a file open keep it. The folders of deleted
 //! files are not synced at once: what a crash half way, or a power cut, brings back is valid, and the next open takes it over.
 //! But nothing may come back after a removal was acknowledged, so a removal waits for evictions and syncs what they left.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::{collections::HashSet, sync::atomic::Ordering::Relaxed};
 
 use piecewised_graph::Digest;
 
@@ -118,14 +118,17 @@ impl Engine {
         Ok(self.shared.layout.available_bytes()?.saturating_sub(before) >= freed / 2)
     }
 
-    /// What the artifacts that manifests name take.
+    /// What the artifacts that manifests name, and those of pinned keys, take.
     pub(crate) fn pinned_bytes(&self) -> u64 {
         let catalogue = self.catalogue();
         let programs = self.shared.programs();
-        programs.pinned().filter_map(|digest| catalogue.artifact(digest)).map(|artifact| artifact.disk_bytes()).sum()
+        let pins = self.shared.pins();
+        let mut pinned: HashSet<Digest> = programs.pinned().copied().collect();
+        pinned.extend(pins.keys().filter_map(|key| catalogue.key(key)));
+        pinned.iter().filter_map(|digest| catalogue.artifact(digest)).map(|artifact| artifact.disk_bytes()).sum()
     }
 
-    /// Says once, until it is no longer so, that manifests pin more than the budget.
+    /// Says once, until it is no longer so, that there is more pinned than the budget.
     pub(crate) fn warn_of_pins(&self) {
         let Some(max_bytes) = self.shared.config.max_bytes else { return };
         let pinned_bytes = self.pinned_bytes();
@@ -134,8 +137,8 @@ impl Engine {
             tracing::error!(
                 pinned_bytes,
                 max_bytes,
-                "stored manifests name more than the store may take, and what they name is not evicted: remove \
-                 manifests, or give the store more"
+                "stored manifests and pins name more than the store may take, and what they name is not evicted: remove \
+                 manifests, unpin keys, or give the store more"
             );
         }
         self.shared.warned_of_pins.store(is_over, Relaxed);
@@ -190,9 +193,10 @@ impl Engine {
     fn candidates(&self) -> Vec<Candidate> {
         let catalogue = self.catalogue();
         let programs = self.shared.programs();
+        let pins = self.shared.pins();
         let mut candidates: Vec<_> = catalogue
             .artifacts()
-            .filter(|(digest, _)| !programs.is_pinned(digest))
+            .filter(|(digest, artifact)| !programs.is_pinned(digest) && !pins.has_any(&artifact.keys))
             .map(|(digest, artifact)| Candidate {
                 digest: *digest,
                 accessed: artifact.accessed,
@@ -210,11 +214,13 @@ impl Engine {
         {
             let catalogue = self.catalogue();
             let programs = self.shared.programs();
+            let pins = self.shared.pins();
             for Candidate { digest, accessed, disk_bytes } in candidates {
                 // Used or pinned since: not now.
                 if let Some(artifact) = catalogue.artifact(digest)
                     && artifact.accessed == *accessed
                     && !programs.is_pinned(digest)
+                    && !pins.has_any(&artifact.keys)
                 {
                     handles.extend(artifact.keys.iter().map(|key| (*key, *digest)));
                     going.push((*digest, artifact.size_bytes, *disk_bytes));

@@ -23,7 +23,7 @@ use crate::{
     ladder::{self, Climb},
     layout::{FORMAT_VERSION, Format, Layout},
     lock::Lock,
-    manifests,
+    manifests, pins,
     put::Prepared,
 };
 
@@ -78,6 +78,7 @@ impl Inner {
 
         let shared = Arc::new(Shared::new(config, layout));
         manifests::load(&shared)?;
+        pins::load(&shared)?;
         let (engine, climb) = match ladder::open(&shared, clean) {
             Ok((engine, climb)) => (Some(engine), climb),
             // The folder is ours and there; the disk may come to its senses, and workers can be served meanwhile.

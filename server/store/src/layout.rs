@@ -128,6 +128,10 @@ impl Layout {
         self.write_whole(&folder, note.file_name(), text)
     }
 
+    pub(crate) fn set_aside(&self) -> PathBuf {
+        self.root.join(SET_ASIDE_NAME)
+    }
+
     pub(crate) fn tmp(&self) -> PathBuf {
         self.root.join(TMP_NAME)
     }

@@ -19,6 +19,8 @@ pub struct Listed {
     pub used_unix_ms: u64,
     /// Whether a manifest names its artifact.
     pub is_pinned: bool,
+    /// Whether an operator pinned the key.
+    pub is_pinned_by_operator: bool,
 }
 
 /// The two kinds of things that have keys.
@@ -53,7 +55,7 @@ impl Engine {
     }
 
     /// `None` also where it is being written, or does not verify: whoever wants it will find out.
-    fn peek(&self, key: &Digest) -> Result<Option<Listed>, StoreError> {
+    pub(crate) fn peek(&self, key: &Digest) -> Result<Option<Listed>, StoreError> {
         let known = {
             let catalogue = self.catalogue();
             catalogue.key(key).and_then(|digest| Some((digest, catalogue.artifact(&digest)?.accessed)))
@@ -69,7 +71,8 @@ impl Engine {
             None => return Ok(None),
         };
         let is_pinned = self.shared.programs().is_pinned(&digest);
-        Ok(Some(Listed { key: *key, item, used_unix_ms: accessed / 1_000_000, is_pinned }))
+        let is_pinned_by_operator = self.shared.pins().has(key);
+        Ok(Some(Listed { key: *key, item, used_unix_ms: accessed / 1_000_000, is_pinned, is_pinned_by_operator }))
     }
 }
 

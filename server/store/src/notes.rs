@@ -1,4 +1,4 @@
-//! Notes that the daemon leaves for the next one: a small file each, for what is no loss when it is gone.
+//! Notes that the daemon leaves for the next one: a small file each, for what is no great loss when it is gone.
 //!
 //! The first line is the BLAKE3 of what follows, as with manifests: a damaged note is no note. Written whole, and on the disk when it is
 //! written, so that a crash leaves the old one or the new one.
@@ -14,12 +14,15 @@ use crate::{StoreError, layout::Layout, manifests::json_of};
 pub enum Note {
     /// What was found out about the toolchain.
     Toolchain,
+    /// Which keys an operator pinned. It is read and written here alone, and not by the daemon.
+    Pins,
 }
 
 impl Note {
     pub(crate) fn file_name(self) -> &'static str {
         match self {
             Self::Toolchain => "toolchain",
+            Self::Pins => "pins",
         }
     }
 }

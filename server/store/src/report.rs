@@ -106,7 +106,7 @@ pub struct StoreStats {
     pub artifact_bytes: u64,
     /// What they are taken to need on the disk; this is what [`StoreConfig::max_bytes`](crate::StoreConfig::max_bytes) bounds.
     pub disk_bytes: u64,
-    /// The part of it that stored manifests name, and that is never evicted.
+    /// The part of it that stored manifests name, or whose keys are pinned, and that is never evicted.
     pub pinned_bytes: u64,
     /// Stored manifests.
     pub n_manifests: u64,

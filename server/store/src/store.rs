@@ -10,8 +10,8 @@ use bytes::Bytes;
 use piecewised_graph::{Digest, Handle, Manifest, ProgramName, Snapshot, SnapshotName};
 
 use crate::{
-    ArtifactReader, ExportReport, FailureRecord, ImportReport, Listed, ManifestInfo, OpenReport, StoreConfig,
-    StoreError, StoreRoom, StoreStats, Stored,
+    ArtifactReader, ExportReport, FailureRecord, GcGoal, GcReport, ImportReport, Listed, ManifestInfo, OpenReport,
+    StoreConfig, StoreError, StoreRoom, StoreStats, Stored,
     counters::Counters,
     engine::Engine,
     gate::{Gate, Kind},
@@ -168,6 +168,32 @@ impl Store {
         self.run(Kind::Write, move |engine| engine.put_manifest(&manifest)).await
     }
 
+    /// Pins those of the keys under which something is stored: it is not evicted until they are unpinned, nor is what comes under them later. Survives a
+    /// power cut when this returns. Returns how many were not pinned before.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Index`], [`StoreError::Closed`]; then nothing is pinned that was not.
+    pub async fn pin(&self, keys: Vec<Digest>) -> Result<u64, StoreError> {
+        self.run(Kind::Write, move |engine| engine.pin_keys(&keys)).await
+    }
+
+    /// Takes pins back, also of keys under which nothing is stored now. Returns how many there were.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Index`], [`StoreError::Closed`]; then all that was pinned still is.
+    pub async fn unpin(&self, keys: Vec<Digest>) -> Result<u64, StoreError> {
+        self.run(Kind::Write, move |engine| engine.unpin_keys(&keys)).await
+    }
+
+    /// Evicts down to a budget, which need not be the configuration's, and removes what nothing names and failures that are too old. Takes as long as it
+    /// takes. Where the store may not evict, nothing is.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Index`], [`StoreError::Closed`]: what was removed by then is.
+    pub async fn gc(&self, goal: GcGoal) -> Result<GcReport, StoreError> {
+        self.run(Kind::Write, move |engine| engine.gc(goal)).await
+    }
+
     /// The manifest of a program. One that does not verify is dropped and absent.
     ///
     /// # Errors
@@ -264,6 +290,15 @@ impl Store {
         self.run(Kind::Read, move |engine| engine.list(after, limit)).await
     }
 
+    /// What is stored under a key. What is held in memory only is not found, and nothing counts as used.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Index`], [`StoreError::Closed`].
+    pub async fn peek(&self, key: &Digest) -> Result<Option<Listed>, StoreError> {
+        let key = *key;
+        self.run(Kind::Read, move |engine| engine.peek(&key)).await
+    }
+
     /// What is stored under the keys that begin with these hexadecimal digits, up to `limit`, by key.
     ///
     /// # Errors
@@ -306,6 +341,11 @@ impl Store {
     pub async fn import(&self, path: &Path) -> Result<ImportReport, StoreError> {
         let path = path.to_owned();
         self.run(Kind::Write, move |engine| engine.import(&path)).await
+    }
+
+    /// What artifacts may take on the disk; `None`: all that it has.
+    pub fn max_bytes(&self) -> Option<u64> {
+        self.inner.shared.config.max_bytes
     }
 
     /// Counters and sizes; sizes are 0 while the index is being reopened, and after the close.

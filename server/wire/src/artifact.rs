@@ -179,6 +179,8 @@ pub fn handle_from_proto(handle: v1::Handle) -> Result<Handle, WireError> {
         verification: verification_from(handle.verification.unwrap_or_default()),
         tuning: tuning_report_from(handle.tuning.unwrap_or_default()),
         latencies: latencies_from(handle.latencies),
+        // The daemon's own business.
+        key_record: Default::default(),
     })
 }
 

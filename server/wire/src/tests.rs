@@ -204,6 +204,7 @@ fn plans_options_and_handles_survive_the_wire() {
             note: "another".into(),
         },
         latencies: vec![Latency { size: None, median_us: 8.5 }],
+        key_record: Default::default(),
     };
     assert_eq!(handle_from_proto(handle_to_proto(&handle)).unwrap(), handle);
     let mut cut = handle_to_proto(&handle);

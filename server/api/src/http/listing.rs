@@ -167,7 +167,7 @@ fn before(Digest(mut bytes): Digest) -> Option<Digest> {
 }
 
 fn artifact(listed: Listed) -> Artifact {
-    let Listed { key, item, used_unix_ms, is_pinned } = listed;
+    let Listed { key, item, used_unix_ms, is_pinned, is_pinned_by_operator } = listed;
     let (digest, size_bytes, created_unix_ms, snapshot, compiled) = match item {
         ListedItem::Handle(handle) => {
             let compiled = Compiled {
@@ -196,7 +196,8 @@ fn artifact(listed: Listed) -> Artifact {
         size_bytes,
         created_unix_ms,
         used_unix_ms,
-        is_pinned,
+        // Whoever it is for.
+        is_pinned: is_pinned || is_pinned_by_operator,
         snapshot,
         compiled,
     }

@@ -93,7 +93,7 @@ impl Site {
         )?;
         page.gauge(
             "store_pinned_bytes",
-            "The part of that which manifests name, and which is never evicted",
+            "The part of that which manifests name, or whose keys are pinned, and which is never evicted",
             stats.pinned_bytes,
         )?;
         page.gauge("store_manifests", "Manifests in the store", stats.n_manifests)?;

@@ -3,9 +3,9 @@
 use piecewised_plan::Range;
 
 use crate::{
-    Digest, GuardSymbol, Handle, Latency, Segment, Timings, check_segments,
+    Digest, GuardSymbol, Handle, KeyRecord, Latency, Segment, Timings, check_segments,
     model::{SymExpr, SymFunction},
-    request::{ArtifactFormat, DeviceKind, Toolchain},
+    request::{ArtifactFormat, CompileOptions, DeviceKind, Toolchain},
     unproven,
 };
 
@@ -45,13 +45,15 @@ fn handle(range: Option<Range>, segments: &[Option<Range>]) -> Handle {
         verification: Default::default(),
         tuning: Default::default(),
         latencies: Vec::new(),
+        key_record: Default::default(),
     }
 }
 
 /// What of a handle for [1, 512], proven as [1, 1], [2, 128] and [200, 512], is left for `entry`.
 fn clip(entry: Range) -> Option<Vec<(String, Range)>> {
     let whole = handle(Some(r(1, 512)), &[Some(r(1, 1)), Some(r(2, 128)), Some(r(200, 512))]);
-    let clipped = whole.clipped(Some(entry))?;
+    let record = KeyRecord::new(&CompileOptions::default(), None, &[], "llama/0");
+    let clipped = Handle { key_record: record, ..whole.clone() }.clipped(Some(entry))?;
     assert_eq!(clipped.range, Some(entry));
     // Beside range and segments nothing is another than the compile's.
     let rest = Handle { range: whole.range, segments: whole.segments.clone(), ..clipped.clone() };
@@ -107,4 +109,16 @@ fn measured_numbers_are_the_same_after_json() {
     let latency = Latency { size: Some(16), median_us: 1.166_834_729_762_243_8e-7 };
     let text = serde_json::to_string(&latency).unwrap();
     assert_eq!(serde_json::from_str::<Latency>(&text).unwrap(), latency);
+}
+
+#[test]
+fn what_earlier_versions_stored_is_read_and_what_is_kept_comes_back() {
+    let plain = handle(Some(r(1, 16)), &[Some(r(1, 16))]);
+    let text = serde_json::to_string(&plain).unwrap();
+    assert!(!text.contains("key_record"), "as earlier versions write it");
+    assert_eq!(serde_json::from_str::<Handle>(&text).unwrap(), plain);
+    let record = KeyRecord::new(&CompileOptions::default(), None, std::slice::from_ref(&plain.device), "llama/0");
+    let kept = Handle { key_record: record, ..plain };
+    let text = serde_json::to_string(&kept).unwrap();
+    assert_eq!(serde_json::from_str::<Handle>(&text).unwrap(), kept);
 }

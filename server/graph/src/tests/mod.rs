@@ -5,6 +5,7 @@ mod arbitrary;
 mod canonical;
 mod difference;
 mod evaluate;
+mod explain;
 mod guards;
 mod handle;
 mod key;
