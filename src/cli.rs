@@ -73,6 +73,12 @@ pub(crate) struct ServeArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     listen_http: Option<SocketAddr>,
 
+    /// The private key that handles, manifests and snapshots are signed with, so that clients load only what this daemon has made: a PEM file of
+    /// Ed25519, mode 0600 [default: signing-key.pem in --store-dir, made at the first start].
+    #[arg(long, value_name = "FILE", help_heading = "Folders")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signing_key: Option<PathBuf>,
+
     /// Where artifacts are kept [default: piecewised in $XDG_CACHE_HOME, ~/.cache or /var/cache].
     #[arg(long, value_name = "FOLDER", help_heading = "Folders")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -22,6 +22,7 @@ pub(crate) const KEYS: &[&str] = &[
     "socket",
     "listen_tcp",
     "listen_http",
+    "signing_key",
     "store_dir",
     "store_max_bytes",
     "store_reserve_bytes",
@@ -67,6 +68,8 @@ pub(crate) struct Config {
     pub(crate) socket: PathBuf,
     pub(crate) listen_tcp: Option<SocketAddr>,
     pub(crate) listen_http: Option<SocketAddr>,
+    /// None: in the store's folder.
+    pub(crate) signing_key: Option<PathBuf>,
     pub(crate) store_dir: PathBuf,
     pub(crate) store_max_bytes: Option<u64>,
     pub(crate) store_reserve_bytes: u64,
@@ -120,6 +123,7 @@ impl Config {
             socket: surroundings.default_socket(),
             listen_tcp: None,
             listen_http: None,
+            signing_key: None,
             store_dir: surroundings.default_store_dir(),
             store_max_bytes: None,
             store_reserve_bytes: 64 << 20,
@@ -199,6 +203,14 @@ impl Config {
             max_held_bytes: self.store_max_held_bytes,
             failure_ttl: Duration::from_secs(self.failure_ttl_s),
             ..StoreConfig::new(&self.store_dir)
+        }
+    }
+
+    /// Where the signing key is, and whether one is made there. One that is named has to be there: a typing error must not change the key.
+    pub(crate) fn signing_key(&self) -> (PathBuf, bool) {
+        match &self.signing_key {
+            Some(path) => (path.clone(), false),
+            None => (self.store_dir.join("signing-key.pem"), true),
         }
     }
 

@@ -7,7 +7,7 @@ use piecewised_client::EndpointError;
 use piecewised_executor::NoToolchain;
 use piecewised_store::StoreError;
 
-use crate::{layers::ConfigError, listen::ListenError};
+use crate::{layers::ConfigError, listen::ListenError, signing_key::SigningKeyError};
 
 /// For `--help`.
 pub(crate) const HELP: &str = "\
@@ -40,7 +40,7 @@ impl Exit {
         error
             .chain()
             .find_map(|cause| {
-                if cause.is::<ConfigError>() || cause.is::<EndpointError>() {
+                if cause.is::<ConfigError>() || cause.is::<EndpointError>() || cause.is::<SigningKeyError>() {
                     return Some(Self::Usage);
                 }
                 if cause.is::<NoToolchain>() {

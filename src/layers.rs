@@ -28,7 +28,7 @@ impl ConfigError {
 /// Names of the environment, after `PIECEWISED_`, that are not the daemon's: `CONFIG` is read before anything else, the others are
 /// the client's and the tests', and Kubernetes sets the last ones in every pod beside a Service called `piecewised`.
 const OTHER_NAMES: &[&str] =
-    &["CONFIG", "ENDPOINT", "CACHE_DIR", "LIBTORCH", "TEST_*", "CLIENT_*", "SERVICE_*", "PORT", "PORT_*"];
+    &["CONFIG", "ENDPOINT", "CACHE_DIR", "TRUSTED_KEYS", "LIBTORCH", "TEST_*", "CLIENT_*", "SERVICE_*", "PORT", "PORT_*"];
 
 /// Keys whose values are text as they stand; those of the others are read as TOML values are.
 const TEXT_KEYS: &[&str] = &[
@@ -36,6 +36,7 @@ const TEXT_KEYS: &[&str] = &[
     "listen_tcp",
     "listen_http",
     "runner",
+    "signing_key",
     "store_dir",
     "temp_dir",
     "python",

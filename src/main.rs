@@ -14,6 +14,7 @@ mod listen;
 mod logging;
 mod serve;
 mod signals;
+mod signing_key;
 mod store_command;
 mod surroundings;
 mod toolchain;

@@ -10,11 +10,12 @@ use anyhow::Context;
 use piecewised_api::{ApiConfig, Listener};
 use piecewised_executor::{ExecutorConfig, NoToolchain, RuntimeFolder};
 use piecewised_scheduler::{Scheduler, SchedulerConfig, ToolchainStatus};
+use piecewised_sign::Signer;
 use piecewised_store::Store;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use crate::{choices::LogFormat, config::Config, listen, signals::Shutdown, toolchain};
+use crate::{choices::LogFormat, config::Config, listen, signals::Shutdown, signing_key, toolchain};
 
 /// How long calls that do not end by themselves (a reader that stalls) are waited for once no job runs any more.
 const LAST_CALLS: Duration = Duration::from_secs(3);
@@ -44,6 +45,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         listeners.push(Listener::Http(listen::tcp(address).await?));
     }
     let store = open_store(&config).await?;
+    // After the store, whose folder it may be in, is locked.
+    let signer = signer(&config).await?;
 
     let (status, toolchain) = watch::channel(ToolchainStatus::Probing);
     let scheduler = Scheduler::start(scheduler_config(&config), store.clone(), toolchain);
@@ -56,7 +59,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     )));
 
     announce(&config, &listeners);
-    let result = serve(listeners, scheduler, store.clone(), &config, probe, &shutdown).await;
+    let result = serve(listeners, scheduler, store.clone(), api_config(&config, signer), &config, probe, &shutdown).await;
     if let Err(error) = store.close().await {
         tracing::warn!("the store did not close well: {error}");
     }
@@ -73,6 +76,7 @@ async fn serve(
     listeners: Vec<Listener>,
     scheduler: Scheduler,
     store: Store,
+    api: ApiConfig,
     config: &Config,
     probe: AbortOnDropHandle<Result<(), NoToolchain>>,
     shutdown: &Shutdown,
@@ -82,7 +86,7 @@ async fn serve(
         listeners,
         scheduler.clone(),
         store,
-        api_config(config),
+        api,
         draining.clone(),
         stop.clone(),
         shutdown.drain.clone(),
@@ -204,7 +208,15 @@ fn scheduler_config(config: &Config) -> SchedulerConfig {
     }
 }
 
-fn api_config(config: &Config) -> ApiConfig {
+/// The key that everything is signed with.
+async fn signer(config: &Config) -> anyhow::Result<Signer> {
+    let (path, may_make) = config.signing_key();
+    let signer = tokio::task::spawn_blocking(move || signing_key::load(&path, may_make)).await??;
+    tracing::info!(public_key = %signer.public_key(), "signs what it hands out");
+    Ok(signer)
+}
+
+fn api_config(config: &Config, signer: Signer) -> ApiConfig {
     ApiConfig {
         graph_limits: config.graph_limits(),
         max_message_bytes: config.max_message_bytes,
@@ -216,6 +228,7 @@ fn api_config(config: &Config) -> ApiConfig {
         toolchain_timeout: Duration::from_secs(config.executor_ready_deadline_s),
         trusted_frontend_peers: config.trusted_peers(),
         admin_peers: config.admin_peers(),
+        signer: Arc::new(signer),
         uid: config.surroundings.uid,
     }
 }

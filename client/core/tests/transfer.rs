@@ -262,6 +262,7 @@ fn manifest() -> Manifest {
         pieces: vec![ManifestPiece { index: 0, entries: vec![Range::new(1, 4).unwrap()], handles: vec![handle] }],
         n_distinct_pieces: 1,
         created_unix_ms: 7,
+        signature: None,
     }
 }
 

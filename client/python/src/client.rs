@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tokio_stream::StreamExt as _;
 
 use crate::{
-    cache::default_folder,
+    cache::{default_folder, keyring},
     dispatch::plan,
     errors::{raise, raise_json},
     process::{OfProcess, Stop, wait, wait_unless},
@@ -43,7 +43,7 @@ pub(crate) struct Client {
 #[pymethods]
 impl Client {
     #[new]
-    #[pyo3(signature = (endpoint = None, *, connect_timeout_s = 5.0, ready_timeout_s = 60.0, budget_s = None, cache_dir = None))]
+    #[pyo3(signature = (endpoint = None, *, connect_timeout_s = 5.0, ready_timeout_s = 60.0, budget_s = None, cache_dir = None, trusted_keys = None))]
     fn new(
         py: Python<'_>,
         endpoint: Option<&str>,
@@ -51,22 +51,25 @@ impl Client {
         ready_timeout_s: f64,
         budget_s: Option<f64>,
         cache_dir: Option<PathBuf>,
+        trusted_keys: Option<&str>,
     ) -> PyResult<Self> {
         // The one place of the client that reads the process environment.
         let environment = |name: &str| std::env::var(name).ok();
         let uid = rustix::process::getuid().as_raw();
         let endpoint = Endpoint::resolve(endpoint, environment, uid).map_err(|error| raise(py, &error.into()))?;
+        let cache_folder = cache_dir.unwrap_or_else(default_folder);
         let options = ClientOptions {
             connect_timeout: seconds("connect_timeout_s", connect_timeout_s)?,
             ready_timeout: seconds("ready_timeout_s", ready_timeout_s)?,
             compile_budget: budget_s.map(|budget| seconds("budget_s", budget)).transpose()?,
+            keyring: keyring(py, trusted_keys, &cache_folder)?,
             ..ClientOptions::default()
         };
         let connection = connect(py, &endpoint, &options)?;
         Ok(Self {
             endpoint,
             options,
-            cache_folder: cache_dir.unwrap_or_else(default_folder),
+            cache_folder,
             connection: Mutex::new(OfProcess::new(connection)),
         })
     }

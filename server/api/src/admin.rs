@@ -74,7 +74,7 @@ impl AdminService for Admin {
         match &found[..] {
             [one] => {
                 let handle = match &one.item {
-                    ListedItem::Handle(handle) => Some(wire::handle_to_proto(handle)),
+                    ListedItem::Handle(handle) => Some(self.config.signer.signed_handle(handle)),
                     ListedItem::Snapshot(_) => None,
                 };
                 Ok(Response::new(v1::GetArtifactResponse { artifact: Some(stored(one)), handle }))

@@ -12,6 +12,7 @@ mod frontend;
 mod http;
 mod node_status;
 mod peer;
+mod received;
 mod request;
 mod service;
 mod snapshots;
@@ -27,12 +28,13 @@ use piecewised_proto::{
     v1::{admin_service_server::AdminServiceServer, compile_service_server::CompileServiceServer},
 };
 use piecewised_scheduler::Scheduler;
+use piecewised_sign::Signer;
 use piecewised_store::Store;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Server;
-use tower::util::MapResponseLayer;
+use tower::util::{MapRequestLayer, MapResponseLayer};
 
 use crate::{admin::Admin, http::Site, tally::Tally};
 
@@ -62,6 +64,8 @@ pub struct ApiConfig {
     pub trusted_frontend_peers: TrustedPeers,
     /// Who may change what the daemon has.
     pub admin_peers: TrustedPeers,
+    /// Signs what is handed out.
+    pub signer: Arc<Signer>,
     /// The daemon's own user.
     pub uid: u32,
 }
@@ -133,6 +137,7 @@ pub async fn serve(
             .initial_connection_window_size(16 << 20)
             .max_concurrent_streams(1024)
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
+            .layer(MapRequestLayer::new(received::digest_compiles))
             .layer(MapResponseLayer::new(status::name_oversized_messages))
             .add_service(health.clone())
             .add_service(reflection.clone())

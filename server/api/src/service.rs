@@ -2,10 +2,11 @@
 
 use std::{pin::Pin, sync::Arc, time::Instant};
 
-use piecewised_graph::Digest;
+use piecewised_graph::{Digest, Manifest};
 use piecewised_plan::Range;
 use piecewised_proto::v1::{self, compile_service_server::CompileService};
 use piecewised_scheduler::{JobSpec, LabelDifference, Peer, Scheduler, Ticket};
+use piecewised_sign::Statement;
 use piecewised_store::Store;
 use piecewised_wire as wire;
 use tokio_stream::Stream;
@@ -15,8 +16,8 @@ use crate::{
     ApiConfig,
     account::Account,
     capabilities::capabilities,
-    events::{Asked, events},
-    fetch, node_status, peer,
+    events::{Asked, accepted, events},
+    fetch, node_status, peer, received,
     request::{Checked, Sent, check},
     snapshots::{self, Receiving},
     status::ApiError,
@@ -72,6 +73,9 @@ impl CompileService for Compiler {
             trust::check(&request, &self.config).inspect_err(|error| tracing::info!("refused: {error:?}"))?;
         }
         let (peer, deadline) = (peer::peer(&request), peer::deadline(request.metadata()));
+        let digest = received::digest(&request).ok_or_else(|| {
+            ApiError::new(Code::Internal, "INTERNAL", "the request's bytes were not digested as they came")
+        })?;
         let info = self.scheduler.toolchain_ready(self.config.toolchain_timeout).await.map_err(ApiError::from)?;
         let config = Arc::clone(&self.config);
         let request = request.into_inner();
@@ -85,12 +89,14 @@ impl CompileService for Compiler {
             // By the keys of what would be compiled, tuned or not: a piece stays the same when its tuned artifacts arrive in the store.
             self.scheduler.begin_piece(place, &checked.specs, &checked.entries).map_err(ApiError::from)?;
         }
+        let signer = Arc::clone(&self.config.signer);
+        let accepted = accepted(digest, &checked, &signer);
         let program = checked.place.clone().map(|place| (place, self.scheduler.clone()));
         let label = Arc::clone(&checked.label);
         let (is_strict, difference) = (checked.is_strict, checked.difference.as_ref().map(node_status::difference));
         let tickets = self.submit(&peer, checked).await?;
         let account = Account::new(Some((self.scheduler.clone(), label)), &tickets);
-        let stream = events(tickets, Asked { program, is_strict, started, deadline, account, difference });
+        let stream = events(tickets, Asked { program, is_strict, started, deadline, account, difference, accepted, signer });
         Ok(Response::new(Box::pin(stream)))
     }
 
@@ -124,7 +130,7 @@ impl CompileService for Compiler {
         &self,
         _request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
-        Ok(Response::new(node_status::status(&self.scheduler, &self.store, self.started)))
+        Ok(Response::new(node_status::status(&self.scheduler, &self.store, &self.config.signer, self.started)))
     }
 
     async fn put_snapshot(
@@ -142,7 +148,7 @@ impl CompileService for Compiler {
         &self,
         request: Request<v1::FetchSnapshotRequest>,
     ) -> Result<Response<Self::FetchSnapshotStream>, Status> {
-        Ok(Response::new(Box::pin(snapshots::chunks(&self.store, request.into_inner()).await?)))
+        Ok(Response::new(Box::pin(snapshots::chunks(&self.store, &self.config.signer, request.into_inner()).await?)))
     }
 
     async fn report_fallbacks(
@@ -170,7 +176,7 @@ impl CompileService for Compiler {
         })?;
         Ok(Response::new(v1::GetManifestResponse {
             manifest_digest: manifest.digest().0.to_vec(),
-            manifest: Some(wire::manifest_to_proto(&manifest)),
+            manifest: Some(self.signed_manifest(&manifest)),
         }))
     }
 }
@@ -186,6 +192,18 @@ fn compare(scheduler: &Scheduler, peer: &Peer, sent: Sent<'_>) -> Option<LabelDi
 }
 
 impl Compiler {
+    /// The message of a manifest, signed, and each of its handles.
+    fn signed_manifest(&self, manifest: &Manifest) -> v1::Manifest {
+        let signer = &self.config.signer;
+        let mut message = wire::manifest_to_proto(manifest);
+        let signature = signer.sign(&Statement::of_manifest_message(message.clone()));
+        for (piece, signed) in manifest.pieces.iter().zip(&mut message.pieces) {
+            signed.handles = piece.handles.iter().map(|handle| signer.signed_handle(handle)).collect();
+        }
+        message.signature = Some(wire::signature_to_proto(&signature));
+        message
+    }
+
     /// Submits jobs in the order in which they should run; answers in the plan's.
     async fn submit(&self, peer: &Peer, checked: Checked) -> Result<Vec<(Option<Range>, Ticket)>, ApiError> {
         let Checked { entries, specs, tuned, order, priority, .. } = checked;

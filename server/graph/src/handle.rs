@@ -4,7 +4,7 @@ use piecewised_plan::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Digest,
+    Digest, Signature,
     model::SymExpr,
     request::{ArtifactFormat, DeviceKind, Toolchain, Tuning},
 };
@@ -38,6 +38,9 @@ pub struct Handle {
     pub tuning: TuningReport,
     #[serde(default)]
     pub latencies: Vec<Latency>,
+    /// Of the daemon that handed it out; `None` in its store, and where it came from none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<Signature>,
 }
 
 impl Handle {

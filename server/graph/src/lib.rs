@@ -17,6 +17,7 @@ mod key;
 mod manifest;
 pub mod model;
 pub mod request;
+mod signature;
 mod snapshot;
 mod validate;
 
@@ -34,6 +35,7 @@ pub use handle::{
 };
 pub use key::{KeyParts, options_for_key};
 pub use manifest::{BadProgramName, Manifest, ManifestPiece, ProgramName};
+pub use signature::{BadPublicKey, PublicKey, Signature};
 pub use snapshot::{BadSnapshotName, Snapshot, SnapshotName};
 pub use validate::{Limits, Trust, validate};
 

@@ -116,6 +116,7 @@ fn handle(key: u8) -> Handle {
         verification: Default::default(),
         tuning: Default::default(),
         latencies: Vec::new(),
+        signature: None,
     }
 }
 

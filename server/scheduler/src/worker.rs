@@ -271,6 +271,7 @@ async fn store(shared: &Shared, job: &Job, outcome: CompileOutcome) -> Result<Ha
         verification,
         tuning,
         latencies,
+        signature: None,
         created_unix_ms: failures::unix_ms(),
     };
     check_segments(&handle.segments, &handle.guard_symbols, handle.range).map_err(|error| {

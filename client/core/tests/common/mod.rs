@@ -136,5 +136,6 @@ pub(crate) fn handle(range: Option<(i64, i64)>, segments: &[Option<(i64, i64)>])
         verification: Default::default(),
         tuning: Default::default(),
         latencies: Vec::new(),
+        signature: None,
     }
 }

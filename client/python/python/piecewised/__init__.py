@@ -29,6 +29,7 @@ from .errors import (
     Refused,
     Unreachable,
     UnsupportedPiece,
+    Untrusted,
 )
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ __all__ = [
     "Refused",
     "Unreachable",
     "UnsupportedPiece",
+    "Untrusted",
     "__version__",
     "get_manifest",
     "load",

@@ -45,6 +45,7 @@ fn handle(range: Option<Range>, segments: &[Option<Range>]) -> Handle {
         verification: Default::default(),
         tuning: Default::default(),
         latencies: Vec::new(),
+        signature: None,
     }
 }
 

@@ -62,6 +62,7 @@ pub(crate) fn handle(key: Digest, artifact: &[u8]) -> Handle {
         verification: Default::default(),
         tuning: Default::default(),
         latencies: Vec::new(),
+        signature: None,
     }
 }
 
