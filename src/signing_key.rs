@@ -156,6 +156,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::print_stderr, reason = "says why it was skipped")]
     fn of_another_user_it_is_refused() {
         if !rustix::process::geteuid().is_root() {
             // Nobody else can give a file away.

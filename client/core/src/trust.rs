@@ -147,6 +147,11 @@ impl Keyring {
         public_keys(&content).map(Self::pinned).map_err(|error| bad(place(error)))
     }
 
+    /// Whether nobody has said whom to trust: no key was given, and none is remembered beyond the process.
+    pub fn is_unset(&self) -> bool {
+        self.0.pinned.is_empty() && self.0.known.is_none()
+    }
+
     /// Refuses a handle, wherever it comes from, that no daemon has signed whose key this process trusts.
     ///
     /// # Errors

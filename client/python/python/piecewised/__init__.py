@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .counters import stats
+from .credentials import configure
 from .errors import (
     ArtifactError,
     BudgetSpent,
@@ -85,6 +86,7 @@ __all__ = [
     "UnsupportedPiece",
     "Untrusted",
     "__version__",
+    "configure",
     "get_manifest",
     "load",
     "plan_entries",

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import _core
+from . import _core, credentials
 from .connections import connect
 from .errors import FormatError
 from .loading import Compiled, check_fits, fetch_and_load, load_folder
@@ -45,7 +45,7 @@ def load(
     """
     found = get_manifest(manifest, endpoint=endpoint, cache_dir=cache_dir)
     check_fits(f"program {found['program']}", found["toolchain"], found["devices"])
-    cache = _core.Cache(cache_dir)
+    cache = _core.Cache(cache_dir, **credentials.of_cache())
     pieces = found["pieces"]
     return [
         PiecewiseBackend(
@@ -77,7 +77,7 @@ def get_manifest(
         return json.loads(text)  # type: ignore[no-any-return]
     if isinstance(manifest, Mapping):
         found = dict(manifest)
-        _core.check_manifest(json.dumps(found), cache_dir)
+        _core.check_manifest(json.dumps(found), cache_dir, **credentials.of_cache())
         return found
     content = manifest if isinstance(manifest, bytes) else Path(manifest).read_bytes()
     return _parse(content, cache_dir)
@@ -104,7 +104,7 @@ def _parse(content: bytes, cache_dir: str | os.PathLike[str] | None) -> Manifest
     if first[len(_FIRST_LINE) :].decode(errors="replace") != hashlib.sha256(text).hexdigest():
         raise bad("their checksum is not right: they were cut off or altered")
     found: Manifest = json.loads(text)
-    _core.check_manifest(json.dumps(found), cache_dir)
+    _core.check_manifest(json.dumps(found), cache_dir, **credentials.of_cache())
     return found
 
 
