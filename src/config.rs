@@ -11,6 +11,7 @@ use piecewised_store::StoreConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    access,
     choices::{AbandonedJobs, LogFormat, Trusted, Verify},
     cli::ServeArguments,
     layers::{ConfigError, Layers},
@@ -20,7 +21,16 @@ use crate::{
 /// Every key, as in the file.
 pub(crate) const KEYS: &[&str] = &[
     "socket",
+    "socket_mode",
+    "socket_user",
+    "socket_group",
+    "allowed_peers",
     "listen_tcp",
+    "tls_cert",
+    "tls_key",
+    "tls_client_ca",
+    "certificate_peers",
+    "tokens",
     "listen_http",
     "signing_key",
     "store_dir",
@@ -48,6 +58,8 @@ pub(crate) const KEYS: &[&str] = &[
     "max_queued_jobs",
     "max_queued_jobs_per_peer",
     "max_queued_bytes_per_peer",
+    "max_streams_per_peer",
+    "max_requests_per_s_per_peer",
     "verify",
     "verify_sample_percent",
     "drain_deadline_s",
@@ -66,7 +78,17 @@ pub(crate) const KEYS: &[&str] = &[
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Config {
     pub(crate) socket: PathBuf,
+    /// Octal.
+    pub(crate) socket_mode: String,
+    pub(crate) socket_user: Option<String>,
+    pub(crate) socket_group: Option<String>,
+    pub(crate) allowed_peers: Vec<String>,
     pub(crate) listen_tcp: Option<SocketAddr>,
+    pub(crate) tls_cert: Option<PathBuf>,
+    pub(crate) tls_key: Option<PathBuf>,
+    pub(crate) tls_client_ca: Option<PathBuf>,
+    pub(crate) certificate_peers: Vec<String>,
+    pub(crate) tokens: Option<PathBuf>,
     pub(crate) listen_http: Option<SocketAddr>,
     /// None: in the store's folder.
     pub(crate) signing_key: Option<PathBuf>,
@@ -97,6 +119,8 @@ pub(crate) struct Config {
     pub(crate) max_queued_jobs: usize,
     pub(crate) max_queued_jobs_per_peer: usize,
     pub(crate) max_queued_bytes_per_peer: usize,
+    pub(crate) max_streams_per_peer: usize,
+    pub(crate) max_requests_per_s_per_peer: u32,
     pub(crate) verify: Verify,
     pub(crate) verify_sample_percent: u8,
     pub(crate) drain_deadline_s: u64,
@@ -121,7 +145,16 @@ impl Config {
         let limits = Limits::default();
         Self {
             socket: surroundings.default_socket(),
+            socket_mode: "0600".into(),
+            socket_user: None,
+            socket_group: None,
+            allowed_peers: vec!["same_uid".into()],
             listen_tcp: None,
+            tls_cert: None,
+            tls_key: None,
+            tls_client_ca: None,
+            certificate_peers: Vec::new(),
+            tokens: None,
             listen_http: None,
             signing_key: None,
             store_dir: surroundings.default_store_dir(),
@@ -149,6 +182,8 @@ impl Config {
             max_queued_jobs: 1024,
             max_queued_jobs_per_peer: 512,
             max_queued_bytes_per_peer: 256 << 20,
+            max_streams_per_peer: 1024,
+            max_requests_per_s_per_peer: 10_000,
             verify: Verify::Always,
             verify_sample_percent: 10,
             // Kubernetes kills after 30 s; the store has to be closed within that too.
@@ -275,6 +310,8 @@ impl Config {
         within("max_queued_jobs", self.max_queued_jobs as u64, 1, 1_000_000)?;
         within("max_queued_jobs_per_peer", self.max_queued_jobs_per_peer as u64, 1, 1_000_000)?;
         within("max_queued_bytes_per_peer", self.max_queued_bytes_per_peer as u64, 1 << 10, 1024 * GIB)?;
+        within("max_streams_per_peer", self.max_streams_per_peer as u64, 1, 1_000_000)?;
+        within("max_requests_per_s_per_peer", self.max_requests_per_s_per_peer.into(), 1, 1_000_000_000)?;
         within("max_executor_memory_bytes", self.max_executor_memory_bytes, 256 << 20, 1 << 50)?;
         within("max_jobs_per_gpu", self.max_jobs_per_gpu as u64, 1, 256)?;
         within("verify_sample_percent", self.verify_sample_percent.into(), 0, 100)?;
@@ -301,17 +338,7 @@ impl Config {
                 return Err((key, "a path is needed".into()));
             }
         }
-        match self.listen_tcp {
-            Some(address) if !address.ip().is_loopback() => Err((
-                "listen_tcp",
-                format!(
-                    "{address} can be reached from other machines, and there is no authentication yet; \
-                     listen on a loopback address such as 127.0.0.1:{}",
-                    address.port()
-                ),
-            )),
-            _ => Ok(()),
-        }
+        access::check(self)
     }
 }
 

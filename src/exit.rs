@@ -3,6 +3,7 @@
 
 use std::process::ExitCode;
 
+use piecewised_api::{BadTls, BadTokens};
 use piecewised_client::EndpointError;
 use piecewised_executor::NoToolchain;
 use piecewised_store::StoreError;
@@ -41,6 +42,9 @@ impl Exit {
             .chain()
             .find_map(|cause| {
                 if cause.is::<ConfigError>() || cause.is::<EndpointError>() || cause.is::<SigningKeyError>() {
+                    return Some(Self::Usage);
+                }
+                if cause.is::<BadTls>() || cause.is::<BadTokens>() {
                     return Some(Self::Usage);
                 }
                 if cause.is::<NoToolchain>() {

@@ -7,7 +7,7 @@
 use std::{io::Write, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use piecewised_api::{ApiConfig, Listener};
+use piecewised_api::{Access, ApiConfig, Listener};
 use piecewised_executor::{ExecutorConfig, NoToolchain, RuntimeFolder};
 use piecewised_scheduler::{Scheduler, SchedulerConfig, ToolchainStatus};
 use piecewised_sign::Signer;
@@ -15,7 +15,9 @@ use piecewised_store::Store;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use crate::{choices::LogFormat, config::Config, listen, signals::Shutdown, signing_key, toolchain};
+use crate::{
+    access, choices::LogFormat, config::Config, layers::ConfigError, listen, signals::Shutdown, signing_key, toolchain,
+};
 
 /// How long calls that do not end by themselves (a reader that stalls) are waited for once no job runs any more.
 const LAST_CALLS: Duration = Duration::from_secs(3);
@@ -36,10 +38,12 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let config = Arc::new(config);
 
     let (folder, executors) = private_folder(Arc::clone(&config)).await?;
-    let (unix, _socket_file) = listen::unix(&config.socket)?;
+    // Before anything that others see: a mistake in who may call must not let somebody in for a moment.
+    let (access, tls) = (access::access(&config)?, access::tls(&config)?);
+    let (unix, _socket_file) = listen::unix(&config.socket, access::socket(&config)?)?;
     let mut listeners = vec![Listener::Unix(unix, config.socket.clone())];
     if let Some(address) = config.listen_tcp {
-        listeners.push(Listener::Tcp(listen::tcp(address).await?));
+        listeners.push(Listener::Tcp(listen::tcp(address).await?, tls));
     }
     if let Some(address) = config.listen_http {
         listeners.push(Listener::Http(listen::tcp(address).await?));
@@ -59,7 +63,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     )));
 
     announce(&config, &listeners);
-    let result = serve(listeners, scheduler, store.clone(), api_config(&config, signer), &config, probe, &shutdown).await;
+    let api = api_config(&config, signer)?;
+    let result = serve(listeners, scheduler, store.clone(), api, access, &config, probe, &shutdown).await;
     if let Err(error) = store.close().await {
         tracing::warn!("the store did not close well: {error}");
     }
@@ -77,6 +82,7 @@ async fn serve(
     scheduler: Scheduler,
     store: Store,
     api: ApiConfig,
+    access: Arc<Access>,
     config: &Config,
     probe: AbortOnDropHandle<Result<(), NoToolchain>>,
     shutdown: &Shutdown,
@@ -87,6 +93,7 @@ async fn serve(
         scheduler.clone(),
         store,
         api,
+        access,
         draining.clone(),
         stop.clone(),
         shutdown.drain.clone(),
@@ -216,8 +223,8 @@ async fn signer(config: &Config) -> anyhow::Result<Signer> {
     Ok(signer)
 }
 
-fn api_config(config: &Config, signer: Signer) -> ApiConfig {
-    ApiConfig {
+fn api_config(config: &Config, signer: Signer) -> Result<ApiConfig, ConfigError> {
+    Ok(ApiConfig {
         graph_limits: config.graph_limits(),
         max_message_bytes: config.max_message_bytes,
         max_ranges: config.max_ranges,
@@ -226,11 +233,9 @@ fn api_config(config: &Config, signer: Signer) -> ApiConfig {
         max_pieces: MAX_PIECES,
         n_executors: config.n_executors,
         toolchain_timeout: Duration::from_secs(config.executor_ready_deadline_s),
-        trusted_frontend_peers: config.trusted_peers(),
-        admin_peers: config.admin_peers(),
+        access: access::access_config(config)?,
         signer: Arc::new(signer),
-        uid: config.surroundings.uid,
-    }
+    })
 }
 
 /// Says where the daemon listens: a line each on stdout for people and scripts (with port 0 the port is only known now), an
@@ -241,7 +246,8 @@ fn announce(config: &Config, listeners: &[Listener]) {
             Listener::Unix(_, path) => {
                 format!("unix://{}", std::path::absolute(path).as_deref().unwrap_or(path).display())
             }
-            Listener::Tcp(listener) => match listener.local_addr() {
+            Listener::Tcp(listener, tls) => match listener.local_addr() {
+                Ok(address) if tls.is_some() => format!("https://{address}"),
                 Ok(address) => format!("http://{address}"),
                 Err(_) => continue,
             },

@@ -83,14 +83,18 @@ fn make(path: &Path) -> Result<(), SigningKeyError> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(SigningKeyError::io("make the folder of", path))?;
     let mut seed = [0; 32];
-    let filled = getrandom(&mut seed, GetRandomFlags::empty()).map_err(|error| SigningKeyError::io("make", path)(error.into()))?;
+    let filled = getrandom(&mut seed, GetRandomFlags::empty())
+        .map_err(|error| SigningKeyError::io("make", path)(error.into()))?;
     if filled != seed.len() {
         return Err(SigningKeyError::io("make", path)(io::Error::other("the system gave no random bytes")));
     }
-    let pem = Signer::from_seed(&seed).to_pem().map_err(|source| SigningKeyError::Bad { path: path.to_owned(), source })?;
+    let pem =
+        Signer::from_seed(&seed).to_pem().map_err(|source| SigningKeyError::Bad { path: path.to_owned(), source })?;
     // Mode 0600, as tempfile makes them.
     let mut file = tempfile::NamedTempFile::new_in(folder).map_err(SigningKeyError::io("make", path))?;
-    file.write_all(pem.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(SigningKeyError::io("write", path))?;
+    file.write_all(pem.as_bytes())
+        .and_then(|()| file.as_file().sync_all())
+        .map_err(SigningKeyError::io("write", path))?;
     match file.persist_noclobber(path) {
         Ok(_) => tracing::info!(path = %path.display(), "made a signing key"),
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {}

@@ -9,14 +9,14 @@ use piecewised_proto::v1::{self, client::admin_service_client::AdminServiceClien
 use piecewised_wire::{format_from_proto, handle_from_proto, range_from_proto, tuning_from_proto};
 use serde::Serialize;
 use tokio_stream::{Stream, StreamExt as _};
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
-use crate::{Client, ClientError};
+use crate::{Client, ClientError, connect::Connection};
 
 /// The calls of `AdminService`.
 #[derive(Debug, Clone)]
 pub struct Admin {
-    service: AdminServiceClient<Channel>,
+    service: AdminServiceClient<Connection>,
 }
 
 /// What is stored under a key. `piecewised/v1/admin_service.proto` documents each field.

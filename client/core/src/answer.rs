@@ -54,10 +54,15 @@ impl Answer {
         self.keyring.of_daemon(&self.endpoint, "handle", handle.signature.as_ref(), &statement)?;
         let (range, keys) =
             self.accepted.as_ref().ok_or(TrustError::Unsigned { what: "answer" })?.get(index).ok_or_else(|| {
-                ClientError::BadResponse { problem: format!("a handle for entry {index}, which the plan does not have") }
+                ClientError::BadResponse {
+                    problem: format!("a handle for entry {index}, which the plan does not have"),
+                }
             })?;
         if !keys.contains(&handle.key) {
-            return Err(other(format!("a handle of key {} came for entry {index}, which has another", handle.key.short())));
+            return Err(other(format!(
+                "a handle of key {} came for entry {index}, which has another",
+                handle.key.short()
+            )));
         }
         if handle.range != *range {
             return Err(other(format!("a handle for other sizes came for entry {index}")));

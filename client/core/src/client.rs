@@ -26,9 +26,13 @@ use piecewised_wire::{
 use prost::Message as _;
 use tokio::time::Sleep;
 use tokio_stream::Stream;
-use tonic::{Streaming, transport::Channel};
+use tonic::Streaming;
 
-use crate::{Capabilities, ClientError, Endpoint, Event, EventKind, Keyring, ProgramPiece, answer::Answer, connect::connect};
+use crate::{
+    Capabilities, ClientError, Credentials, Endpoint, Event, EventKind, Keyring, ProgramPiece,
+    answer::Answer,
+    connect::{Connection, connect},
+};
 
 /// The call's path.
 const COMPILE: &str = "/piecewised.v1.CompileService/Compile";
@@ -47,6 +51,8 @@ pub struct ClientOptions {
     pub compile_budget: Option<Duration>,
     /// How long one artifact's transfer may stand still, and how often it is taken up again.
     pub fetch: FetchOptions,
+    /// What this side shows the daemon.
+    pub credentials: Credentials,
     /// Whose code is loaded. The default takes the key of each daemon on the first use of its Unix socket, and forgets it with the process.
     pub keyring: Keyring,
 }
@@ -76,6 +82,7 @@ impl Default for ClientOptions {
                 backoff: Duration::from_millis(50),
                 stall_timeout: Duration::from_secs(60),
             },
+            credentials: Credentials::default(),
             keyring: Keyring::default(),
         }
     }
@@ -84,8 +91,8 @@ impl Default for ClientOptions {
 /// A connection to one daemon. Cheap to clone; connects again by itself.
 #[derive(Debug, Clone)]
 pub struct Client {
-    pub(crate) service: CompileServiceClient<Channel>,
-    pub(crate) channel: Channel,
+    pub(crate) service: CompileServiceClient<Connection>,
+    pub(crate) channel: Connection,
     pub(crate) options: ClientOptions,
     endpoint: Endpoint,
 }
@@ -133,9 +140,9 @@ impl Client {
     /// Connects.
     ///
     /// # Errors
-    /// [`ClientError::Unreachable`].
+    /// [`ClientError::Unreachable`], [`ClientError::BadCredentials`].
     pub async fn connect(endpoint: Endpoint, options: ClientOptions) -> Result<Self, ClientError> {
-        let channel = connect(&endpoint, options.connect_timeout).await?;
+        let channel = connect(&endpoint, options.connect_timeout, &options.credentials).await?;
         Ok(Self { service: CompileServiceClient::new(channel.clone()), channel, options, endpoint })
     }
 
@@ -235,9 +242,12 @@ impl Client {
 }
 
 impl Client {
-    async fn call_compile(&self, call: tonic::Request<Bytes>) -> Result<tonic::Response<Streaming<v1::CompileEvent>>, tonic::Status> {
+    async fn call_compile(
+        &self,
+        call: tonic::Request<Bytes>,
+    ) -> Result<tonic::Response<Streaming<v1::CompileEvent>>, tonic::Status> {
         let mut calls = tonic::client::Grpc::new(self.channel.clone());
-        calls.ready().await.map_err(|error| tonic::Status::from_error(error.into()))?;
+        calls.ready().await.map_err(|error| tonic::Status::from_error(Box::new(error)))?;
         let codec = EncodedCodec::<v1::CompileRequest, v1::CompileEvent>::default();
         calls.server_streaming(call, PathAndQuery::from_static(COMPILE), codec).await
     }

@@ -34,7 +34,7 @@ const USERS_REASONS: [&str; 17] = [
 ];
 
 /// Reasons of a refusal for want of room.
-const FULL: [&str; 3] = ["QUEUE_FULL", "PEER_QUEUE_FULL", "PEER_BYTES_FULL"];
+const FULL: [&str; 5] = ["QUEUE_FULL", "PEER_QUEUE_FULL", "PEER_BYTES_FULL", "PEER_STREAMS_FULL", "PEER_RATE_FULL"];
 
 /// A failure of the client. The messages are complete sentences for people.
 #[derive(Debug, Error)]
@@ -77,6 +77,12 @@ pub enum ClientError {
     /// What came is not signed by whom this process trusts.
     #[error(transparent)]
     Untrusted(#[from] TrustError),
+    /// What this side should show the daemon, or judge it by, can't be used.
+    #[error("{problem}")]
+    BadCredentials {
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The keys that were given can't be read.
     #[error("PIECEWISED_TRUSTED_KEYS (trusted_keys) can't be used: {problem}")]
     BadTrustedKeys {
@@ -178,7 +184,11 @@ impl ClientError {
     /// Whether the caller has to change the plan, the options or the address: trying elsewhere would hide the mistake.
     pub fn is_callers_mistake(&self) -> bool {
         match self {
-            Self::Endpoint(_) | Self::BadTrustedKeys { .. } | Self::Plan(_) | Self::ProgramName(_) => true,
+            Self::Endpoint(_)
+            | Self::BadCredentials { .. }
+            | Self::BadTrustedKeys { .. }
+            | Self::Plan(_)
+            | Self::ProgramName(_) => true,
             Self::NoSegment { .. } | Self::GuardFailed { .. } => true,
             Self::Refused(refusal) => refusal.is_callers_mistake(),
             _ => false,
@@ -201,6 +211,7 @@ impl ClientError {
             Self::BadResponse { .. } => "BAD_RESPONSE",
             Self::Untrusted(error) => error.reason(),
             Self::BadTrustedKeys { .. } => "BAD_TRUSTED_KEYS",
+            Self::BadCredentials { .. } => "BAD_CREDENTIALS",
             Self::DigestMismatch { .. } => "DIGEST_MISMATCH",
             Self::TooLarge { .. } => "ARTIFACT_TOO_LARGE",
             Self::BadContainer { .. } => "BAD_CONTAINER",

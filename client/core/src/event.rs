@@ -179,7 +179,11 @@ impl From<v1::GraphDifference> for Difference {
 
 impl Event {
     /// The event of a message; `None` for one that this client doesn't know yet, or takes note of itself. `answer`: whose events they are.
-    pub(crate) fn from_proto(event: v1::CompileEvent, entries: &[Range], answer: &mut Answer) -> Result<Option<Self>, ClientError> {
+    pub(crate) fn from_proto(
+        event: v1::CompileEvent,
+        entries: &[Range],
+        answer: &mut Answer,
+    ) -> Result<Option<Self>, ClientError> {
         use v1::compile_event::Event as Wire;
         let bad = |problem: String| ClientError::BadResponse { problem };
         let index = event.index as usize;

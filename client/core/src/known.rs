@@ -14,7 +14,8 @@ use piecewised_graph::PublicKey;
 use crate::{ClientError, cache::check_private, trust::TrustError};
 
 const NAME: &str = "known_daemons";
-const HEADER: &str = "# Keys of piecewised daemons, taken when their Unix sockets were used first. Remove a line to take a new key.\n";
+const HEADER: &str =
+    "# Keys of piecewised daemons, taken when their Unix sockets were used first. Remove a line to take a new key.\n";
 
 /// The file.
 #[derive(Debug)]

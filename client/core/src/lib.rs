@@ -1,7 +1,7 @@
 //! The client that every language shares: connect, compile, fetch, verify, materialise, dispatch.
 //!
-//! * Nothing is read from the process environment below [`Endpoint::resolve`], [`Keyring::resolve`] and [`cache_folder`], and those take it
-//!   as an argument: configuration is passed in.
+//! * Nothing is read from the process environment below [`Endpoint::resolve`], [`Credentials::resolve`], [`Keyring::resolve`] and
+//!   [`cache_folder`], and those take it as an argument: configuration is passed in.
 //! * Nothing is fetched, unpacked or handed on that no daemon has signed whose key is trusted ([`Keyring`]).
 //! * Bytes are never used before their digest was checked, and files never before they were checked against the manifest.
 //! * Every error says whether the caller has to change the request ([`ClientError::is_callers_mistake`]) or whether the
@@ -17,6 +17,7 @@ mod cache;
 mod client;
 mod connect;
 mod container;
+mod credentials;
 mod dispatch;
 mod endpoint;
 mod error;
@@ -36,6 +37,7 @@ pub use bundle::{BUNDLE_VERSION, MAGIC, from_bundle, to_bundle};
 pub use cache::{Cache, cache_folder};
 pub use client::{Client, ClientOptions, CompileRequest, CompileStream, FetchOptions, Priority};
 pub use container::{ContainerError, unpack};
+pub use credentials::Credentials;
 pub use dispatch::{Dispatcher, Target, ValuePlace};
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{ClientError, Refusal};

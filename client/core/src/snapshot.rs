@@ -111,7 +111,8 @@ impl Client {
         digest: &[u8],
         signature: Option<v1::Signature>,
     ) -> Result<(), ClientError> {
-        let digest = Digest::from_slice(digest).map_err(|error| ClientError::BadResponse { problem: error.to_string() })?;
+        let digest =
+            Digest::from_slice(digest).map_err(|error| ClientError::BadResponse { problem: error.to_string() })?;
         let signature = signature.map(signature_from_proto).transpose()?;
         let statement = Statement::of_snapshot(name, total_bytes, &digest);
         self.options.keyring.of_daemon(self.endpoint(), "snapshot", signature.as_ref(), &statement)

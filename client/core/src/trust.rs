@@ -33,7 +33,9 @@ const MAX_VERIFIED: usize = 1 << 16;
 #[non_exhaustive]
 pub enum TrustError {
     /// No signature at all.
-    #[error("the {what} is not signed: the daemon is older than this client, or somebody has altered it on its way; update the daemon")]
+    #[error(
+        "the {what} is not signed: the daemon is older than this client, or somebody has altered it on its way; update the daemon"
+    )]
     Unsigned {
         /// "handle", "manifest", "snapshot", "answer".
         what: &'static str,
@@ -61,7 +63,9 @@ pub enum TrustError {
         file: PathBuf,
     },
     /// Keys were given, and this is none of them.
-    #[error("the {what} is signed with {found}, which is none of the keys that are trusted ({KEYS_VARIABLE}, trusted_keys); add it if it is your daemon's")]
+    #[error(
+        "the {what} is signed with {found}, which is none of the keys that are trusted ({KEYS_VARIABLE}, trusted_keys); add it if it is your daemon's"
+    )]
     NotPinned {
         /// As above.
         what: &'static str,
@@ -69,7 +73,9 @@ pub enum TrustError {
         found: PublicKey,
     },
     /// No key was given, and none can be taken here.
-    #[error("the key {found} of the {what} is not known here: {why}; name it in {KEYS_VARIABLE} if it is your daemon's (`piecewised status` there has it)")]
+    #[error(
+        "the key {found} of the {what} is not known here: {why}; name it in {KEYS_VARIABLE} if it is your daemon's (`piecewised status` there has it)"
+    )]
     NotKnown {
         /// As above.
         what: &'static str,
@@ -133,7 +139,8 @@ impl Keyring {
         cache_folder: &Path,
     ) -> Result<Self, ClientError> {
         let from_environment = || environment(KEYS_VARIABLE);
-        let Some(text) = given.map(str::to_owned).or_else(from_environment).filter(|text| !text.trim().is_empty()) else {
+        let Some(text) = given.map(str::to_owned).or_else(from_environment).filter(|text| !text.trim().is_empty())
+        else {
             return Ok(Self::remembering(cache_folder));
         };
         let bad = |problem: String| ClientError::BadTrustedKeys { problem };
@@ -181,7 +188,8 @@ impl Keyring {
         if is_known {
             return Ok(());
         }
-        let why = "no daemon has been used through its Unix socket with this cache folder that signs with it".to_owned();
+        let why =
+            "no daemon has been used through its Unix socket with this cache folder that signs with it".to_owned();
         Err(TrustError::NotKnown { what, found, why }.into())
     }
 
@@ -259,7 +267,8 @@ fn signed(what: &'static str, signature: Option<&Signature>, statement: &Stateme
 fn first_use(socket: &Path) -> Result<(), String> {
     let me = rustix::process::geteuid().as_raw();
     let is_ours = |uid| uid == me || uid == 0;
-    let owner = |path: &Path| fs::metadata(path).map_err(|error| format!("{} can't be looked at: {error}", path.display()));
+    let owner =
+        |path: &Path| fs::metadata(path).map_err(|error| format!("{} can't be looked at: {error}", path.display()));
     let found = owner(socket)?;
     let folder = owner(socket.parent().unwrap_or(Path::new("/")))?;
     if is_ours(found.uid()) || (is_ours(folder.uid()) && folder.mode() & 0o022 == 0) {

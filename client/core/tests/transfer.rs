@@ -49,7 +49,11 @@ async fn world(change: impl FnOnce(&mut ClientOptions)) -> World {
 }
 
 fn handle_of(bytes: &[u8]) -> Handle {
-    signed(Handle { digest: Digest::of(bytes), size_bytes: bytes.len() as u64, ..handle(Some((1, 4)), &[Some((1, 4))]) })
+    signed(Handle {
+        digest: Digest::of(bytes),
+        size_bytes: bytes.len() as u64,
+        ..handle(Some((1, 4)), &[Some((1, 4))])
+    })
 }
 
 fn chunk(bytes: &[u8], from: usize, to: usize) -> Result<v1::FetchArtifactResponse, Status> {
@@ -358,7 +362,13 @@ async fn a_snapshot_is_sent_in_parts_and_verified_when_it_comes_back() {
     let chunk = |from: usize, to: usize| {
         let data = bytes[from..to].to_vec().into();
         let signature = Some(piecewised_wire::signature_to_proto(&signature));
-        Ok(v1::FetchSnapshotResponse { offset: from as u64, data, total_bytes: 600_000, digest: digest.clone(), signature })
+        Ok(v1::FetchSnapshotResponse {
+            offset: from as u64,
+            data,
+            total_bytes: 600_000,
+            digest: digest.clone(),
+            signature,
+        })
     };
     let script = |answers: Vec<Answer<v1::FetchSnapshotResponse>>| {
         world.server.0.lock().unwrap().snapshots = answers.into();

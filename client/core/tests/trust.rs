@@ -176,7 +176,9 @@ async fn answers_that_are_forged_altered_or_of_another_request_are_refused() {
         // The genuine answer to another request.
         (
             "a word for another request",
-            Box::new(|_| vec![of_request(accepted(Digest([5; 32]), &signer())), ready(0, signer().signed_handle(&first()))]),
+            Box::new(|_| {
+                vec![of_request(accepted(Digest([5; 32]), &signer())), ready(0, signer().signed_handle(&first()))]
+            }),
             "OTHER_REQUEST",
         ),
         ("a word with another digest", with(|it| it.request_digest[0] ^= 1), "BAD_SIGNATURE"),
@@ -189,11 +191,7 @@ async fn answers_that_are_forged_altered_or_of_another_request_are_refused() {
             handle(signer().signed_handle(&Handle { key: Digest([2; 32]), ..first() })),
             "OTHER_REQUEST",
         ),
-        (
-            "a handle without sizes",
-            handle(signer().signed_handle(&common::handle(None, &[None]))),
-            "OTHER_REQUEST",
-        ),
+        ("a handle without sizes", handle(signer().signed_handle(&common::handle(None, &[None]))), "OTHER_REQUEST"),
         (
             "a handle for other sizes",
             handle(signer().signed_handle(&common::handle(Some((1, 15)), &[Some((1, 15))]))),
@@ -506,4 +504,3 @@ async fn a_snapshot_is_the_one_that_was_asked_for() {
         }
     }
 }
-

@@ -202,7 +202,7 @@ impl Admin {
     /// Who asks, if he may; that he may not is in the log too.
     fn admin<T>(&self, request: &Request<T>, what: &'static str) -> Result<Peer, ApiError> {
         let peer = peer::peer(request);
-        trust::check_admin(request, &self.config)
+        trust::check_admin(request, &self.config.access)
             .inspect_err(|_| tracing::warn!(target: "audit", %peer, what, "refused: not an admin"))?;
         Ok(peer)
     }

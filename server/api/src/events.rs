@@ -35,7 +35,8 @@ pub(crate) struct Asked {
 /// The signed word for what a request asks for. Its digest is that of its bytes.
 pub(crate) fn accepted(digest: Digest, checked: &Checked, signer: &Signer) -> v1::Accepted {
     let entry = |(position, entry): (usize, &Option<Range>)| {
-        let keys = checked.specs.get(position).map(|spec| spec.key).into_iter().chain(checked.tuned.get(position).copied());
+        let keys =
+            checked.specs.get(position).map(|spec| spec.key).into_iter().chain(checked.tuned.get(position).copied());
         v1::AcceptedEntry { range: entry.map(wire::range_to_proto), keys: keys.map(|key| key.0.to_vec()).collect() }
     };
     let entries = checked.entries.iter().enumerate().map(entry).collect();
@@ -364,7 +365,8 @@ mod tests {
         let started = Instant::now();
         let signer = Arc::new(Signer::from_seed(&[1; 32]));
         let accepted = v1::Accepted::default();
-        let asked = Asked { program: None, is_strict, started, deadline: None, account, difference: None, accepted, signer };
+        let asked =
+            Asked { program: None, is_strict, started, deadline: None, account, difference: None, accepted, signer };
         let events = events(tickets, asked);
         let events: Vec<_> = events.map(Result::unwrap).collect().await;
         let mut found = Vec::new();

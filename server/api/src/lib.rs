@@ -3,6 +3,7 @@
 //! The outermost room of the server: it alone knows tonic and the messages. It turns requests into jobs, job states into
 //! events, and errors into `Status` ([`status`], the one mapping). It decides nothing that outlives a request.
 
+mod access;
 mod account;
 mod admin;
 mod capabilities;
@@ -18,6 +19,7 @@ mod service;
 mod snapshots;
 pub mod status;
 mod tally;
+mod tls;
 mod trust;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -36,10 +38,15 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Server;
 use tower::util::{MapRequestLayer, MapResponseLayer};
 
-use crate::{admin::Admin, http::Site, tally::Tally};
+use crate::{access::AccessLayer, admin::Admin, http::Site, tally::Tally};
 
+pub use access::{Access, AccessConfig, BadRole, BadTokens, PeerLimits, Role, Roles, Who};
 pub use service::Compiler;
+pub use tls::{BadTls, Tls, TlsFiles};
 pub use trust::TrustedPeers;
+
+/// Of one request's headers.
+const MAX_HEADER_BYTES: u32 = 16 << 10;
 
 /// What requests may hold, and how long they wait.
 #[derive(Debug, Clone)]
@@ -60,14 +67,10 @@ pub struct ApiConfig {
     pub n_executors: usize,
     /// How long a Compile waits for a toolchain that is still being probed.
     pub toolchain_timeout: Duration,
-    /// Who may send what executors unpickle.
-    pub trusted_frontend_peers: TrustedPeers,
-    /// Who may change what the daemon has.
-    pub admin_peers: TrustedPeers,
+    /// Who may call, and what for.
+    pub access: AccessConfig,
     /// Signs what is handed out.
     pub signer: Arc<Signer>,
-    /// The daemon's own user.
-    pub uid: u32,
 }
 
 /// Where to listen.
@@ -75,8 +78,8 @@ pub struct ApiConfig {
 pub enum Listener {
     /// A Unix socket, already bound.
     Unix(UnixListener, PathBuf),
-    /// A TCP socket, already bound.
-    Tcp(TcpListener),
+    /// A TCP socket, already bound, and the TLS that is spoken there.
+    Tcp(TcpListener, Option<Tls>),
     /// A TCP socket for HTTP, already bound: probes and metrics.
     Http(TcpListener),
 }
@@ -106,6 +109,7 @@ pub async fn serve(
     scheduler: Scheduler,
     store: Store,
     config: ApiConfig,
+    access: Arc<Access>,
     draining: CancellationToken,
     stop: CancellationToken,
     drain: CancellationToken,
@@ -137,8 +141,10 @@ pub async fn serve(
             .initial_connection_window_size(16 << 20)
             .max_concurrent_streams(1024)
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
-            .layer(MapRequestLayer::new(received::digest_compiles))
+            .http2_max_header_list_size(MAX_HEADER_BYTES)
             .layer(MapResponseLayer::new(status::name_oversized_messages))
+            .layer(AccessLayer(Arc::clone(&access)))
+            .layer(MapRequestLayer::new(received::digest_compiles))
             .add_service(health.clone())
             .add_service(reflection.clone())
             .add_service(reflection_alpha.clone())
@@ -149,14 +155,18 @@ pub async fn serve(
     let tasks = TaskTracker::new();
     let mut handles = Vec::new();
     for listener in listeners {
-        let stopped = stop.clone().cancelled_owned();
+        let (stopping, stopped) = (stop.clone(), stop.clone().cancelled_owned());
         let (router, site) = (router(), site.clone());
         handles.push(tasks.spawn(async move {
             match listener {
                 Listener::Unix(listener, _) => {
                     router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped).await?;
                 }
-                Listener::Tcp(listener) => {
+                Listener::Tcp(listener, Some(tls)) => {
+                    let connections = tls.accept(listener, stopping);
+                    router.serve_with_incoming_shutdown(connections, stopped).await?;
+                }
+                Listener::Tcp(listener, None) => {
                     router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped).await?;
                 }
                 Listener::Http(listener) => http::serve(listener, site, stopped).await?,

@@ -58,7 +58,7 @@ impl CompileService for Compiler {
         &self,
         request: Request<v1::GetCapabilitiesRequest>,
     ) -> Result<Response<v1::GetCapabilitiesResponse>, Status> {
-        let trusts_frontend = trust::is_trusted(&request, &self.config);
+        let trusts_frontend = trust::is_trusted(&request);
         let frontend = request.into_inner().frontend;
         if trusts_frontend && !frontend.is_empty() {
             self.scheduler.prepare(frontend);
@@ -70,7 +70,7 @@ impl CompileService for Compiler {
     async fn compile(&self, request: Request<v1::CompileRequest>) -> Result<Response<Self::CompileStream>, Status> {
         let started = Instant::now();
         if request.get_ref().frontend.is_some() {
-            trust::check(&request, &self.config).inspect_err(|error| tracing::info!("refused: {error:?}"))?;
+            trust::check(&request, &self.config.access).inspect_err(|error| tracing::info!("refused: {error:?}"))?;
         }
         let (peer, deadline) = (peer::peer(&request), peer::deadline(request.metadata()));
         let digest = received::digest(&request).ok_or_else(|| {
@@ -96,7 +96,8 @@ impl CompileService for Compiler {
         let (is_strict, difference) = (checked.is_strict, checked.difference.as_ref().map(node_status::difference));
         let tickets = self.submit(&peer, checked).await?;
         let account = Account::new(Some((self.scheduler.clone(), label)), &tickets);
-        let stream = events(tickets, Asked { program, is_strict, started, deadline, account, difference, accepted, signer });
+        let stream =
+            events(tickets, Asked { program, is_strict, started, deadline, account, difference, accepted, signer });
         Ok(Response::new(Box::pin(stream)))
     }
 
@@ -104,7 +105,7 @@ impl CompileService for Compiler {
         &self,
         request: Request<v1::ForgetFailuresRequest>,
     ) -> Result<Response<v1::ForgetFailuresResponse>, Status> {
-        trust::check_admin(&request, &self.config)?;
+        trust::check_admin(&request, &self.config.access)?;
         let peer = peer::peer(&request);
         let key = request.into_inner().key;
         let key = match key.len() {
@@ -137,7 +138,7 @@ impl CompileService for Compiler {
         &self,
         request: Request<Streaming<v1::PutSnapshotRequest>>,
     ) -> Result<Response<v1::PutSnapshotResponse>, Status> {
-        trust::check(&request, &self.config)?;
+        trust::check(&request, &self.config.access)?;
         let peer = peer::peer(&request);
         let name = snapshots::put(&self.store, &self.config, &self.receiving, request.into_inner()).await?;
         tracing::info!(%peer, frontend = name.frontend, name = name.name, "took a snapshot");

@@ -26,7 +26,9 @@ pub struct Signature {
 
 /// Text that is no public key.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{found:?} is not a public key: \"{PREFIX}\" and 64 hexadecimal digits are, as `piecewised status` and the daemon's log have it")]
+#[error(
+    "{found:?} is not a public key: \"{PREFIX}\" and 64 hexadecimal digits are, as `piecewised status` and the daemon's log have it"
+)]
 pub struct BadPublicKey {
     found: String,
 }

@@ -91,14 +91,19 @@ fn statements_and_signatures_stay_what_they_are() {
         request d81048566a00b0d878df3361734c0b5d
         manifest 8818a48e2e40f2346d21cf0eddee8587
         snapshot 136f0bceb711402e222a9596dbe516ac
-    "#]].assert_eq(&found);
+    "#]]
+    .assert_eq(&found);
 }
 
 #[test]
 fn a_signature_is_of_one_statement_by_one_key() {
     let (signer, other) = (Signer::from_seed(&[7; 32]), Signer::from_seed(&[8; 32]));
-    let statements =
-        [Statement::of_handle(&handle()), Statement::of_accepted(&accepted()), Statement::of_manifest(&manifest()), snapshot()];
+    let statements = [
+        Statement::of_handle(&handle()),
+        Statement::of_accepted(&accepted()),
+        Statement::of_manifest(&manifest()),
+        snapshot(),
+    ];
     for (at, statement) in statements.iter().enumerate() {
         let signature = signer.sign(statement);
         for (position, against) in statements.iter().enumerate() {
@@ -137,7 +142,14 @@ fn keys_are_written_and_read() {
     assert!(!format!("{signer:?}").contains("PRIVATE") && format!("{signer:?}").contains("ed25519:"));
     let text = format!("{}, {}", signer.public_key(), Signer::from_seed(&[8; 32]).public_key());
     assert_eq!(public_keys(&text).unwrap().len(), 2);
-    for wrong in ["", "# nothing\n", "ed25519:1", "-----BEGIN PUBLIC KEY-----\nabc\n-----END PUBLIC KEY-----", "-----BEGIN PUBLIC KEY-----", &pem] {
+    for wrong in [
+        "",
+        "# nothing\n",
+        "ed25519:1",
+        "-----BEGIN PUBLIC KEY-----\nabc\n-----END PUBLIC KEY-----",
+        "-----BEGIN PUBLIC KEY-----",
+        &pem,
+    ] {
         assert!(public_keys(wrong).is_err(), "{wrong:?}");
     }
 }

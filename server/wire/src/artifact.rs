@@ -1,8 +1,8 @@
 //! Handles, toolchains, devices.
 
 use piecewised_graph::{
-    Candidate, CheckedSize, Digest, GuardSymbol, Handle, Latency, PhaseTiming, PublicKey, Segment, Signature, Timings, TuningReport,
-    Verification, VerificationChecker, VerificationOutcome,
+    Candidate, CheckedSize, Digest, GuardSymbol, Handle, Latency, PhaseTiming, PublicKey, Segment, Signature, Timings,
+    TuningReport, Verification, VerificationChecker, VerificationOutcome,
     request::{ArtifactFormat, DeviceKind, Toolchain},
 };
 use piecewised_plan::Range;

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use piecewised_graph::{
-    Candidate, CheckedSize, Digest, Frontend, GuardSymbol, Handle, Latency, PhaseTiming, PublicKey, Segment, Signature, Timings,
-    TuningReport, Verification, VerificationChecker, VerificationOutcome,
+    Candidate, CheckedSize, Digest, Frontend, GuardSymbol, Handle, Latency, PhaseTiming, PublicKey, Segment, Signature,
+    Timings, TuningReport, Verification, VerificationChecker, VerificationOutcome,
     model::{
         Argument, Constant, Device, Graph, Node, Op, Real, Subgraph, SymExpr, SymFunction, Symbol, TensorMeta,
         ValueMeta,

@@ -72,6 +72,10 @@ class Client:
         budget_s: float | None = None,
         cache_dir: str | PathLike[str] | None = None,
         trusted_keys: str | None = None,
+        ca: str | PathLike[str] | None = None,
+        cert: str | PathLike[str] | None = None,
+        key: str | PathLike[str] | None = None,
+        token: str | PathLike[str] | None = None,
     ) -> None: ...
     @property
     def endpoint(self) -> str: ...
