@@ -73,7 +73,7 @@ pub(crate) fn access(config: &Config) -> anyhow::Result<Arc<Access>> {
 }
 
 /// The same without the tokens.
-pub(crate) fn access_config(config: &Config) -> Result<AccessConfig, ConfigError> {
+fn access_config(config: &Config) -> Result<AccessConfig, ConfigError> {
     let uid = config.surroundings.uid;
     let wrong = |key: &str, entry: &str, problem: String| ConfigError::new(format!("{key}: {entry:?}: {problem}"));
     let of = |entry: &String| {

@@ -15,9 +15,7 @@ use piecewised_store::Store;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use crate::{
-    access, choices::LogFormat, config::Config, layers::ConfigError, listen, signals::Shutdown, signing_key, toolchain,
-};
+use crate::{access, choices::LogFormat, config::Config, listen, signals::Shutdown, signing_key, toolchain};
 
 /// How long calls that do not end by themselves (a reader that stalls) are waited for once no job runs any more.
 const LAST_CALLS: Duration = Duration::from_secs(3);
@@ -63,8 +61,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     )));
 
     announce(&config, &listeners);
-    let api = api_config(&config, signer)?;
-    let result = serve(listeners, scheduler, store.clone(), api, access, &config, probe, &shutdown).await;
+    let api = api_config(&config, signer, access);
+    let result = serve(listeners, scheduler, store.clone(), api, &config, probe, &shutdown).await;
     if let Err(error) = store.close().await {
         tracing::warn!("the store did not close well: {error}");
     }
@@ -82,7 +80,6 @@ async fn serve(
     scheduler: Scheduler,
     store: Store,
     api: ApiConfig,
-    access: Arc<Access>,
     config: &Config,
     probe: AbortOnDropHandle<Result<(), NoToolchain>>,
     shutdown: &Shutdown,
@@ -93,7 +90,6 @@ async fn serve(
         scheduler.clone(),
         store,
         api,
-        access,
         draining.clone(),
         stop.clone(),
         shutdown.drain.clone(),
@@ -223,8 +219,8 @@ async fn signer(config: &Config) -> anyhow::Result<Signer> {
     Ok(signer)
 }
 
-fn api_config(config: &Config, signer: Signer) -> Result<ApiConfig, ConfigError> {
-    Ok(ApiConfig {
+fn api_config(config: &Config, signer: Signer, access: Arc<Access>) -> ApiConfig {
+    ApiConfig {
         graph_limits: config.graph_limits(),
         max_message_bytes: config.max_message_bytes,
         max_ranges: config.max_ranges,
@@ -233,9 +229,9 @@ fn api_config(config: &Config, signer: Signer) -> Result<ApiConfig, ConfigError>
         max_pieces: MAX_PIECES,
         n_executors: config.n_executors,
         toolchain_timeout: Duration::from_secs(config.executor_ready_deadline_s),
-        access: access::access_config(config)?,
+        access,
         signer: Arc::new(signer),
-    })
+    }
 }
 
 /// Says where the daemon listens: a line each on stdout for people and scripts (with port 0 the port is only known now), an

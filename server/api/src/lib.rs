@@ -68,7 +68,7 @@ pub struct ApiConfig {
     /// How long a Compile waits for a toolchain that is still being probed.
     pub toolchain_timeout: Duration,
     /// Who may call, and what for.
-    pub access: AccessConfig,
+    pub access: Arc<Access>,
     /// Signs what is handed out.
     pub signer: Arc<Signer>,
 }
@@ -109,7 +109,6 @@ pub async fn serve(
     scheduler: Scheduler,
     store: Store,
     config: ApiConfig,
-    access: Arc<Access>,
     draining: CancellationToken,
     stop: CancellationToken,
     drain: CancellationToken,
@@ -127,6 +126,7 @@ pub async fn serve(
     let max_message_bytes = config.max_message_bytes;
     let tally = Arc::new(Tally::default());
     let site = Site::new(scheduler.clone(), store.clone(), Arc::clone(&tally), draining.clone());
+    let access = Arc::clone(&config.access);
     let config = Arc::new(config);
     let admin = Admin::new(scheduler.clone(), store.clone(), Arc::clone(&config), stop.clone(), drain);
     let admin = AdminServiceServer::new(admin).max_encoding_message_size(usize::MAX);

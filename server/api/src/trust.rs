@@ -6,7 +6,7 @@
 use tonic::{Code, Request};
 
 use crate::{
-    access::{AccessConfig, Role},
+    access::{Access, Role},
     peer,
     status::ApiError,
 };
@@ -36,16 +36,17 @@ fn has<T>(request: &Request<T>, role: Role) -> bool {
 ///
 /// # Errors
 /// `NOT_ADMIN`, with what to do.
-pub(crate) fn check_admin<T>(request: &Request<T>, config: &AccessConfig) -> Result<(), ApiError> {
+pub(crate) fn check_admin<T>(request: &Request<T>, access: &Access) -> Result<(), ApiError> {
     if has(request, Role::Admin) {
         return Ok(());
     }
+    let config = access.config();
     let why = match (config.admin_peers, uid(request)) {
         (TrustedPeers::None, _) => "the operator lets nobody change anything (admin_peers = \"none\")".to_owned(),
         (_, uid) => format!(
             "{}, and only processes of user {} that come through the daemon's Unix socket may change anything, and who has the role admin; call as that \
              user, or have the operator give you the role or set admin_peers = \"all\"",
-            uid.map_or_else(|| format!("you are {}", peer::peer(request)), |uid| format!("you are user {uid}")),
+            uid.map_or_else(|| stranger(request), |uid| format!("you are user {uid}")),
             config.uid
         ),
     };
@@ -56,10 +57,11 @@ pub(crate) fn check_admin<T>(request: &Request<T>, config: &AccessConfig) -> Res
 ///
 /// # Errors
 /// `FRONTEND_NOT_TRUSTED`, with what to do.
-pub(crate) fn check<T>(request: &Request<T>, config: &AccessConfig) -> Result<(), ApiError> {
+pub(crate) fn check<T>(request: &Request<T>, access: &Access) -> Result<(), ApiError> {
     if is_trusted(request) {
         return Ok(());
     }
+    let config = access.config();
     let why = match (config.trusted_frontend_peers, uid(request)) {
         (TrustedPeers::None, _) => {
             "the operator trusts nobody with a frontend (trusted_frontend_peers = \"none\")".to_owned()
@@ -71,13 +73,21 @@ pub(crate) fn check<T>(request: &Request<T>, config: &AccessConfig) -> Result<()
             config.uid
         ),
         (_, None) => format!(
-            "over TCP the daemon trusts who has the role frontend with one, and you are {}; have the operator give you the role, connect through its Unix \
-             socket as user {}, or have trusted_frontend_peers = \"all\" set where everybody who can connect may run code as the daemon's user",
-            peer::peer(request),
+            "{}, and it trusts processes of user {} with a frontend, and who has the role frontend; connect through its Unix socket, have the operator \
+             give you the role, or have trusted_frontend_peers = \"all\" set where everybody who can connect may run code as the daemon's user",
+            stranger(request),
             config.uid
         ),
     };
     Err(ApiError::new(Code::PermissionDenied, "FRONTEND_NOT_TRUSTED", why))
+}
+
+/// Who calls by TCP, in words.
+fn stranger<T>(request: &Request<T>) -> String {
+    match peer::caller(request) {
+        Some(caller) if caller.is_known => format!("you are {}", caller.peer),
+        _ => "over TCP the daemon cannot tell who you are".to_owned(),
+    }
 }
 
 fn uid<T>(request: &Request<T>) -> Option<u32> {

@@ -75,7 +75,7 @@ fn statements_and_signatures_stay_what_they_are() {
         let signature = signer.sign(&statement);
         assert!(verify(&signature, &statement));
         let text = serde_json::to_value(signature).unwrap();
-        format!("{}", text["value"].as_str().unwrap().get(..32).unwrap())
+        text["value"].as_str().unwrap()[..32].to_owned()
     };
     let found = format!(
         "key {}\nhandle {}\nrequest {}\nmanifest {}\nsnapshot {}\n",

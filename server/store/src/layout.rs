@@ -27,7 +27,9 @@ const SET_ASIDE_NAME: &str = "set-aside";
 const CLEAN_NAME: &str = "clean";
 const MANIFESTS_NAME: &str = "manifests";
 const NOTES_NAME: &str = "notes";
-const OURS: [&str; 9] = [
+/// The daemon's, whose it is to read and write.
+const SIGNING_KEY_NAME: &str = "signing-key.pem";
+const OURS: [&str; 10] = [
     FORMAT_NAME,
     CLEAN_NAME,
     LOCK_NAME,
@@ -37,6 +39,7 @@ const OURS: [&str; 9] = [
     NOTES_NAME,
     TMP_NAME,
     SET_ASIDE_NAME,
+    SIGNING_KEY_NAME,
 ];
 
 /// Damaged indexes that are kept for people to look at; older ones are deleted.

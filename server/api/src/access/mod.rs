@@ -73,6 +73,8 @@ pub(crate) struct Caller {
     pub(crate) roles: Roles,
     /// Where it comes through the Unix socket.
     pub(crate) uid: Option<u32>,
+    /// Whether anything proves who it is.
+    pub(crate) is_known: bool,
 }
 
 /// Decides who may.
@@ -101,6 +103,11 @@ impl Access {
             .map(|path| Watched::start("the tokens", vec![path.clone()], move || Tokens::load(&path)));
         let usage = Usage::new(config.limits);
         Ok(Self { config, tokens: tokens.transpose()?, usage })
+    }
+
+    /// The operator's choices.
+    pub(crate) fn config(&self) -> &AccessConfig {
+        &self.config
     }
 
     /// Who calls, if it may call at all, and the call, until it has ended.
@@ -164,11 +171,12 @@ impl Access {
                 (Some(names.join(" and ")), proven.iter().fold(Roles::NONE, |roles, one| roles.and(one.roles)))
             }
         };
+        let is_known = who.is_some();
         let peer = who.as_ref().map_or_else(|| address.clone(), |who| format!("{who} from {address}"));
         // Who proves nothing is known by its machine, not by its connection.
         let shared =
             who.unwrap_or_else(|| address.rsplit_once(':').map_or(address.as_str(), |(machine, _)| machine).to_owned());
-        Ok((Caller { peer: Peer::new(peer), roles: self.with_all(roles, false), uid: None }, shared.into()))
+        Ok((Caller { peer: Peer::new(peer), roles: self.with_all(roles, false), uid: None, is_known }, shared.into()))
     }
 
     fn unix(&self, info: &UdsConnectInfo, token: Option<Proven>) -> Result<(Caller, Arc<str>), ApiError> {
@@ -212,7 +220,7 @@ impl Access {
             }
         };
         let shared: Arc<str> = name.as_str().into();
-        Ok((Caller { peer: Peer::new(Arc::clone(&shared)), roles, uid: Some(uid) }, shared))
+        Ok((Caller { peer: Peer::new(Arc::clone(&shared)), roles, uid: Some(uid), is_known: true }, shared))
     }
 
     /// With what the operator gives by where somebody comes from.

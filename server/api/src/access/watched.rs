@@ -26,13 +26,19 @@ impl<T> Clone for Watched<T> {
 
 /// Whatever changes when a file does.
 #[derive(Debug, PartialEq, Eq)]
-struct Stamp(Vec<Option<(u64, u64, i64, i64, u64)>>);
+struct Stamp(Vec<Option<[i128; 5]>>);
 
 impl Stamp {
     fn of(paths: &[PathBuf]) -> Self {
         let one = |path: &PathBuf| {
             let found = fs::metadata(path).ok()?;
-            Some((found.dev(), found.ino(), found.mtime(), found.mtime_nsec(), found.len()))
+            Some([
+                found.dev().into(),
+                found.ino().into(),
+                found.mtime().into(),
+                found.mtime_nsec().into(),
+                found.len().into(),
+            ])
         };
         Self(paths.iter().map(one).collect())
     }
@@ -61,7 +67,7 @@ impl<T: Send + Sync + 'static> Watched<T> {
     }
 }
 
-async fn watch<T, E: std::error::Error>(
+async fn watch<T, E>(
     what: &'static str,
     paths: Vec<PathBuf>,
     load: impl Fn() -> Result<T, E> + Send + 'static,
@@ -69,7 +75,7 @@ async fn watch<T, E: std::error::Error>(
     place: Weak<RwLock<Arc<T>>>,
 ) where
     T: Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    E: std::error::Error + Send + Sync + 'static,
 {
     loop {
         tokio::time::sleep(INTERVAL).await;
