@@ -387,7 +387,7 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
-        let Some(Event::Completed(summary)) = &events[3].event else { panic!("{:?}", events[3]) };
+        let Some(Event::Completed(summary)) = &events[4].event else { panic!("{:?}", events[4]) };
         (found, summary.clone())
     }
 
