@@ -455,7 +455,20 @@ mod tests {
 
     #[test]
     fn variables_of_others_do_not_count() {
-        let names = ["ENDPOINT", "CACHE_DIR", "LIBTORCH", "TEST_PYTHON", "SERVICE_HOST", "PORT", "PORT_7410_TCP_ADDR"];
+        let names = [
+            "ENDPOINT",
+            "CACHE_DIR",
+            "TRUSTED_KEYS",
+            "CA",
+            "CERT",
+            "KEY",
+            "TOKEN",
+            "LIBTORCH",
+            "TEST_PYTHON",
+            "SERVICE_HOST",
+            "PORT",
+            "PORT_7410_TCP_ADDR",
+        ];
         let names: Vec<_> = names.iter().map(|name| format!("PIECEWISED_{name}")).collect();
         let variables: Vec<_> = names.iter().map(|name| (name.as_str(), "tcp://10.0.0.1:7410")).collect();
         load(&[], &variables, None).unwrap();
