@@ -265,6 +265,31 @@ async fn a_key_that_is_not_remembered_anywhere_is_kept_by_the_process() {
 }
 
 #[tokio::test]
+#[allow(clippy::print_stderr, reason = "says why it was skipped")]
+async fn no_key_is_taken_of_a_socket_that_another_user_could_have_put_there() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can give a file away");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (server, endpoint) = serve(folder.path());
+    let Endpoint::Unix(socket) = &endpoint else { unreachable!("it listens on one") };
+    let client = connect(&endpoint, Keyring::default()).await;
+    let give = |path: &Path, uid| std::os::unix::fs::chown(path, Some(uid), None).unwrap();
+    give(socket, 4711);
+    give(folder.path(), 4711);
+    let error = taken(&client, &server, genuine(&signer())).await.unwrap_err();
+    assert_eq!(error.reason(), "KEY_NOT_TRUSTED");
+    assert!(error.to_string().contains("is user 4711's"), "{error}");
+    // Given, it counts.
+    let given = connect(&endpoint, keyring()).await;
+    taken(&given, &server, genuine(&signer())).await.unwrap();
+    // In a folder of ours he could not have put it there.
+    give(folder.path(), 0);
+    taken(&client, &server, genuine(&signer())).await.unwrap();
+}
+
+#[tokio::test]
 async fn over_tcp_no_key_is_taken_and_a_given_one_counts() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = Endpoint::Http(listener.local_addr().unwrap().to_string());
