@@ -72,16 +72,63 @@ pub(crate) struct ServeArguments {
     #[serde(skip)]
     pub(crate) check: bool,
 
-    /// The Unix socket to listen on, mode 0600 [default: $XDG_RUNTIME_DIR/piecewised/piecewised.sock, else
+    /// The Unix socket to listen on [default: $XDG_RUNTIME_DIR/piecewised/piecewised.sock, else
     /// /run/piecewised/piecewised.sock, else /tmp/piecewised-UID/piecewised.sock].
     #[arg(long, value_name = "PATH", help_heading = "Listening")]
     #[serde(skip_serializing_if = "Option::is_none")]
     socket: Option<PathBuf>,
 
-    /// Also listen on TCP, on a loopback address: 127.0.0.1:7410.
+    /// The socket's mode, octal; who may call is --allowed-peers' business as well [default: 0600].
+    #[arg(long, value_name = "MODE", help_heading = "Listening")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    socket_mode: Option<String>,
+
+    /// The socket's owner, by name or number; root only [default: the daemon's user].
+    #[arg(long, value_name = "USER", help_heading = "Listening")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    socket_user: Option<String>,
+
+    /// The socket's group, by name or number [default: the daemon's].
+    #[arg(long, value_name = "GROUP", help_heading = "Listening")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    socket_group: Option<String>,
+
+    /// Who may call through the Unix socket: same_uid, user:NAME, group:NAME (of the process, names or numbers) or all, with =ROLES for others than
+    /// read+compile; may be repeated [default: same_uid].
+    #[arg(long, value_name = "WHO[=ROLES]", help_heading = "Listening")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    allowed_peers: Vec<String>,
+
+    /// Also listen on TCP: 127.0.0.1:7410. Where other machines reach the address, TLS, and --tls-client-ca or --tokens, are needed.
     #[arg(long, value_name = "ADDRESS:PORT", help_heading = "Listening")]
     #[serde(skip_serializing_if = "Option::is_none")]
     listen_tcp: Option<SocketAddr>,
+
+    /// The daemon's certificate for TCP, and those between it and its CA: a PEM file. It and the next three are read again when they change.
+    #[arg(long, value_name = "FILE", help_heading = "Listening")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_cert: Option<PathBuf>,
+
+    /// Its private key: a PEM file, mode 0600.
+    #[arg(long, value_name = "FILE", help_heading = "Listening")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_key: Option<PathBuf>,
+
+    /// Who signs the certificates of clients: a PEM file. Without it they are asked for none.
+    #[arg(long, value_name = "FILE", help_heading = "Listening")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_client_ca: Option<PathBuf>,
+
+    /// Which clients' certificates may call, by a name in them, with =ROLES for others than read+compile; may be repeated [default: all that
+    /// --tls-client-ca has signed].
+    #[arg(long, value_name = "NAME[=ROLES]", help_heading = "Listening")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    certificate_peers: Vec<String>,
+
+    /// Bearer tokens that may call, with their names, roles and ends: a TOML file, mode 0600, as docs/security.md has it.
+    #[arg(long, value_name = "FILE", help_heading = "Listening")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokens: Option<PathBuf>,
 
     /// Also serve HTTP: a live page for people at /, /healthz, /readyz and /metrics for probes and Prometheus: 0.0.0.0:7411. Read only, and without
     /// secrets, but without authentication too.
@@ -100,6 +147,12 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "URL", help_heading = "Log")]
     #[serde(skip_serializing_if = "Option::is_none")]
     otlp_endpoint: Option<String>,
+
+    /// The private key that handles, manifests and snapshots are signed with, so that clients load only what this daemon has made: a PEM file of
+    /// Ed25519, mode 0600 [default: signing-key.pem in --store-dir, made at the first start].
+    #[arg(long, value_name = "FILE", help_heading = "Folders")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signing_key: Option<PathBuf>,
 
     /// Where artifacts are kept [default: piecewised in $XDG_CACHE_HOME, ~/.cache or /var/cache].
     #[arg(long, value_name = "FOLDER", help_heading = "Folders")]
@@ -188,13 +241,13 @@ pub(crate) struct ServeArguments {
     frontends: Vec<String>,
 
     /// Who may send a frontend's configuration, which executors unpickle, and its snapshots. same_uid: processes of the daemon's own user,
-    /// through the Unix socket; all: whoever can connect, who may then run code as that user [default: same_uid].
+    /// through the Unix socket; all: whoever may call, who may then run code as that user; none: nobody, also not who has the role [default: same_uid].
     #[arg(long, value_name = "WHO", help_heading = "Frontends")]
     #[serde(skip_serializing_if = "Option::is_none")]
     trusted_frontend_peers: Option<Trusted>,
 
     /// Who may change what the daemon has (AdminService: evict, remove manifests, drain; forget failures). same_uid: processes of the daemon's own user,
-    /// through the Unix socket; all: whoever can connect [default: same_uid].
+    /// through the Unix socket; all: whoever may call; none: nobody, also not who has the role [default: same_uid].
     #[arg(long, value_name = "WHO", help_heading = "Listening")]
     #[serde(skip_serializing_if = "Option::is_none")]
     admin_peers: Option<Trusted>,
@@ -238,6 +291,16 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "BYTES", help_heading = "Jobs")]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_queued_bytes_per_peer: Option<usize>,
+
+    /// Calls that one peer may have open: a process on the Unix socket, a certificate, a token, or else a machine [default: 1024].
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_streams_per_peer: Option<usize>,
+
+    /// Calls that one peer may begin in a second [default: 10000].
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_requests_per_s_per_peer: Option<u32>,
 
     /// Jobs that may wait; one more is refused. Half of them may be jobs that nobody waits for now [default: 1024].
     #[arg(long, value_name = "N", help_heading = "Jobs")]

@@ -11,6 +11,7 @@ use piecewised_store::{HEADERS_FOLDER, StoreConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    access,
     choices::{AbandonedJobs, LogFormat, Trusted, Verify},
     cli::ServeArguments,
     layers::{ConfigError, Layers},
@@ -20,10 +21,20 @@ use crate::{
 /// Every key, as in the file.
 pub(crate) const KEYS: &[&str] = &[
     "socket",
+    "socket_mode",
+    "socket_user",
+    "socket_group",
+    "allowed_peers",
     "listen_tcp",
+    "tls_cert",
+    "tls_key",
+    "tls_client_ca",
+    "certificate_peers",
+    "tokens",
     "listen_http",
     "http_hosts",
     "otlp_endpoint",
+    "signing_key",
     "store_dir",
     "store_max_bytes",
     "store_reserve_bytes",
@@ -51,6 +62,8 @@ pub(crate) const KEYS: &[&str] = &[
     "max_queued_jobs",
     "max_queued_jobs_per_peer",
     "max_queued_bytes_per_peer",
+    "max_streams_per_peer",
+    "max_requests_per_s_per_peer",
     "verify",
     "verify_sample_percent",
     "drain_deadline_s",
@@ -69,10 +82,22 @@ pub(crate) const KEYS: &[&str] = &[
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Config {
     pub(crate) socket: PathBuf,
+    /// Octal.
+    pub(crate) socket_mode: String,
+    pub(crate) socket_user: Option<String>,
+    pub(crate) socket_group: Option<String>,
+    pub(crate) allowed_peers: Vec<String>,
     pub(crate) listen_tcp: Option<SocketAddr>,
+    pub(crate) tls_cert: Option<PathBuf>,
+    pub(crate) tls_key: Option<PathBuf>,
+    pub(crate) tls_client_ca: Option<PathBuf>,
+    pub(crate) certificate_peers: Vec<String>,
+    pub(crate) tokens: Option<PathBuf>,
     pub(crate) listen_http: Option<SocketAddr>,
     pub(crate) http_hosts: Vec<String>,
     pub(crate) otlp_endpoint: Option<String>,
+    /// None: in the store's folder.
+    pub(crate) signing_key: Option<PathBuf>,
     pub(crate) store_dir: PathBuf,
     pub(crate) store_max_bytes: Option<u64>,
     pub(crate) store_reserve_bytes: u64,
@@ -104,6 +129,8 @@ pub(crate) struct Config {
     pub(crate) max_queued_jobs: usize,
     pub(crate) max_queued_jobs_per_peer: usize,
     pub(crate) max_queued_bytes_per_peer: usize,
+    pub(crate) max_streams_per_peer: usize,
+    pub(crate) max_requests_per_s_per_peer: u32,
     pub(crate) verify: Verify,
     pub(crate) verify_sample_percent: u8,
     pub(crate) drain_deadline_s: u64,
@@ -128,10 +155,20 @@ impl Config {
         let limits = Limits::default();
         Self {
             socket: surroundings.default_socket(),
+            socket_mode: "0600".into(),
+            socket_user: None,
+            socket_group: None,
+            allowed_peers: vec!["same_uid".into()],
             listen_tcp: None,
+            tls_cert: None,
+            tls_key: None,
+            tls_client_ca: None,
+            certificate_peers: Vec::new(),
+            tokens: None,
             listen_http: None,
             http_hosts: Vec::new(),
             otlp_endpoint: None,
+            signing_key: None,
             store_dir: surroundings.default_store_dir(),
             store_max_bytes: None,
             store_reserve_bytes: 64 << 20,
@@ -159,6 +196,8 @@ impl Config {
             max_queued_jobs: 1024,
             max_queued_jobs_per_peer: 512,
             max_queued_bytes_per_peer: 256 << 20,
+            max_streams_per_peer: 1024,
+            max_requests_per_s_per_peer: 10_000,
             verify: Verify::Always,
             verify_sample_percent: 10,
             // Kubernetes kills after 30 s; the store has to be closed within that too.
@@ -213,6 +252,14 @@ impl Config {
             max_held_bytes: self.store_max_held_bytes,
             failure_ttl: Duration::from_secs(self.failure_ttl_s),
             ..StoreConfig::new(&self.store_dir)
+        }
+    }
+
+    /// Where the signing key is, and whether one is made there. One that is named has to be there: a typing error must not change the key.
+    pub(crate) fn signing_key(&self) -> (PathBuf, bool) {
+        match &self.signing_key {
+            Some(path) => (path.clone(), false),
+            None => (self.store_dir.join("signing-key.pem"), true),
         }
     }
 
@@ -288,6 +335,8 @@ impl Config {
         within("max_queued_jobs", self.max_queued_jobs as u64, 1, 1_000_000)?;
         within("max_queued_jobs_per_peer", self.max_queued_jobs_per_peer as u64, 1, 1_000_000)?;
         within("max_queued_bytes_per_peer", self.max_queued_bytes_per_peer as u64, 1 << 10, 1024 * GIB)?;
+        within("max_streams_per_peer", self.max_streams_per_peer as u64, 1, 1_000_000)?;
+        within("max_requests_per_s_per_peer", self.max_requests_per_s_per_peer.into(), 1, 1_000_000_000)?;
         within("max_executor_memory_bytes", self.max_executor_memory_bytes, 256 << 20, 1 << 50)?;
         within("max_jobs_per_gpu", self.max_jobs_per_gpu.unwrap_or(1) as u64, 1, 256)?;
         within("verify_sample_percent", self.verify_sample_percent.into(), 0, 100)?;
@@ -327,17 +376,7 @@ impl Config {
                 return Err((key, "a path is needed".into()));
             }
         }
-        match self.listen_tcp {
-            Some(address) if !address.ip().is_loopback() => Err((
-                "listen_tcp",
-                format!(
-                    "{address} can be reached from other machines, and there is no authentication yet; \
-                     listen on a loopback address such as 127.0.0.1:{}",
-                    address.port()
-                ),
-            )),
-            _ => Ok(()),
-        }
+        access::check(self)
     }
 }
 
@@ -357,150 +396,4 @@ fn file(arguments: &ServeArguments, surroundings: &Surroundings) -> Result<Optio
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use clap::Parser;
-
-    use super::*;
-    use crate::cli::{Cli, Command};
-
-    /// Loads from flags, variables and a file's text.
-    fn load(flags: &[&str], variables: &[(&str, &str)], file: Option<&str>) -> Result<Config, String> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("p.toml");
-        let path = path.to_str().unwrap();
-        let mut line = vec!["piecewised", "serve"];
-        line.extend(flags);
-        if let Some(text) = file {
-            fs::write(path, text).unwrap();
-            line.extend(["--config", path]);
-        }
-        let command = Cli::try_parse_from(line).map_err(|error| error.to_string())?.command;
-        let Command::Serve(arguments) = command else { panic!("it is no line of serve's") };
-        let surroundings = Surroundings {
-            variables: variables.iter().map(|(name, value)| (name.into(), value.into())).collect(),
-            uid: 7,
-            n_cores: 8,
-            memory_bytes: 16 << 30,
-            ..Surroundings::default()
-        };
-        Config::load(&arguments, &surroundings).map_err(|error| error.to_string().replace(path, "FILE"))
-    }
-
-    #[test]
-    fn nothing_is_needed() {
-        let config = load(&[], &[], None).unwrap();
-        assert_eq!(config.socket, Path::new("/tmp/piecewised-7/piecewised.sock"));
-        assert_eq!((config.n_executors, config.n_compile_threads), (4, Some(2)));
-        assert_eq!((config.log.as_str(), config.log_format), ("info", LogFormat::Auto));
-        assert_eq!(config.listen_tcp, None);
-    }
-
-    #[test]
-    fn keys_are_the_fields() {
-        let config = Config::defaults(&Surroundings::default());
-        let fields = figment::value::Value::serialize(&config).unwrap().into_dict().unwrap();
-        let mut keys = KEYS.to_vec();
-        keys.sort_unstable();
-        assert_eq!(fields.keys().map(String::as_str).collect::<Vec<_>>(), keys);
-    }
-
-    #[test]
-    fn flags_beat_the_environment_and_that_beats_the_file() {
-        let file = "n_executors = 1\njob_deadline_s = 10\nlog = \"warn\"\nexecutor_environment = [\"A\"]";
-        let variables = [
-            ("PIECEWISED_JOB_DEADLINE_S", "20"),
-            ("PIECEWISED_LOG", "error"),
-            ("PIECEWISED_EXECUTOR_ENVIRONMENT", "B, C_*"),
-            ("PIECEWISED_PYTHON", "3.12"), // Text, though it looks like a number.
-            ("PIECEWISED_MAX_NODES", ""),
-        ];
-        let config = load(&["--log", "debug"], &variables, Some(file)).unwrap();
-        assert_eq!((config.n_executors, config.job_deadline_s, config.log.as_str()), (1, 20, "debug"));
-        assert_eq!(config.executor_environment, ["B", "C_*"]);
-        assert_eq!(config.python.as_deref(), Some(Path::new("3.12")));
-        assert_eq!(config.max_nodes, Limits::default().max_nodes);
-        assert_eq!(config.n_compile_threads, Some(8));
-    }
-
-    #[test]
-    fn what_is_verified() {
-        let policy = |flags: &[&str], variables: &[_], file| load(flags, variables, file).unwrap().verify_policy();
-        assert_eq!(policy(&[], &[], None), VerifyPolicy::Always);
-        assert_eq!(policy(&[], &[("PIECEWISED_VERIFY", "off")], None), VerifyPolicy::Off);
-        assert_eq!(policy(&[], &[], Some("verify = \"sample\"")), VerifyPolicy::Sample { percent: 10 });
-        assert_eq!(
-            policy(&["--verify", "sample", "--verify-sample-percent", "25"], &[("PIECEWISED_VERIFY", "off")], None),
-            VerifyPolicy::Sample { percent: 25 }
-        );
-    }
-
-    #[test]
-    fn the_runner_is_beside_the_daemon_or_named() {
-        let runner = |flags: &[&str], folder: &Path| {
-            let config = load(flags, &[], None).unwrap();
-            let surroundings = Surroundings { program_folder: Some(folder.into()), ..config.surroundings.clone() };
-            Config { surroundings, ..config }.runner()
-        };
-        let folder = tempfile::tempdir().unwrap();
-        assert_eq!(runner(&[], folder.path()), None);
-        let beside = folder.path().join("piecewised-runner");
-        fs::write(&beside, "").unwrap();
-        assert_eq!(runner(&[], folder.path()), Some(beside));
-        assert_eq!(runner(&["--runner", "none"], folder.path()), None);
-        assert_eq!(runner(&["--runner", "/opt/runner"], folder.path()), Some("/opt/runner".into()));
-    }
-
-    #[test]
-    fn variables_of_others_do_not_count() {
-        let names = ["ENDPOINT", "CACHE_DIR", "LIBTORCH", "TEST_PYTHON", "SERVICE_HOST", "PORT", "PORT_7410_TCP_ADDR"];
-        let names: Vec<_> = names.iter().map(|name| format!("PIECEWISED_{name}")).collect();
-        let variables: Vec<_> = names.iter().map(|name| (name.as_str(), "tcp://10.0.0.1:7410")).collect();
-        load(&[], &variables, None).unwrap();
-    }
-
-    #[test]
-    fn what_is_wrong_is_said_with_its_place() {
-        let check = |flags: &[&str], variables: &[(&str, &str)], file: Option<&str>, expected: &str| {
-            let found = load(flags, variables, file).unwrap_err();
-            assert!(found.starts_with(expected), "expected {expected:?}\nfound    {found:?}");
-        };
-        check(&[], &[], Some("sokcet = 1"), "sokcet in FILE: there is no such key; did you mean socket?");
-        check(&[], &[], Some("[tls]\nkey = 1"), "tls in FILE: there is no such key; `piecewised serve --help`");
-        check(&[], &[], Some("log = "), "FILE is not TOML: ");
-        check(
-            &[],
-            &[("PIECEWISED_N_EXECUTOR", "1")],
-            None,
-            "PIECEWISED_N_EXECUTOR: there is no such key; did you mean PIECEWISED_N_EXECUTORS?",
-        );
-        check(
-            &[],
-            &[],
-            Some("n_executors = \"two\""),
-            "n_executors in FILE: invalid type: found string \"two\", expected usize",
-        );
-        check(&[], &[("PIECEWISED_MAX_NODES", "-1")], None, "PIECEWISED_MAX_NODES: invalid");
-        check(&["--n-executors", "0"], &[], None, "--n-executors: 0 will not do: it must be from 1 to 256");
-        check(&[], &[], Some("verify = \"never\""), "verify in FILE: unknown variant: found `never`, expected ");
-        check(
-            &["--verify-sample-percent", "101"],
-            &[],
-            None,
-            "--verify-sample-percent: 101 will not do: it must be from 0 to 100",
-        );
-        check(&[], &[], Some("log_format = \"xml\""), "log_format in FILE: unknown variant: found `xml`, expected ");
-        check(&["--config", "/no/such"], &[], None, "cannot read /no/such: No such file");
-        check(&[], &[("PIECEWISED_CONFIG", "/no/such")], None, "cannot read /no/such: ");
-        check(
-            &["--listen-tcp", "0.0.0.0:7410"],
-            &[],
-            None,
-            "--listen-tcp: 0.0.0.0:7410 can be reached from other machines",
-        );
-        check(&["--http-hosts", "gpu-1:7411"], &[], None, "--http-hosts: \"gpu-1:7411\" is not the name of a machine");
-        load(&["--listen-tcp", "127.0.0.1:7410"], &[], None).unwrap();
-        load(&["--listen-tcp", "[::1]:0"], &[], None).unwrap();
-    }
-}
+mod tests;

@@ -3,6 +3,7 @@
 
 use std::process::ExitCode;
 
+use piecewised_api::{BadTls, BadTokens};
 use piecewised_client::{EndpointError, GraphFileError};
 use piecewised_executor::NoToolchain;
 use piecewised_plan::PlanError;
@@ -12,6 +13,7 @@ use crate::{
     ask::{NoGraphFiles, OwnDaemonEnded},
     layers::ConfigError,
     listen::ListenError,
+    signing_key::SigningKeyError,
 };
 
 /// For `--help`.
@@ -49,10 +51,14 @@ impl Exit {
             .find_map(|cause| {
                 if cause.is::<ConfigError>()
                     || cause.is::<EndpointError>()
+                    || cause.is::<SigningKeyError>()
                     || cause.is::<GraphFileError>()
                     || cause.is::<PlanError>()
                     || cause.is::<NoGraphFiles>()
                 {
+                    return Some(Self::Usage);
+                }
+                if cause.is::<BadTls>() || cause.is::<BadTokens>() {
                     return Some(Self::Usage);
                 }
                 if cause.is::<NoToolchain>() {

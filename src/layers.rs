@@ -27,8 +27,22 @@ impl ConfigError {
 
 /// Names of the environment, after `PIECEWISED_`, that are not the daemon's: `CONFIG` is read before anything else, the others are
 /// the client's and the tests', and Kubernetes sets the last ones in every pod beside a Service called `piecewised`.
-const OTHER_NAMES: &[&str] =
-    &["CONFIG", "ENDPOINT", "CACHE_DIR", "LIBTORCH", "TEST_*", "CLIENT_*", "SERVICE_*", "PORT", "PORT_*"];
+const OTHER_NAMES: &[&str] = &[
+    "CONFIG",
+    "ENDPOINT",
+    "CACHE_DIR",
+    "TRUSTED_KEYS",
+    "CA",
+    "CERT",
+    "KEY",
+    "TOKEN",
+    "LIBTORCH",
+    "TEST_*",
+    "CLIENT_*",
+    "SERVICE_*",
+    "PORT",
+    "PORT_*",
+];
 
 /// Keys whose values are text as they stand; those of the others are read as TOML values are.
 const TEXT_KEYS: &[&str] = &[
@@ -36,7 +50,15 @@ const TEXT_KEYS: &[&str] = &[
     "listen_tcp",
     "listen_http",
     "otlp_endpoint",
+    "socket_mode",
+    "socket_user",
+    "socket_group",
+    "tls_cert",
+    "tls_key",
+    "tls_client_ca",
+    "tokens",
     "runner",
+    "signing_key",
     "store_dir",
     "temp_dir",
     "headers_dir",
@@ -48,7 +70,7 @@ const TEXT_KEYS: &[&str] = &[
 ];
 
 /// Keys whose values are several words, separated by commas in the environment.
-const LIST_KEYS: &[&str] = &["executor_environment", "frontends", "http_hosts"];
+const LIST_KEYS: &[&str] = &["executor_environment", "frontends", "http_hosts", "allowed_peers", "certificate_peers"];
 
 const FILE: &str = "file ";
 const ENVIRONMENT: &str = "environment";

@@ -1,10 +1,10 @@
 //! Binding the daemon's sockets.
 //!
-//! The Unix socket is private (mode 0600 from its first moment, in a folder that nobody else can write to) and belongs to one
+//! The Unix socket is private (mode 0600 from its first moment, if the operator does not choose another, in a folder that nobody else can write to) and belongs to one
 //! daemon: a lock file beside it is held as long as it is served, so two daemons that start at once cannot take it from each other, and
 //! a socket file without a lock is a dead daemon's and removed.
 //!
-//! Left out: accepting, and who may connect beyond file modes.
+//! Left out: accepting, and who may call beyond file modes, which is the services' business.
 
 use std::{
     fmt,
@@ -16,13 +16,13 @@ use std::{
 };
 
 use rustix::{
-    fs::{Mode, OFlags},
+    fs::{Gid, Mode, OFlags, Uid},
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
 };
 use thiserror::Error;
 use tokio::net::{TcpListener, UnixListener};
 
-use crate::exit::Exit;
+use crate::{access::SocketAccess, exit::Exit};
 
 /// What the system keeps waiting for us.
 const BACKLOG: i32 = 1024;
@@ -78,17 +78,17 @@ impl Drop for SocketFile {
 ///
 /// # Errors
 /// [`ListenError`]; the messages are for the operator.
-pub(crate) fn unix(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
+pub(crate) fn unix(path: &Path, access: SocketAccess) -> Result<(UnixListener, SocketFile), ListenError> {
     let path = std::path::absolute(path).map_err(ListenError::io("find", path.display()))?;
     let address = SocketAddrUnix::new(&path).map_err(|_| ListenError::Unfit {
         path: path.clone(),
         problem: "the path is too long for a socket (107 bytes); name a shorter one with --socket".into(),
     })?;
-    prepare_folder(&path)?;
+    prepare_folder(&path, access)?;
     let lock = lock(&path)?;
     remove_stale(&path, &address)?;
 
-    let listener = bind(&address).map_err(ListenError::io("listen on", path.display()))?;
+    let listener = bind(&address, access).map_err(ListenError::io("listen on", path.display()))?;
     let identity = identity(&path).map_err(ListenError::io("look at", path.display()))?;
     let file = SocketFile { path: path.clone(), identity, _lock: lock };
     Ok((listener, file))
@@ -110,12 +110,14 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 }
 
 /// Makes the folder, private, or sees to it that nobody else can put a socket of his own into it.
-fn prepare_folder(path: &Path) -> Result<(), ListenError> {
+fn prepare_folder(path: &Path, access: SocketAccess) -> Result<(), ListenError> {
     let Some(folder) = path.parent() else {
         return Err(ListenError::Unfit { path: path.to_owned(), problem: "it names no file".into() });
     };
     let action = ListenError::io("make the folder", folder.display());
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(action)?;
+    // Whoever may use the socket has to get to it.
+    let mode = if access.mode & 0o077 == 0 { 0o700 } else { 0o755 };
+    DirBuilder::new().recursive(true).mode(mode).create(folder).map_err(action)?;
     let found = fs::metadata(folder).map_err(ListenError::io("look at", folder.display()))?;
     let unfit = |problem| Err(ListenError::Unfit { path: path.to_owned(), problem });
     if found.uid() != 0 && found.uid() != rustix::process::geteuid().as_raw() {
@@ -194,14 +196,16 @@ fn socket() -> io::Result<rustix::fd::OwnedFd> {
     Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
 }
 
-fn bind(address: &SocketAddrUnix) -> io::Result<UnixListener> {
+fn bind(address: &SocketAddrUnix, access: SocketAccess) -> io::Result<UnixListener> {
     let socket = socket()?;
-    // Before the bind: Linux gives the file the mode of the socket, so there is no moment at which others can connect.
+    // Before the bind: Linux gives the file the mode of the socket, so there is no moment at which others can connect whom it is not for.
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
     rustix::net::bind(&socket, address)?;
     if let Some(path) = address.path() {
-        // For systems that do not.
-        rustix::fs::chmod(path, Mode::RUSR | Mode::WUSR)?;
+        let uid = access.uid.map(Uid::from_raw);
+        rustix::fs::chown(&*path, uid, access.gid.map(Gid::from_raw))?;
+        // After its owner, whom it is for. Nobody can connect before it listens.
+        rustix::fs::chmod(&*path, Mode::from_raw_mode(access.mode))?;
     }
     rustix::net::listen(&socket, BACKLOG)?;
     UnixListener::from_std(socket.into())
@@ -215,6 +219,10 @@ mod tests {
 
     use super::*;
 
+    fn private(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
+        unix(path, SocketAccess { mode: 0o600, uid: None, gid: None })
+    }
+
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().mode() & 0o777
     }
@@ -223,22 +231,22 @@ mod tests {
     async fn it_is_private_and_gone_afterwards() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("deep/er/piecewised.sock");
-        let (listener, file) = unix(&path).unwrap();
+        let (listener, file) = private(&path).unwrap();
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
         let (client, server) = tokio::join!(UnixStream::connect(&path), listener.accept());
         drop(server.unwrap());
         assert_eq!(client.unwrap().read(&mut [0]).await.unwrap(), 0);
         drop((listener, file));
         assert!(!path.exists());
-        unix(&path).unwrap();
+        private(&path).unwrap();
     }
 
     #[tokio::test]
     async fn a_living_daemons_socket_is_left_alone() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("s");
-        let (_listener, _file) = unix(&path).unwrap();
-        let error = unix(&path).unwrap_err();
+        let (_listener, _file) = private(&path).unwrap();
+        let error = private(&path).unwrap_err();
         assert_eq!(error.exit(), Exit::InUse);
         let words = format!("unix://{} is in use by another daemon, process {}", path.display(), std::process::id());
         assert!(error.to_string().starts_with(&words), "{error}");
@@ -250,7 +258,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("s");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap()); // The file stays.
-        let (listener, _file) = unix(&path).unwrap();
+        let (listener, _file) = private(&path).unwrap();
         let (client, _server) = tokio::join!(UnixStream::connect(&path), listener.accept());
         client.unwrap();
     }
@@ -260,20 +268,20 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("s");
         let _theirs = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        assert!(unix(&path).unwrap_err().to_string().contains("by a process that is no piecewised daemon"));
+        assert!(private(&path).unwrap_err().to_string().contains("by a process that is no piecewised daemon"));
 
         let path = root.path().join("file");
         fs::write(&path, "precious").unwrap();
-        assert!(unix(&path).unwrap_err().to_string().contains("is no socket"));
+        assert!(private(&path).unwrap_err().to_string().contains("is no socket"));
         assert_eq!(fs::read(&path).unwrap(), b"precious");
 
         let path = root.path().join("linked");
         symlink(root.path().join("file"), root.path().join("linked.lock")).unwrap();
-        assert!(unix(&path).unwrap_err().to_string().starts_with("cannot open"));
+        assert!(private(&path).unwrap_err().to_string().starts_with("cannot open"));
         assert_eq!(fs::read(root.path().join("file")).unwrap(), b"precious");
 
         let path = root.path().join("new");
-        let (listener, file) = unix(&path).unwrap();
+        let (listener, file) = private(&path).unwrap();
         fs::remove_file(&path).unwrap();
         fs::write(&path, "somebody else's").unwrap();
         drop((listener, file));
@@ -283,15 +291,17 @@ mod tests {
     #[tokio::test]
     async fn places_that_will_not_do_are_refused_with_a_reason() {
         let root = tempfile::tempdir().unwrap();
-        let error = unix(&root.path().join("x".repeat(120))).unwrap_err();
+        let error = private(&root.path().join("x".repeat(120))).unwrap_err();
         assert!(error.to_string().contains("too long for a socket") && error.exit() == Exit::Usage, "{error}");
 
         let open = root.path().join("open");
         fs::create_dir(&open).unwrap();
         fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(unix(&open.join("s")).unwrap_err().to_string().contains("others can write to its folder (mode 0777)"));
+        assert!(
+            private(&open.join("s")).unwrap_err().to_string().contains("others can write to its folder (mode 0777)")
+        );
         fs::set_permissions(&open, fs::Permissions::from_mode(0o1777)).unwrap();
-        unix(&open.join("s")).unwrap();
+        private(&open.join("s")).unwrap();
     }
 
     #[tokio::test]

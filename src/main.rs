@@ -3,6 +3,7 @@
 //! Everything that is decided here is how a process of its own behaves: where configuration comes from, where the log goes, which
 //! signal means what, which exit code means what. What the daemon does is in the `server` crates.
 
+mod access;
 mod ask;
 mod choices;
 mod cli;
@@ -16,6 +17,7 @@ mod logging;
 mod manual;
 mod serve;
 mod signals;
+mod signing_key;
 mod store_command;
 mod surroundings;
 mod toolchain;

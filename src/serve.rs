@@ -7,14 +7,17 @@
 use std::{io::Write, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use piecewised_api::{ApiConfig, Listener};
+use piecewised_api::{Access, ApiConfig, Listener};
 use piecewised_executor::{ExecutorConfig, NoToolchain, RuntimeFolder};
 use piecewised_scheduler::{Scheduler, SchedulerConfig, ToolchainStatus};
+use piecewised_sign::Signer;
 use piecewised_store::Store;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use crate::{choices::LogFormat, config::Config, listen, signals::Shutdown, toolchain, traces::Traces};
+use crate::{
+    access, choices::LogFormat, config::Config, listen, signals::Shutdown, signing_key, toolchain, traces::Traces,
+};
 
 /// How long calls that do not end by themselves (a reader that stalls) are waited for once no job runs any more.
 const LAST_CALLS: Duration = Duration::from_secs(3);
@@ -36,15 +39,19 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
 
     let traces = Traces::start(&config)?;
     let (folder, executors) = private_folder(Arc::clone(&config)).await?;
-    let (unix, _socket_file) = listen::unix(&config.socket)?;
+    // Before anything that others see: a mistake in who may call must not let somebody in for a moment.
+    let (access, tls) = (access::access(&config)?, access::tls(&config)?);
+    let (unix, _socket_file) = listen::unix(&config.socket, access::socket(&config)?)?;
     let mut listeners = vec![Listener::Unix(unix, config.socket.clone())];
     if let Some(address) = config.listen_tcp {
-        listeners.push(Listener::Tcp(listen::tcp(address).await?));
+        listeners.push(Listener::Tcp(listen::tcp(address).await?, tls));
     }
     if let Some(address) = config.listen_http {
         listeners.push(Listener::Http(listen::tcp(address).await?));
     }
     let store = open_store(&config).await?;
+    // After the store, whose folder it may be in, is locked.
+    let signer = signer(&config).await?;
 
     let (status, toolchain) = watch::channel(ToolchainStatus::Probing);
     let scheduler = Scheduler::start(scheduler_config(&config), store.clone(), toolchain);
@@ -57,7 +64,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     )));
 
     announce(&config, &listeners);
-    let result = serve(listeners, scheduler, store.clone(), &config, probe, &shutdown).await;
+    let api = api_config(&config, signer, access);
+    let result = serve(listeners, scheduler, store.clone(), api, &config, probe, &shutdown).await;
     traces.shutdown().await;
     if let Err(error) = store.close().await {
         tracing::warn!("the store did not close well: {error}");
@@ -75,6 +83,7 @@ async fn serve(
     listeners: Vec<Listener>,
     scheduler: Scheduler,
     store: Store,
+    api: ApiConfig,
     config: &Config,
     probe: AbortOnDropHandle<Result<(), NoToolchain>>,
     shutdown: &Shutdown,
@@ -84,7 +93,7 @@ async fn serve(
         listeners,
         scheduler.clone(),
         store,
-        api_config(config),
+        api,
         draining.clone(),
         stop.clone(),
         shutdown.drain.clone(),
@@ -207,7 +216,15 @@ fn scheduler_config(config: &Config) -> SchedulerConfig {
     }
 }
 
-fn api_config(config: &Config) -> ApiConfig {
+/// The key that everything is signed with.
+async fn signer(config: &Config) -> anyhow::Result<Signer> {
+    let (path, may_make) = config.signing_key();
+    let signer = tokio::task::spawn_blocking(move || signing_key::load(&path, may_make)).await??;
+    tracing::info!(public_key = %signer.public_key(), "signs what it hands out");
+    Ok(signer)
+}
+
+fn api_config(config: &Config, signer: Signer, access: Arc<Access>) -> ApiConfig {
     ApiConfig {
         graph_limits: config.graph_limits(),
         max_message_bytes: config.max_message_bytes,
@@ -217,10 +234,9 @@ fn api_config(config: &Config) -> ApiConfig {
         max_pieces: MAX_PIECES,
         n_executors: config.n_executors,
         toolchain_timeout: Duration::from_secs(config.executor_ready_deadline_s),
-        trusted_frontend_peers: config.trusted_peers(),
-        admin_peers: config.admin_peers(),
+        access,
+        signer: Arc::new(signer),
         http_hosts: config.http_hosts(),
-        uid: config.surroundings.uid,
     }
 }
 
@@ -232,7 +248,8 @@ fn announce(config: &Config, listeners: &[Listener]) {
             Listener::Unix(_, path) => {
                 format!("unix://{}", std::path::absolute(path).as_deref().unwrap_or(path).display())
             }
-            Listener::Tcp(listener) => match listener.local_addr() {
+            Listener::Tcp(listener, tls) => match listener.local_addr() {
+                Ok(address) if tls.is_some() => format!("https://{address}"),
                 Ok(address) => format!("http://{address}"),
                 Err(_) => continue,
             },

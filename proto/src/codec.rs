@@ -1,11 +1,13 @@
-//! The server's codec: prost's, but an undecodable request is the caller's error.
+//! Codecs beside prost's: the server's, for which an undecodable request is the caller's error, and the client's for requests that it has encoded
+//! itself, because it has to know their bytes.
 
 use std::{collections::HashMap, marker::PhantomData};
 
+use bytes::{BufMut as _, Bytes};
 use prost::Message;
 use tonic::{
     Code, Status,
-    codec::{BufferSettings, Codec, DecodeBuf, Decoder},
+    codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 use tonic_prost::ProstCodec;
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -66,5 +68,49 @@ impl<U: Message + Default> Decoder for RequestDecoder<U> {
 
     fn buffer_settings(&self) -> BufferSettings {
         BufferSettings::default()
+    }
+}
+
+/// Sends bytes that are a message of `T`, as they are, and decodes responses as prost does.
+#[derive(Debug)]
+pub struct EncodedCodec<T, U>(PhantomData<(T, U)>);
+
+impl<T, U> Default for EncodedCodec<T, U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T, U> Codec for EncodedCodec<T, U>
+where
+    T: Message + Send + 'static,
+    U: Message + Default + Send + 'static,
+{
+    type Encode = Bytes;
+    type Decode = U;
+    type Encoder = BytesEncoder;
+    type Decoder = <ProstCodec<T, U> as Codec>::Decoder;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        BytesEncoder
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ProstCodec::<T, U>::default().decoder()
+    }
+}
+
+/// The encoding half of [`EncodedCodec`].
+#[derive(Debug)]
+pub struct BytesEncoder;
+
+impl Encoder for BytesEncoder {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buf.reserve(item.len());
+        buf.put(item);
+        Ok(())
     }
 }

@@ -21,7 +21,7 @@ use std::{
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
-use piecewised_client::{Client, ClientOptions, Endpoint};
+use piecewised_client::{Client, ClientOptions, Credentials, Endpoint};
 use serde::Serialize;
 
 use self::{graph_file::Changes, warm::WarmArguments};
@@ -179,10 +179,22 @@ pub(crate) enum Ask {
 /// Which daemon, and how its answer is written.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Place {
-    /// Where the daemon listens, as unix:/path or http://127.0.0.1:PORT [default: $PIECEWISED_ENDPOINT, else where `piecewised serve` listens
+    /// Where the daemon listens, as unix:/path, https://HOST:PORT or http://127.0.0.1:PORT [default: $PIECEWISED_ENDPOINT, else where `piecewised serve` listens
     /// by default].
     #[arg(long, value_name = "ADDRESS")]
     endpoint: Option<String>,
+    /// Who signs the daemon's certificate, for https: a PEM file [default: $PIECEWISED_CA].
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// The certificate to show the daemon: a PEM file [default: $PIECEWISED_CERT].
+    #[arg(long, value_name = "FILE")]
+    cert: Option<PathBuf>,
+    /// Its private key: a PEM file [default: $PIECEWISED_KEY].
+    #[arg(long = "key", value_name = "FILE")]
+    cert_key: Option<PathBuf>,
+    /// The token to show the daemon: a file with nothing else in it [default: $PIECEWISED_TOKEN].
+    #[arg(long, value_name = "FILE")]
+    token: Option<PathBuf>,
     /// Write JSON instead of text.
     #[arg(long)]
     json: bool,
@@ -222,7 +234,9 @@ impl Place {
     async fn connect(&self, surroundings: &Surroundings) -> anyhow::Result<Client> {
         let variable = |name: &str| surroundings.variable(name)?.to_str().map(ToOwned::to_owned);
         let endpoint = Endpoint::resolve(self.endpoint.as_deref(), variable, surroundings.uid)?;
-        Ok(Client::connect(endpoint, ClientOptions::default()).await?)
+        let Self { ca, cert, cert_key: key, token, .. } = self.clone();
+        let credentials = Credentials { ca, cert, key, token }.resolve(variable);
+        Ok(Client::connect(endpoint, ClientOptions { credentials, ..ClientOptions::default() }).await?)
     }
 
     /// Writes an answer: as JSON, or as `say` has it.

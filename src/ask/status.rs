@@ -21,6 +21,9 @@ fn say(out: &mut dyn Write, address: &str, status: &NodeStatus) -> io::Result<()
         "piecewised {version} at {address}, up {}, {ready}; {n_running} compiles run, {n_queued} wait",
         duration(*uptime_s)
     )?;
+    if let Some(key) = &status.public_key {
+        writeln!(out, "it signs with {key}")?;
+    }
     let state = match (store.is_full, store.is_failing) {
         (true, _) => "; the disk is full",
         (_, true) => "; the disk fails",

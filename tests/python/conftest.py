@@ -18,6 +18,14 @@ import service_harness
 from ready_daemon import BINARY, Daemon, environment
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _known_daemons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keys of daemons are remembered by the path of their socket, and such paths come again with other daemons: not in this user's own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIECEWISED_CACHE_DIR", str(tmp_path_factory.mktemp("client")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def executor() -> Iterator[executor_harness.Executor]:
     """One executor for all tests that don't disturb it: its first compile builds headers."""

@@ -67,6 +67,12 @@ class Daemon:
             return False
         return capabilities["ready"]
 
+    def public_key(self) -> str:
+        """What it signs with."""
+        import piecewised
+
+        return json.loads(piecewised.Client(self.endpoint).status())["public_key"]
+
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """Ends it with a signal and waits for it."""
         if self.process is not None:

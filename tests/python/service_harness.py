@@ -141,8 +141,8 @@ class Client:
         )
         return call(self.message("GetCapabilitiesRequest", frontend=frontend), timeout=30)
 
-    def compile(self, request: Any, timeout: float = 300, metadata: Sequence[tuple[str, str]] = ()) -> Iterator[Any]:
-        """Compile: the events, as they come. `request`: a CompileRequest, its fields as a dict, or bytes."""
+    def compile(self, request: Any, timeout: float = 300, metadata: Sequence[tuple[str, str]] = ()) -> Events:
+        """Compile: the events after Accepted, as they come. `request`: a CompileRequest, its fields as a dict, or bytes."""
         if isinstance(request, dict):
             request = self.message("CompileRequest", **request)
         call = self.channel.unary_stream(
@@ -150,7 +150,7 @@ class Client:
             lambda message: message if isinstance(message, bytes) else message.SerializeToString(),
             self._parse("CompileEvent"),
         )
-        return call(request, timeout=timeout, metadata=metadata)
+        return Events(call(request, timeout=timeout, metadata=metadata))
 
     def fetch(self, digest: bytes, offset: int = 0, timeout: float = 60) -> Iterator[Any]:
         """FetchArtifact: the chunks."""
@@ -199,6 +199,27 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Events:
+    """The events of a Compile but for Accepted, which has to be the first; otherwise as grpcio gives them."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self.accepted: Any = None
+
+    def __iter__(self) -> Events:
+        return self
+
+    def __next__(self) -> Any:
+        if self.accepted is None:
+            first = next(self._call)
+            assert first.WhichOneof("event") == "accepted"
+            self.accepted = first.accepted
+        return next(self._call)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
 
 
 def int_arg(value: int) -> dict[str, Any]:

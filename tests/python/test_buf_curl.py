@@ -55,7 +55,7 @@ def test_every_rpc(daemon: Daemon) -> None:
 
     program = {"program": "curl", "run": "by-hand", "index": 0, "nPieces": 1}
     events = answers(curl(daemon, f"{service}/Compile", small_request(2000) | {"program": program}))
-    assert "queued" in events[0] and "completed" in events[-1]
+    assert "accepted" in events[0] and "queued" in events[1] and "completed" in events[-1]
     (handle,) = [event["ready"]["handle"] for event in events if "ready" in event]
 
     chunks = answers(curl(daemon, f"{service}/FetchArtifact", {"digest": handle["digest"]}))

@@ -24,7 +24,9 @@ def block(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.fixture(autouse=True)
-def _inference(cache_dir: Path) -> Iterator[None]:
+def _inference(cache_dir: Path, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # The bytes come from elsewhere: this cache folder has never heard of the daemon.
+    monkeypatch.setenv("PIECEWISED_TRUSTED_KEYS", daemon.public_key())
     with torch.inference_mode():
         yield
 
@@ -98,7 +100,7 @@ print(json.dumps({"n_graphs": names.count("GraphModule"), "frames": dict(torch._
 
 
 def test_bytes_load_in_a_process_without_daemon_graph_or_capture(
-    compiled: dict[str, bytes], gm: torch.fx.GraphModule, worker: Callable[..., Any], tmp_path: Path
+    daemon: Daemon, compiled: dict[str, bytes], gm: torch.fx.GraphModule, worker: Callable[..., Any], tmp_path: Path
 ) -> None:
     calls = []
     for n in (1, 4, 9):
@@ -106,10 +108,26 @@ def test_bytes_load_in_a_process_without_daemon_graph_or_capture(
         calls.append((arguments(gm, x=x, w=WEIGHT), (block(x, WEIGHT),)))
     (tmp_path / "worker0").mkdir()
     torch.save({"compiled": compiled, "calls": calls}, tmp_path / "worker0" / "worker.py.pt")
-    result = worker(WORKER, PIECEWISED_ENDPOINT="unix:/nonexistent/s.sock").result()
+    trusted = {"PIECEWISED_TRUSTED_KEYS": daemon.public_key()}
+    result = worker(WORKER, PIECEWISED_ENDPOINT="unix:/nonexistent/s.sock", **trusted).result()
     assert result["n_graphs"] == 0
     assert result["frames"] == {}
     assert result["stats"]["n_local"] == 0
+
+
+def test_bytes_of_an_unknown_daemon_are_refused_unless_it_is_trusted(
+    daemon: Daemon, compiled: dict[str, bytes], cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PIECEWISED_TRUSTED_KEYS")
+    with pytest.raises(piecewised.Untrusted) as raised:
+        PiecewiseBackend(compiled_runnables=compiled)
+    assert raised.value.reason == "KEY_NOT_TRUSTED"
+    assert not any((cache_dir / "artifacts").iterdir()), "it was refused before it was unpacked"
+    piecewised.configure(trusted_keys=daemon.public_key())
+    try:
+        PiecewiseBackend(compiled_runnables=compiled)
+    finally:
+        piecewised.configure()
 
 
 def test_bytes_that_were_cut_off_or_altered_are_refused(compiled: dict[str, bytes]) -> None:

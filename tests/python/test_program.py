@@ -88,8 +88,15 @@ def test_a_manifest_by_name_from_a_file_as_bytes_and_as_a_dict(
     nowhere = "unix:/nonexistent/s.sock"
     for source in (file, file.read_bytes(), manifest):
         check(piecewised.load(source, endpoint=nowhere), graphs)
-    with pytest.raises(piecewised.Unreachable):
+    # In another folder its daemon is not known, and where it is, somebody has to have the artifacts.
+    with pytest.raises(piecewised.Untrusted):
         piecewised.load(file, endpoint=nowhere, cache_dir=tmp_path / "empty")
+    piecewised.configure(trusted_keys=daemon.public_key())
+    try:
+        with pytest.raises(piecewised.Unreachable):
+            piecewised.load(file, endpoint=nowhere, cache_dir=tmp_path / "empty")
+    finally:
+        piecewised.configure()
 
 
 def test_what_was_loaded_gives_bytes_too(
@@ -112,17 +119,22 @@ def test_a_range_that_is_missing_is_an_error_that_lists_what_there_is(
 def test_a_manifest_of_another_toolchain_or_device_is_refused_with_both_named(
     daemon: Daemon, program: piecewised.ProgramSummary
 ) -> None:
+    from piecewised.loading import check_fits
     from piecewised.runtime import fingerprint
 
     manifest = piecewised.get_manifest(NAME, endpoint=daemon.endpoint)
     foreign = {**manifest, "toolchain": {**manifest["toolchain"], "fingerprint": "f" * 64, "torch_version": "2.12.0"}}
     with pytest.raises(piecewised.ArtifactError, match=rf"program {NAME} .* torch 2\.12\.0") as raised:
-        piecewised.load(foreign)
+        check_fits(f"program {NAME}", foreign["toolchain"], foreign["devices"])
     assert fingerprint.toolchain()["fingerprint"][:16] in str(raised.value)
     foreign = {**manifest, "devices": [{"type": "cuda", "name": "NVIDIA Z", "capability": "99.0"}]}
     with pytest.raises(piecewised.ArtifactError, match=r"NVIDIA Z.*this process has") as raised:
-        piecewised.load(foreign)
+        check_fits(f"program {NAME}", foreign["toolchain"], foreign["devices"])
     assert raised.value.reason == "NO_DEVICE"
+    # Nobody gets that far with a manifest that was altered.
+    with pytest.raises(piecewised.Untrusted) as untrusted:
+        piecewised.load(foreign)
+    assert untrusted.value.reason == "BAD_SIGNATURE"
 
 
 def test_a_manifest_that_is_damaged_is_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,12 +44,16 @@ def test_what_was_put_is_there_after_a_kill(daemon: Daemon) -> None:
 def test_only_trusted_peers_put_and_all_fetch(daemon: Daemon) -> None:
     address = re.search(r"listening on (http://\S+)", daemon.log_text())
     assert address is not None
-    stranger = piecewised.Client(address[1])
+    key = json.loads(piecewised.Client(daemon.endpoint).status())["public_key"]
+    stranger = piecewised.Client(address[1], trusted_keys=key)
     with pytest.raises(piecewised.PiecewisedError) as refused:
         stranger.put_snapshot("vllm", "aot", TOOLCHAIN, content(1))
     assert refused.value.reason == "FRONTEND_NOT_TRUSTED"
     piecewised.Client(daemon.endpoint).put_snapshot("vllm", "aot", TOOLCHAIN, content(3))
     assert stranger.fetch_snapshot("vllm", "aot", TOOLCHAIN) == content(3)
+    # Over TCP nobody's key is taken by itself.
+    with pytest.raises(piecewised.Untrusted, match="over TCP"):
+        piecewised.Client(address[1]).fetch_snapshot("vllm", "aot", TOOLCHAIN)
 
 
 def test_what_is_too_large_or_has_no_name_is_refused(daemon: Daemon) -> None:

@@ -12,15 +12,15 @@ use piecewised_proto::v1::{
 use piecewised_wire::{format_from_proto, handle_from_proto, range_from_proto, tuning_from_proto};
 use serde::Serialize;
 use tokio_stream::{Stream, StreamExt as _};
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
-use crate::{Client, ClientError};
+use crate::{Client, ClientError, connect::Connection};
 
 /// The calls of `AdminService`, and those of `CompileService` that only admins may make.
 #[derive(Debug, Clone)]
 pub struct Admin {
-    pub(crate) service: AdminServiceClient<Channel>,
-    compiler: CompileServiceClient<Channel>,
+    pub(crate) service: AdminServiceClient<Connection>,
+    compiler: CompileServiceClient<Connection>,
 }
 
 /// What is stored under a key. `piecewised/v1/admin_service.proto` documents each field.

@@ -194,7 +194,7 @@ fn looks_whole(folder: &Path) -> bool {
     })
 }
 
-fn check_private(path: &Path) -> Result<(), ClientError> {
+pub(crate) fn check_private(path: &Path) -> Result<(), ClientError> {
     let metadata = fs::metadata(path).map_err(ClientError::io("reading", path))?;
     let not_private = |problem| Err(ClientError::CacheNotPrivate { path: path.into(), problem });
     if metadata.uid() != rustix::process::geteuid().as_raw() {

@@ -8,21 +8,34 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
+use http::uri::PathAndQuery;
 use piecewised_graph::{
     Frontend,
     model::Graph,
     request::{ArtifactFormat, CompileOptions, DeviceKind, Toolchain},
 };
 use piecewised_plan::{Plan, Range};
-use piecewised_proto::v1::{self, client::compile_service_client::CompileServiceClient};
+use piecewised_proto::{
+    codec::EncodedCodec,
+    v1::{self, client::compile_service_client::CompileServiceClient},
+};
 use piecewised_wire::{
     Delivery, device_to_proto, frontend_to_proto, graph_to_proto, options_to_proto, plan_to_proto, toolchain_to_proto,
 };
+use prost::Message as _;
 use tokio::time::Sleep;
 use tokio_stream::Stream;
-use tonic::{Streaming, transport::Channel};
+use tonic::Streaming;
 
-use crate::{Capabilities, ClientError, Endpoint, Event, EventKind, ProgramPiece, TraceContext, connect::connect};
+use crate::{
+    Capabilities, ClientError, Credentials, Endpoint, Event, EventKind, Keyring, ProgramPiece, TraceContext,
+    answer::Answer,
+    connect::{Connection, connect},
+};
+
+/// The call's path.
+const COMPILE: &str = "/piecewised.v1.CompileService/Compile";
 
 /// So much later than we, the daemon gives up: the budget is ours to keep, and the error ours to make.
 const GRACE: Duration = Duration::from_secs(5);
@@ -38,6 +51,10 @@ pub struct ClientOptions {
     pub compile_budget: Option<Duration>,
     /// How long one artifact's transfer may stand still, and how often it is taken up again.
     pub fetch: FetchOptions,
+    /// What this side shows the daemon.
+    pub credentials: Credentials,
+    /// Whose code is loaded. The default takes the key of each daemon on the first use of its Unix socket, and forgets it with the process.
+    pub keyring: Keyring,
 }
 
 /// Bounds of a transfer.
@@ -65,6 +82,8 @@ impl Default for ClientOptions {
                 backoff: Duration::from_millis(50),
                 stall_timeout: Duration::from_secs(60),
             },
+            credentials: Credentials::default(),
+            keyring: Keyring::default(),
         }
     }
 }
@@ -72,8 +91,8 @@ impl Default for ClientOptions {
 /// A connection to one daemon. Cheap to clone; connects again by itself.
 #[derive(Debug, Clone)]
 pub struct Client {
-    pub(crate) service: CompileServiceClient<Channel>,
-    pub(crate) channel: Channel,
+    pub(crate) service: CompileServiceClient<Connection>,
+    pub(crate) channel: Connection,
     pub(crate) options: ClientOptions,
     endpoint: Endpoint,
 }
@@ -121,9 +140,9 @@ impl Client {
     /// Connects.
     ///
     /// # Errors
-    /// [`ClientError::Unreachable`].
+    /// [`ClientError::Unreachable`], [`ClientError::BadCredentials`].
     pub async fn connect(endpoint: Endpoint, options: ClientOptions) -> Result<Self, ClientError> {
-        let channel = connect(&endpoint, options.connect_timeout).await?;
+        let channel = connect(&endpoint, options.connect_timeout, &options.credentials).await?;
         Ok(Self { service: CompileServiceClient::new(channel.clone()), channel, options, endpoint })
     }
 
@@ -198,7 +217,8 @@ impl Client {
         trace: TraceContext,
     ) -> Result<CompileStream, ClientError> {
         let entries = request.plan.entries().to_vec();
-        let message = request.into_proto();
+        // Encoded once: the daemon signs the digest of these very bytes.
+        let message = Bytes::from(request.into_proto().encode_to_vec());
         let give_up_at = Instant::now() + self.options.ready_timeout;
         let mut wait = Duration::from_millis(100);
         loop {
@@ -207,12 +227,13 @@ impl Client {
             if let Some(deadline) = deadline {
                 call.set_timeout(deadline + GRACE);
             }
-            let answer = self.service.clone().compile(call).await;
+            let answer = self.call_compile(call).await;
             let error = match answer {
                 Ok(response) => {
                     return Ok(CompileStream {
                         events: response.into_inner(),
                         entries,
+                        answer: Answer::new(&message, self.options.keyring.clone(), self.endpoint.clone()),
                         is_complete: false,
                         budget: None,
                     });
@@ -231,6 +252,18 @@ impl Client {
             tokio::time::sleep(pause).await;
             wait = (wait * 2).min(Duration::from_secs(2));
         }
+    }
+}
+
+impl Client {
+    async fn call_compile(
+        &self,
+        call: tonic::Request<Bytes>,
+    ) -> Result<tonic::Response<Streaming<v1::CompileEvent>>, tonic::Status> {
+        let mut calls = tonic::client::Grpc::new(self.channel.clone());
+        calls.ready().await.map_err(|error| tonic::Status::from_error(Box::new(error)))?;
+        let codec = EncodedCodec::<v1::CompileRequest, v1::CompileEvent>::default();
+        calls.server_streaming(call, PathAndQuery::from_static(COMPILE), codec).await
     }
 }
 
@@ -260,6 +293,7 @@ impl CompileRequest {
 pub struct CompileStream {
     events: Streaming<v1::CompileEvent>,
     entries: Vec<Range>,
+    answer: Answer,
     is_complete: bool,
     /// How long it may take in all, and the timer that runs out then.
     budget: Option<(Duration, Pin<Box<Sleep>>)>,
@@ -286,7 +320,8 @@ impl Stream for CompileStream {
             if self.is_complete {
                 return Poll::Ready(None);
             }
-            let next = match (Pin::new(&mut self.events).poll_next(cx), self.budget.as_mut()) {
+            let stream = &mut *self;
+            let next = match (Pin::new(&mut stream.events).poll_next(cx), stream.budget.as_mut()) {
                 (Poll::Ready(next), _) => next,
                 (Poll::Pending, Some((budget, timer))) => {
                     let budget = *budget;
@@ -297,7 +332,7 @@ impl Stream for CompileStream {
                 (Poll::Pending, None) => return Poll::Pending,
             };
             let item = match next {
-                Some(Ok(event)) => match Event::from_proto(event, &self.entries) {
+                Some(Ok(event)) => match Event::from_proto(event, &stream.entries, &mut stream.answer) {
                     Ok(None) => continue,
                     Ok(Some(event)) => Ok(event),
                     Err(error) => Err(error),

@@ -1,14 +1,20 @@
-//! The channel to a daemon: over a Unix socket or TCP, with a bounded wait, and with pings that notice a daemon that
+//! The channel to a daemon: over a Unix socket or TCP, with TLS and a token where they are asked for, with a bounded wait, and with pings that notice a daemon that
 //! stopped answering in the middle of a call.
 
 use std::{path::PathBuf, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint as Transport, Uri};
+use tonic::{
+    service::interceptor::InterceptedService,
+    transport::{Channel, Endpoint as Transport, Uri},
+};
 use tower::service_fn;
 
-use crate::{ClientError, Endpoint, error::append_causes};
+use crate::{ClientError, Credentials, Endpoint, credentials::TokenOf, error::append_causes};
+
+/// A channel that adds this side's token to each call.
+pub(crate) type Connection = InterceptedService<Channel, TokenOf>;
 
 /// How often a connection with a call on it is pinged. A compile may be silent for minutes, a daemon may not.
 const PING_EVERY: Duration = Duration::from_secs(10);
@@ -16,7 +22,14 @@ const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A channel that is connected, and connects again by itself when the connection broke.
-pub(crate) async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Channel, ClientError> {
+pub(crate) async fn connect(
+    endpoint: &Endpoint,
+    timeout: Duration,
+    credentials: &Credentials,
+) -> Result<Connection, ClientError> {
+    let tokens = credentials.tokens(endpoint)?;
+    let tls = matches!(endpoint, Endpoint::Https(_)).then(|| credentials.tls()).transpose()?;
+
     let unreachable = |problem: String| ClientError::Unreachable { endpoint: endpoint.to_string(), problem };
     let connecting = async {
         match endpoint {
@@ -28,10 +41,14 @@ pub(crate) async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Ch
                 let transport = configured(Transport::from_shared(format!("http://{authority}"))?, timeout);
                 transport.connect().await
             }
+            Endpoint::Https(authority) => {
+                let transport = configured(Transport::from_shared(format!("https://{authority}"))?, timeout);
+                transport.tls_config(tls.unwrap_or_default())?.connect().await
+            }
         }
     };
     match tokio::time::timeout(timeout, connecting).await {
-        Ok(Ok(channel)) => Ok(channel),
+        Ok(Ok(channel)) => Ok(InterceptedService::new(channel, tokens)),
         Ok(Err(error)) => {
             // tonic's own words, "transport error", say nothing.
             let mut problem = String::new();

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    net::IpAddr,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -18,12 +19,14 @@ pub enum Endpoint {
     Unix(PathBuf),
     /// Plain HTTP/2: `host:port`.
     Http(String),
+    /// HTTP/2 over TLS: `host:port`.
+    Https(String),
 }
 
 /// Text that is no address.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error(
-    "{text:?} is not a daemon's address ({problem}); write unix:///path/to/socket, http://127.0.0.1:7410 or 127.0.0.1:7410"
+    "{text:?} is not a daemon's address ({problem}); write unix:///path/to/socket, https://node:7410, http://127.0.0.1:7410 or 127.0.0.1:7410"
 )]
 pub struct EndpointError {
     text: String,
@@ -50,6 +53,18 @@ impl Endpoint {
         let mut sockets = Self::default_sockets(&environment, uid);
         let first_that_exists = sockets.iter().position(|path| path.exists()).unwrap_or(0);
         Ok(Self::Unix(sockets.swap_remove(first_that_exists)))
+    }
+
+    /// Whether nobody on the way sees what is sent.
+    pub(crate) fn is_private(&self) -> bool {
+        match self {
+            Self::Unix(_) | Self::Https(_) => true,
+            Self::Http(authority) => {
+                let host = authority.rsplit_once(':').map_or(authority.as_str(), |(host, _)| host);
+                let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+                host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+            }
+        }
     }
 
     /// Where a daemon listens by default: the session's runtime folder, the system's, and a folder of the user's in `/tmp`.
@@ -84,13 +99,11 @@ impl FromStr for Endpoint {
                 Ok(Self::Unix(path.into()))
             };
         }
-        if text.starts_with("https://") {
-            return Err(bad("TLS is not supported yet"));
-        }
-        let authority = text.strip_prefix("http://").unwrap_or(text);
+        let of_tls = text.strip_prefix("https://");
+        let authority = of_tls.or_else(|| text.strip_prefix("http://")).unwrap_or(text);
         let authority = authority.strip_suffix('/').unwrap_or(authority);
         if authority.contains("://") {
-            return Err(bad("the scheme is none of unix, http"));
+            return Err(bad("the scheme is none of unix, https, http"));
         }
         let Some((host, port)) = authority.rsplit_once(':') else {
             return Err(bad("the port is missing"));
@@ -105,7 +118,7 @@ impl FromStr for Endpoint {
         if port.parse::<u16>().map_or(true, |port| port == 0) {
             return Err(bad("the port is not a number from 1 to 65535"));
         }
-        Ok(Self::Http(authority.into()))
+        Ok(if of_tls.is_some() { Self::Https(authority.into()) } else { Self::Http(authority.into()) })
     }
 }
 
@@ -114,6 +127,7 @@ impl fmt::Display for Endpoint {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Http(authority) => write!(f, "http://{authority}"),
+            Self::Https(authority) => write!(f, "https://{authority}"),
         }
     }
 }
@@ -130,6 +144,7 @@ mod tests {
         check("unix:x.sock", Endpoint::Unix("x.sock".into()));
         check("http://127.0.0.1:7410", Endpoint::Http("127.0.0.1:7410".into()));
         check("http://127.0.0.1:7410/", Endpoint::Http("127.0.0.1:7410".into()));
+        check("https://node.example:7410/", Endpoint::Https("node.example:7410".into()));
         check("localhost:1", Endpoint::Http("localhost:1".into()));
         check("[::1]:7410", Endpoint::Http("[::1]:7410".into()));
     }
@@ -147,7 +162,7 @@ mod tests {
             "host:0",
             "host:65536",
             "host:x",
-            "https://host:1",
+            "https://host",
             "ftp://host:1",
             "ho st:1",
             "::1:80",
@@ -155,6 +170,17 @@ mod tests {
             "http://host:1/path",
         ] {
             assert!(text.parse::<Endpoint>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_sent_in_clear_to_others_is_told_apart() {
+        let is_private = |text: &str| text.parse::<Endpoint>().unwrap().is_private();
+        for text in ["unix:/s", "https://host:1", "localhost:1", "127.0.0.1:1", "127.9.9.9:1", "[::1]:1"] {
+            assert!(is_private(text), "{text}");
+        }
+        for text in ["host:1", "10.0.0.1:1", "[fd00::1]:1", "localhost.evil:1"] {
+            assert!(!is_private(text), "{text}");
         }
     }
 

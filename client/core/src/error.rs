@@ -9,7 +9,7 @@ use thiserror::Error;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::{container::ContainerError, endpoint::EndpointError};
+use crate::{container::ContainerError, endpoint::EndpointError, trust::TrustError};
 
 /// The reasons of an `INVALID_ARGUMENT` that name something the user wrote: the plan, the options or the program. The other reasons are
 /// about the graph, which the user didn't write, and which can still be compiled without the daemon.
@@ -34,7 +34,7 @@ const USERS_REASONS: [&str; 17] = [
 ];
 
 /// Reasons of a refusal for want of room.
-const FULL: [&str; 3] = ["QUEUE_FULL", "PEER_QUEUE_FULL", "PEER_BYTES_FULL"];
+const FULL: [&str; 5] = ["QUEUE_FULL", "PEER_QUEUE_FULL", "PEER_BYTES_FULL", "PEER_STREAMS_FULL", "PEER_RATE_FULL"];
 
 /// A failure of the client. The messages are complete sentences for people.
 #[derive(Debug, Error)]
@@ -72,6 +72,21 @@ pub enum ClientError {
     #[error("the piecewised daemon's answer can't be used: {problem}")]
     BadResponse {
         /// What is wrong with it.
+        problem: String,
+    },
+    /// What came is not signed by whom this process trusts.
+    #[error(transparent)]
+    Untrusted(#[from] TrustError),
+    /// What this side should show the daemon, or judge it by, can't be used.
+    #[error("{problem}")]
+    BadCredentials {
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The keys that were given can't be read.
+    #[error("PIECEWISED_TRUSTED_KEYS (trusted_keys) can't be used: {problem}")]
+    BadTrustedKeys {
+        /// What is wrong with them.
         problem: String,
     },
     /// The bytes that came are not the artifact.
@@ -169,7 +184,11 @@ impl ClientError {
     /// Whether the caller has to change the plan, the options or the address: trying elsewhere would hide the mistake.
     pub fn is_callers_mistake(&self) -> bool {
         match self {
-            Self::Endpoint(_) | Self::Plan(_) | Self::ProgramName(_) => true,
+            Self::Endpoint(_)
+            | Self::BadCredentials { .. }
+            | Self::BadTrustedKeys { .. }
+            | Self::Plan(_)
+            | Self::ProgramName(_) => true,
             Self::NoSegment { .. } | Self::GuardFailed { .. } => true,
             Self::Refused(refusal) => refusal.is_callers_mistake(),
             _ => false,
@@ -190,6 +209,9 @@ impl ClientError {
             Self::Broken { .. } => "CONNECTION_BROKEN",
             Self::BudgetSpent { .. } => "BUDGET_SPENT",
             Self::BadResponse { .. } => "BAD_RESPONSE",
+            Self::Untrusted(error) => error.reason(),
+            Self::BadTrustedKeys { .. } => "BAD_TRUSTED_KEYS",
+            Self::BadCredentials { .. } => "BAD_CREDENTIALS",
             Self::DigestMismatch { .. } => "DIGEST_MISMATCH",
             Self::TooLarge { .. } => "ARTIFACT_TOO_LARGE",
             Self::BadContainer { .. } => "BAD_CONTAINER",

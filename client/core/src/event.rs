@@ -1,7 +1,7 @@
 //! What the daemon says about a compile and about itself, as typed values without a trace of the wire.
 
 use piecewised_graph::{
-    Digest, Handle,
+    Digest, Handle, PublicKey,
     request::{ArtifactFormat, DeviceKind, Toolchain},
 };
 use piecewised_plan::Range;
@@ -11,7 +11,7 @@ use piecewised_wire::{
 };
 use serde::Serialize;
 
-use crate::{ClientError, ProgramStatus};
+use crate::{ClientError, ProgramStatus, answer::Answer};
 
 /// What a daemon can do.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -37,6 +37,8 @@ pub struct Capabilities {
     pub frontends: Vec<String>,
     /// Whether the daemon takes one from this process.
     pub trusts_frontend: bool,
+    /// What it says it signs with; `None`: it signs nothing. For people: [`crate::Keyring`] takes no key from here.
+    pub public_key: Option<PublicKey>,
 }
 
 /// What a request may hold.
@@ -92,8 +94,13 @@ impl From<v1::GetCapabilitiesResponse> for Capabilities {
             specialisations,
             frontends: response.frontends,
             trusts_frontend: response.trusts_frontend,
+            public_key: public_key(response.public_key),
         }
     }
+}
+
+pub(crate) fn public_key(bytes: Vec<u8>) -> Option<PublicKey> {
+    bytes.try_into().ok().map(PublicKey)
 }
 
 /// An enum's value as people write it; `None` for the one that says nothing.
@@ -171,14 +178,22 @@ impl From<v1::GraphDifference> for Difference {
 }
 
 impl Event {
-    /// The event of a message; `None` for a kind that this client doesn't know yet.
-    pub(crate) fn from_proto(event: v1::CompileEvent, entries: &[Range]) -> Result<Option<Self>, ClientError> {
+    /// The event of a message; `None` for one that this client doesn't know yet, or takes note of itself. `answer`: whose events they are.
+    pub(crate) fn from_proto(
+        event: v1::CompileEvent,
+        entries: &[Range],
+        answer: &mut Answer,
+    ) -> Result<Option<Self>, ClientError> {
         use v1::compile_event::Event as Wire;
         let bad = |problem: String| ClientError::BadResponse { problem };
         let index = event.index as usize;
         let range = event.range.map(range_from_proto).transpose()?;
         let kind = match event.event {
             None => return Ok(None),
+            Some(Wire::Accepted(accepted)) => {
+                answer.accept(accepted, entries)?;
+                return Ok(None);
+            }
             Some(Wire::Queued(v1::Queued { key, job_id, position })) => {
                 EventKind::Queued { key: digest(&key)?, job_id, position }
             }
@@ -208,6 +223,9 @@ impl Event {
             && handle.range.is_some_and(|range| range != entries[index])
         {
             return Err(bad(format!("a handle for another range than the plan's entry {index}")));
+        }
+        if let EventKind::Ready { handle, .. } = &kind {
+            answer.check(index, handle)?;
         }
         Ok(Some(Self { index, range, kind }))
     }

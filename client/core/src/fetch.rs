@@ -28,12 +28,14 @@ pub struct Fetched {
 }
 
 impl Client {
-    /// Makes the artifact of `handle` a folder of `cache`: fetched and verified, unless it is there already.
+    /// Makes the artifact of `handle` a folder of `cache`: fetched and verified, unless it is there already. A handle that no trusted daemon has signed
+    /// is refused before.
     ///
     /// # Errors
     /// [`ClientError`]; nothing is left behind but what was whole before.
     pub async fn fetch(&self, handle: &Handle, cache: &Cache) -> Result<Fetched, ClientError> {
         let started = Instant::now();
+        self.options.keyring.check_handle(handle)?;
         let digest = handle.digest;
         let done = |folder, was_local| Fetched {
             folder,

@@ -1,7 +1,8 @@
 //! The client that every language shares: connect, compile, fetch, verify, materialise, dispatch.
 //!
-//! * Nothing is read from the process environment below [`Endpoint::resolve`] and [`cache_folder`], and those take it as an
-//!   argument: configuration is passed in.
+//! * Nothing is read from the process environment below [`Endpoint::resolve`], [`Credentials::resolve`], [`Keyring::resolve`] and
+//!   [`cache_folder`], and those take it as an argument: configuration is passed in.
+//! * Nothing is fetched, unpacked or handed on that no daemon has signed whose key is trusted ([`Keyring`]).
 //! * Bytes are never used before their digest was checked, and files never before they were checked against the manifest.
 //! * Every error says whether the caller has to change the request ([`ClientError::is_callers_mistake`]) or whether the
 //!   daemon just can't help now, so that the caller compiles by itself ([`ClientError::falls_back`]).
@@ -10,11 +11,13 @@
 //! daemon.
 
 mod admin;
+mod answer;
 mod bundle;
 mod cache;
 mod client;
 mod connect;
 mod container;
+mod credentials;
 mod dispatch;
 mod endpoint;
 mod error;
@@ -22,18 +25,21 @@ mod event;
 mod explain;
 mod fetch;
 mod graph_file;
+mod known;
 mod manifest;
 mod pack;
 mod program;
 mod snapshot;
 mod status;
 mod trace;
+mod trust;
 
 pub use admin::{Admin, CompiledRange, Job, ManifestSummary, RememberedFailure, StoredArtifact, StoredWhat};
 pub use bundle::{BUNDLE_VERSION, MAGIC, from_bundle, to_bundle};
 pub use cache::{Cache, cache_folder};
 pub use client::{Client, ClientOptions, CompileRequest, CompileStream, FetchOptions, Priority};
 pub use container::{ContainerError, unpack};
+pub use credentials::Credentials;
 pub use dispatch::{Dispatcher, Target, ValuePlace};
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{ClientError, Refusal};
@@ -46,3 +52,4 @@ pub use piecewised_wire::Delivery;
 pub use program::{ProgramPiece, ProgramStatus, check_manifest};
 pub use status::{Activity, JobTotals, NodeStatus, PartStatus, PieceDifference, StoreStatus};
 pub use trace::TraceContext;
+pub use trust::{Keyring, TrustError};

@@ -2,10 +2,11 @@
 
 use piecewised_graph::{Digest, Manifest, PhaseTiming, ProgramName};
 use piecewised_proto::v1;
+use piecewised_sign::Statement;
 use piecewised_wire::{WireError, manifest_from_proto, manifest_to_proto, program_name_from_proto};
 use serde::{Deserialize, Serialize};
 
-use crate::{Client, ClientError};
+use crate::{Client, ClientError, Keyring};
 
 /// Which piece of which program a compile is. `piecewised/v1/program.proto` documents each field.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,19 +53,21 @@ impl Client {
         if manifest.program != *program {
             return Err(bad(format!("the manifest of {} where {program} was asked for", manifest.program)));
         }
+        let statement = Statement::of_manifest(&manifest);
+        self.options.keyring.of_daemon(self.endpoint(), "manifest", manifest.signature.as_ref(), &statement)?;
         let digest = Digest::from_slice(&manifest_digest).map_err(|error| bad(error.to_string()))?;
         Ok((manifest, digest))
     }
 }
 
-/// Refuses a manifest whose parts don't fit together: one that did not come from a daemon a moment ago.
+/// Refuses a manifest whose parts don't fit together, or that no trusted daemon has signed: one that did not come from a daemon a moment ago.
 ///
 /// # Errors
-/// [`ClientError::BadResponse`].
-pub fn check_manifest(manifest: &Manifest) -> Result<(), ClientError> {
+/// [`ClientError::BadResponse`], [`ClientError::Untrusted`].
+pub fn check_manifest(manifest: &Manifest, keyring: &Keyring) -> Result<(), ClientError> {
     // The rules are those of a manifest that comes over the wire.
     manifest_from_proto(manifest_to_proto(manifest))?;
-    Ok(())
+    keyring.check_manifest(manifest)
 }
 
 impl ProgramPiece {

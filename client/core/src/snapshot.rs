@@ -5,7 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use piecewised_graph::{Digest, SnapshotName};
 use piecewised_proto::v1::{self, put_snapshot_request::Part};
-use piecewised_wire::snapshot_name_to_proto;
+use piecewised_sign::Statement;
+use piecewised_wire::{signature_from_proto, snapshot_name_to_proto};
 
 use crate::{Client, ClientError, fetch::is_worth_another_try};
 
@@ -68,15 +69,20 @@ impl Client {
         let opened = tokio::time::timeout(stall, service.fetch_snapshot(request)).await.map_err(stalled)?;
         let mut chunks = opened.map_err(|status| ClientError::from_status(&status, FETCHING))?.into_inner();
         let mut bytes = Vec::new();
-        let mut said: Option<(u64, Vec<u8>)> = None;
+        let mut said: Option<(u64, Vec<u8>, Option<v1::Signature>)> = None;
         loop {
             let chunk = tokio::time::timeout(stall, chunks.message()).await.map_err(stalled)?;
             let Some(chunk) = chunk.map_err(|status| ClientError::from_status(&status, FETCHING))? else { break };
-            let v1::FetchSnapshotResponse { offset, data, total_bytes, digest } = chunk;
+            let v1::FetchSnapshotResponse { offset, data, total_bytes, digest, signature } = chunk;
             if total_bytes > self.options.fetch.max_artifact_bytes {
                 return Err(bad(format!("a snapshot of {total_bytes} bytes, which is more than this client takes")));
             }
-            if *said.get_or_insert((total_bytes, digest.clone())) != (total_bytes, digest) {
+            if said.is_none() {
+                // Before more than a chunk is received.
+                self.check_snapshot(name, total_bytes, &digest, signature.clone())?;
+            }
+            let says = (total_bytes, digest, signature);
+            if *said.get_or_insert_with(|| says.clone()) != says {
                 return Err(bad("the chunks are not of one snapshot".into()));
             }
             if offset != bytes.len() as u64 || offset + data.len() as u64 > total_bytes {
@@ -85,7 +91,7 @@ impl Client {
             bytes.extend_from_slice(&data);
         }
         let broken = |problem: String| ClientError::Broken { doing: FETCHING, problem };
-        let (total_bytes, digest) = said.ok_or_else(|| broken("it ended before it began".into()))?;
+        let (total_bytes, digest, _) = said.ok_or_else(|| broken("it ended before it began".into()))?;
         if bytes.len() as u64 != total_bytes {
             return Err(broken(format!("it ended after {} of {total_bytes} bytes", bytes.len())));
         }
@@ -95,5 +101,20 @@ impl Client {
             return Err(ClientError::DigestMismatch { expected, found });
         }
         Ok(bytes)
+    }
+
+    /// Refuses what the daemon has not signed as the snapshot of this name.
+    fn check_snapshot(
+        &self,
+        name: &SnapshotName,
+        total_bytes: u64,
+        digest: &[u8],
+        signature: Option<v1::Signature>,
+    ) -> Result<(), ClientError> {
+        let digest =
+            Digest::from_slice(digest).map_err(|error| ClientError::BadResponse { problem: error.to_string() })?;
+        let signature = signature.map(signature_from_proto).transpose()?;
+        let statement = Statement::of_snapshot(name, total_bytes, &digest);
+        self.options.keyring.of_daemon(self.endpoint(), "snapshot", signature.as_ref(), &statement)
     }
 }

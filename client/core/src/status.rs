@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use piecewised_graph::PublicKey;
 use piecewised_proto::v1;
 use serde::Serialize;
 
-use crate::{Client, ClientError, Difference};
+use crate::{Client, ClientError, Difference, event::public_key};
 
 /// A daemon's own account.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
@@ -21,6 +22,8 @@ pub struct NodeStatus {
     pub total: Activity,
     pub parts: Vec<PartStatus>,
     pub jobs: JobTotals,
+    /// What it says it signs with; `None`: it signs nothing.
+    pub public_key: Option<PublicKey>,
 }
 
 /// What is in its store.
@@ -135,6 +138,7 @@ impl From<v1::GetStatusResponse> for NodeStatus {
             },
             total: activity(status.total),
             parts: status.parts.into_iter().map(part).collect(),
+            public_key: public_key(status.public_key),
         }
     }
 }

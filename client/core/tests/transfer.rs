@@ -7,7 +7,7 @@ mod scripted;
 
 use std::time::Duration;
 
-use common::{good, handle};
+use common::{good, handle, keyring, signed, signer};
 use opentelemetry::{
     Context,
     trace::{FutureExt as _, SpanContext, SpanId, TraceContextExt as _, TraceFlags, TraceId, TraceState},
@@ -19,6 +19,7 @@ use piecewised_client::{
 use piecewised_graph::{Digest, Handle, Manifest, ManifestPiece, SnapshotName, model::Graph, request::ArtifactFormat};
 use piecewised_plan::{Plan, Range};
 use piecewised_proto::v1::{self, compile_service_server::CompileServiceServer};
+use piecewised_sign::Statement;
 use scripted::{Answer, Server, refused};
 use tempfile::TempDir;
 use tokio::net::UnixListener;
@@ -44,6 +45,7 @@ async fn world(change: impl FnOnce(&mut ClientOptions)) -> World {
     );
     let mut options = ClientOptions::default();
     options.fetch.backoff = Duration::from_millis(1);
+    options.keyring = keyring();
     change(&mut options);
     let client = Client::connect(Endpoint::Unix(socket), options).await.unwrap();
     let cache = Cache::open(&folder.path().join("cache")).unwrap();
@@ -51,7 +53,11 @@ async fn world(change: impl FnOnce(&mut ClientOptions)) -> World {
 }
 
 fn handle_of(bytes: &[u8]) -> Handle {
-    Handle { digest: Digest::of(bytes), size_bytes: bytes.len() as u64, ..handle(Some((1, 4)), &[Some((1, 4))]) }
+    signed(Handle {
+        digest: Digest::of(bytes),
+        size_bytes: bytes.len() as u64,
+        ..handle(Some((1, 4)), &[Some((1, 4))])
+    })
 }
 
 fn chunk(bytes: &[u8], from: usize, to: usize) -> Result<v1::FetchArtifactResponse, Status> {
@@ -131,7 +137,7 @@ async fn an_artifact_that_is_gone_or_too_large_is_not_asked_for_again() {
     world.server.0.lock().unwrap().fetches = [Err(refused(Code::NotFound, "NO_SUCH_ARTIFACT"))].into();
     let error = world.client.fetch(&handle_of(&good()), &world.cache).await.unwrap_err();
     assert_eq!(error.reason(), "NO_SUCH_ARTIFACT");
-    let huge = Handle { size_bytes: 1 << 50, ..handle_of(&good()) };
+    let huge = signed(Handle { size_bytes: 1 << 50, ..handle_of(&good()) });
     let error = world.client.fetch(&huge, &world.cache).await.unwrap_err();
     assert_eq!(error.reason(), "ARTIFACT_TOO_LARGE");
     assert_eq!(world.server.0.lock().unwrap().offsets.len(), 1);
@@ -272,14 +278,17 @@ async fn where_nobody_listens_the_daemon_is_unreachable() {
 
 fn manifest() -> Manifest {
     let handle = handle(Some((1, 4)), &[Some((1, 4))]);
-    Manifest {
+    let manifest = Manifest {
         program: "backbone".parse().unwrap(),
         toolchain: handle.toolchain.clone(),
         devices: vec![handle.device.clone()],
         pieces: vec![ManifestPiece { index: 0, entries: vec![Range::new(1, 4).unwrap()], handles: vec![handle] }],
         n_distinct_pieces: 1,
         created_unix_ms: 7,
-    }
+        signature: None,
+    };
+    let signature = signer().sign(&Statement::of_manifest(&manifest));
+    Manifest { signature: Some(signature), ..manifest }
 }
 
 #[tokio::test]
@@ -310,10 +319,10 @@ async fn a_manifest_is_the_one_that_was_asked_for_and_whole() {
     }
     let error = world.client.manifest(&name).await.unwrap_err();
     assert_eq!(error.reason(), "NO_SUCH_MANIFEST");
-    assert!(check_manifest(&manifest()).is_ok());
+    assert!(check_manifest(&manifest(), &keyring()).is_ok());
     let mut swapped = manifest();
     swapped.pieces[0].index = 1;
-    assert_eq!(check_manifest(&swapped).unwrap_err().reason(), "BAD_RESPONSE");
+    assert_eq!(check_manifest(&swapped, &keyring()).unwrap_err().reason(), "BAD_RESPONSE");
 }
 
 #[tokio::test]
@@ -366,9 +375,17 @@ async fn a_snapshot_is_sent_in_parts_and_verified_when_it_comes_back() {
     assert!(sent == bytes);
 
     let digest = Digest::of(&bytes).0.to_vec();
+    let signature = signer().sign(&Statement::of_snapshot(&name, 600_000, &Digest::of(&bytes)));
     let chunk = |from: usize, to: usize| {
         let data = bytes[from..to].to_vec().into();
-        Ok(v1::FetchSnapshotResponse { offset: from as u64, data, total_bytes: 600_000, digest: digest.clone() })
+        let signature = Some(piecewised_wire::signature_to_proto(&signature));
+        Ok(v1::FetchSnapshotResponse {
+            offset: from as u64,
+            data,
+            total_bytes: 600_000,
+            digest: digest.clone(),
+            signature,
+        })
     };
     let script = |answers: Vec<Answer<v1::FetchSnapshotResponse>>| {
         world.server.0.lock().unwrap().snapshots = answers.into();

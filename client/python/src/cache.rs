@@ -1,8 +1,8 @@
 //! The cache folder for Python: artifacts that are here, and entries as bytes that need no daemon.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use piecewised_client::{Cache as CoreCache, ClientError, cache_folder, from_bundle, to_bundle};
+use piecewised_client::{Cache as CoreCache, ClientError, Keyring, cache_folder, from_bundle, to_bundle};
 use piecewised_graph::{Handle, Manifest, ProgramName};
 use pyo3::{prelude::*, types::PyBytes};
 
@@ -16,21 +16,28 @@ pub(crate) fn default_folder() -> PathBuf {
     cache_folder(|name: &str| std::env::var(name).ok(), rustix::process::getuid().as_raw())
 }
 
+/// Whose code is loaded: the keys that were given, by option or by the environment, or those that this cache folder remembers.
+pub(crate) fn keyring(py: Python<'_>, trusted_keys: Option<&str>, folder: &Path) -> PyResult<Keyring> {
+    Keyring::resolve(trusted_keys, |name| std::env::var(name).ok(), folder).map_err(|error| raise(py, &error))
+}
+
 /// The folder of materialised artifacts.
 #[pyclass(module = "piecewised._core", frozen)]
 pub(crate) struct Cache {
     cache: CoreCache,
     folder: PathBuf,
+    keyring: Keyring,
 }
 
 #[pymethods]
 impl Cache {
     #[new]
-    #[pyo3(signature = (cache_dir = None))]
-    fn new(py: Python<'_>, cache_dir: Option<PathBuf>) -> PyResult<Self> {
+    #[pyo3(signature = (cache_dir = None, *, trusted_keys = None))]
+    fn new(py: Python<'_>, cache_dir: Option<PathBuf>, trusted_keys: Option<&str>) -> PyResult<Self> {
         let folder = cache_dir.unwrap_or_else(default_folder);
         let cache = CoreCache::open(&folder).map_err(|error| raise(py, &error))?;
-        Ok(Self { cache, folder })
+        let keyring = keyring(py, trusted_keys, &folder)?;
+        Ok(Self { cache, folder, keyring })
     }
 
     #[getter]
@@ -38,10 +45,11 @@ impl Cache {
         self.folder.clone()
     }
 
-    /// The folder of the artifact that a handle names, if it is here.
+    /// The folder of the artifact that a handle names, if it is here. Raises where no trusted daemon has signed the handle.
     fn find(&self, py: Python<'_>, handle: &str) -> PyResult<Option<PathBuf>> {
         let handle: Handle = parse(py, "handle", handle)?;
-        Ok(py.detach(|| self.cache.find(&handle.digest)))
+        let found = py.detach(|| self.keyring.check_handle(&handle).map(|()| self.cache.find(&handle.digest)));
+        found.map_err(|error| raise(py, &error))
     }
 
     /// The artifact that a handle names as bytes that need nothing else; None: it isn't here.
@@ -51,10 +59,11 @@ impl Cache {
         Ok(bundle.map(|bundle| PyBytes::new(py, &bundle)))
     }
 
-    /// Takes in what `to_bundle` gave: the handle, as JSON, and the folder of its artifact.
+    /// Takes in what `to_bundle` gave: the handle, as JSON, and the folder of its artifact. Raises where no trusted daemon has signed it.
     fn take_bundle(&self, py: Python<'_>, bundle: &[u8]) -> PyResult<(String, PathBuf)> {
         let taken = py.detach(|| -> Result<_, ClientError> {
             let (handle, container) = from_bundle(bundle)?;
+            self.keyring.check_handle(&handle)?;
             let folder = self.cache.install(&handle.digest, container)?;
             Ok((handle, folder))
         });
@@ -64,11 +73,18 @@ impl Cache {
     }
 }
 
-/// Raises unless a text is a program's manifest whose parts fit together.
+/// Raises unless a text is a program's manifest whose parts fit together, signed by a daemon that is trusted with this cache folder.
 #[pyfunction]
-pub(crate) fn check_manifest(py: Python<'_>, manifest: &str) -> PyResult<()> {
+#[pyo3(signature = (manifest, cache_dir = None, *, trusted_keys = None))]
+pub(crate) fn check_manifest(
+    py: Python<'_>,
+    manifest: &str,
+    cache_dir: Option<PathBuf>,
+    trusted_keys: Option<&str>,
+) -> PyResult<()> {
     let manifest: Manifest = parse(py, "manifest", manifest)?;
-    piecewised_client::check_manifest(&manifest).map_err(|error| raise(py, &error))
+    let keyring = keyring(py, trusted_keys, &cache_dir.unwrap_or_else(default_folder))?;
+    piecewised_client::check_manifest(&manifest, &keyring).map_err(|error| raise(py, &error))
 }
 
 /// Raises unless a text can be the name of a program or of a run.

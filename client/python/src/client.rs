@@ -9,8 +9,8 @@ use std::{
 
 use bytes::Bytes;
 use piecewised_client::{
-    Cache, Client as CoreClient, ClientError, ClientOptions, CompileRequest, CompileStream, Delivery, Endpoint, Event,
-    Fetched as CoreFetched, GraphFileError, Priority, TraceContext,
+    Cache, Client as CoreClient, ClientError, ClientOptions, CompileRequest, CompileStream, Credentials, Delivery,
+    Endpoint, Event, Fetched as CoreFetched, GraphFileError, Priority, TraceContext,
 };
 use piecewised_graph::{Frontend, Handle, ProgramName, SnapshotName, request::ArtifactFormat};
 use pyo3::{
@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tokio_stream::StreamExt as _;
 
 use crate::{
-    cache::default_folder,
+    cache::{default_folder, keyring},
     dispatch::plan,
     errors::{raise, raise_json},
     process::{OfProcess, Stop, wait, wait_unless},
@@ -43,7 +43,8 @@ pub(crate) struct Client {
 #[pymethods]
 impl Client {
     #[new]
-    #[pyo3(signature = (endpoint = None, *, connect_timeout_s = 5.0, ready_timeout_s = 60.0, budget_s = None, cache_dir = None))]
+    #[pyo3(signature = (endpoint = None, *, connect_timeout_s = 5.0, ready_timeout_s = 60.0, budget_s = None, cache_dir = None, trusted_keys = None, ca = None, cert = None, key = None, token = None))]
+    #[expect(clippy::too_many_arguments, reason = "Python's keyword arguments")]
     fn new(
         py: Python<'_>,
         endpoint: Option<&str>,
@@ -51,24 +52,27 @@ impl Client {
         ready_timeout_s: f64,
         budget_s: Option<f64>,
         cache_dir: Option<PathBuf>,
+        trusted_keys: Option<&str>,
+        ca: Option<PathBuf>,
+        cert: Option<PathBuf>,
+        key: Option<PathBuf>,
+        token: Option<PathBuf>,
     ) -> PyResult<Self> {
         // The one place of the client that reads the process environment.
         let environment = |name: &str| std::env::var(name).ok();
         let uid = rustix::process::getuid().as_raw();
         let endpoint = Endpoint::resolve(endpoint, environment, uid).map_err(|error| raise(py, &error.into()))?;
+        let cache_folder = cache_dir.unwrap_or_else(default_folder);
         let options = ClientOptions {
             connect_timeout: seconds("connect_timeout_s", connect_timeout_s)?,
             ready_timeout: seconds("ready_timeout_s", ready_timeout_s)?,
             compile_budget: budget_s.map(|budget| seconds("budget_s", budget)).transpose()?,
+            credentials: Credentials { ca, cert, key, token }.resolve(environment),
+            keyring: keyring(py, trusted_keys, &cache_folder)?,
             ..ClientOptions::default()
         };
         let connection = connect(py, &endpoint, &options)?;
-        Ok(Self {
-            endpoint,
-            options,
-            cache_folder: cache_dir.unwrap_or_else(default_folder),
-            connection: Mutex::new(OfProcess::new(connection)),
-        })
+        Ok(Self { endpoint, options, cache_folder, connection: Mutex::new(OfProcess::new(connection)) })
     }
 
     #[getter]

@@ -26,6 +26,8 @@ pub(crate) fn raise_json(py: Python<'_>, what: &str, error: &serde_json::Error) 
 fn class_of(error: &ClientError) -> &'static str {
     match error {
         ClientError::Endpoint(_) => "EndpointError",
+        ClientError::BadTrustedKeys { .. } | ClientError::BadCredentials { .. } => "OptionError",
+        ClientError::Untrusted(_) => "Untrusted",
         ClientError::Unreachable { .. } => "Unreachable",
         ClientError::Broken { .. } => "ConnectionBroken",
         ClientError::BudgetSpent { .. } => "BudgetSpent",

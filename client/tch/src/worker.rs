@@ -6,8 +6,8 @@ use std::{
 };
 
 use piecewised_client::{
-    Cache, Capabilities, Client, ClientOptions, CompileRequest, Delivery, Endpoint, Event, EventKind, Priority,
-    cache_folder, read_graph_file,
+    Cache, Capabilities, Client, ClientOptions, CompileRequest, Delivery, Endpoint, Event, EventKind, Keyring,
+    Priority, cache_folder, read_graph_file,
 };
 use piecewised_graph::{
     Handle, ProgramName,
@@ -29,7 +29,8 @@ use crate::{
 pub struct WorkerOptions {
     /// Where pieces run, and how they are loaded.
     pub load: LoadOptions,
-    /// Bounds of the connection.
+    /// Bounds of the connection, what this side shows the daemon (what is not named is taken from the environment), and whose code is loaded; a keyring that is left as it is by default is replaced by what `PIECEWISED_TRUSTED_KEYS` and
+    /// the cache folder say.
     pub client: ClientOptions,
     /// Where artifacts are kept; `None`: as [`cache_folder`] says, `~/.cache/piecewised` if nothing else is set.
     pub cache_dir: Option<PathBuf>,
@@ -80,9 +81,14 @@ impl Worker {
         let folder = options
             .cache_dir
             .unwrap_or_else(|| cache_folder(|name| std::env::var(name).ok(), rustix::process::getuid().as_raw()));
+        let mut client = options.client;
+        if client.keyring.is_unset() {
+            client.keyring = Keyring::resolve(None, |name| std::env::var(name).ok(), &folder)?;
+        }
+        client.credentials = client.credentials.resolve(|name| std::env::var(name).ok());
         let cache = blocking(move || Ok(Cache::open(&folder)?)).await?;
-        let ready_timeout = options.client.ready_timeout;
-        let client = Client::connect(endpoint, options.client).await?;
+        let ready_timeout = client.ready_timeout;
+        let client = Client::connect(endpoint, client).await?;
         let capabilities = ready(&client, ready_timeout).await?;
         let unsuitable = |problem| Error::Unsuitable { endpoint: client.endpoint().to_string(), problem };
         let toolchain = toolchain(&capabilities).map_err(unsuitable)?;

@@ -67,18 +67,19 @@ impl AdminService for Admin {
     ) -> Result<Response<v1::GetArtifactResponse>, Status> {
         let one = self.named(&request.into_inner().key).await?;
         let handle = match &one.item {
-            ListedItem::Handle(handle) => Some(wire::handle_to_proto(handle)),
+            ListedItem::Handle(handle) => Some(self.config.signer.signed_handle(handle)),
             ListedItem::Snapshot(_) => None,
         };
         Ok(Response::new(v1::GetArtifactResponse { artifact: Some(stored(&one)), handle }))
     }
+
     async fn explain_miss(
         &self,
         request: Request<v1::ExplainMissRequest>,
     ) -> Result<Response<v1::ExplainMissResponse>, Status> {
         use v1::explain_miss_request::About;
         if matches!(&request.get_ref().about, Some(About::Request(asked)) if asked.frontend.is_some()) {
-            trust::check(&request, &self.config)?;
+            trust::check(&request, &self.config.access)?;
         }
         let v1::ExplainMissRequest { about, against } = request.into_inner();
         let against = if against.is_empty() { None } else { Some(self.named(&against).await?) };
@@ -241,7 +242,7 @@ impl Admin {
     /// Who asks, if he may; that he may not is in the log too.
     fn admin<T>(&self, request: &Request<T>, what: &'static str) -> Result<Peer, ApiError> {
         let peer = peer::peer(request);
-        trust::check_admin(request, &self.config)
+        trust::check_admin(request, &self.config.access)
             .inspect_err(|_| tracing::warn!(target: "audit", %peer, what, "refused: not an admin"))?;
         Ok(peer)
     }

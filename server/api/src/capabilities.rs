@@ -62,6 +62,7 @@ pub(crate) fn capabilities(
         tunings: [v1::Tuning::Fast, v1::Tuning::Full, v1::Tuning::Tiered].map(Into::into).to_vec(),
         frontends,
         trusts_frontend,
+        public_key: config.signer.public_key().0.to_vec(),
         specialisations: [v1::Specialisation::Range, v1::Specialisation::Generic].map(Into::into).to_vec(),
     }
 }

@@ -1,18 +1,22 @@
 //! From tickets to the event stream of one request.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_stream::stream;
 use piecewised_graph::{Digest, Handle, unproven};
 use piecewised_plan::Range;
 use piecewised_proto::v1::{self, compile_event::Event};
 use piecewised_scheduler::{CameFrom, JobFailure, JobState, Origin, Place, RunStatus, Scheduler, Ticket, Watcher};
+use piecewised_sign::{Signer, Statement};
 use piecewised_wire as wire;
 use tokio_stream::{Stream, StreamExt as _, StreamMap};
 use tonic::{Code, Status};
 
-use crate::{account::Account, status::ApiError, trace::RequestSpan};
+use crate::{account::Account, request::Checked, status::ApiError, trace::RequestSpan};
 
 /// What the events of a request depend on beside its tickets.
 pub(crate) struct Asked {
@@ -23,9 +27,26 @@ pub(crate) struct Asked {
     pub(crate) deadline: Option<Duration>,
     pub(crate) account: Account,
     pub(crate) difference: Option<v1::GraphDifference>,
+    /// What the request was understood as.
+    pub(crate) accepted: v1::Accepted,
+    pub(crate) signer: Arc<Signer>,
 }
 
-/// The events of a request: first one for each entry of the plan, then progress and results as they come, last Completed.
+/// The signed word for what a request asks for. Its digest is that of its bytes.
+pub(crate) fn accepted(digest: Digest, checked: &Checked, signer: &Signer) -> v1::Accepted {
+    let entry = |(position, entry): (usize, &Option<Range>)| {
+        let keys =
+            checked.specs.get(position).map(|spec| spec.key).into_iter().chain(checked.tuned.get(position).copied());
+        v1::AcceptedEntry { range: entry.map(wire::range_to_proto), keys: keys.map(|key| key.0.to_vec()).collect() }
+    };
+    let entries = checked.entries.iter().enumerate().map(entry).collect();
+    let mut accepted = v1::Accepted { request_digest: digest.0.to_vec(), entries, signature: None };
+    let signature = signer.sign(&Statement::of_accepted(&accepted));
+    accepted.signature = Some(wire::signature_to_proto(&signature));
+    accepted
+}
+
+/// The events of a request: first Accepted and one for each entry of the plan, then progress and results as they come, last Completed.
 ///
 /// For a piece of a program, each result is noted in its run, and the manifest of a program that is complete by now is durable
 /// before the last Ready is sent: a caller that has all its handles and leaves without waiting for Completed leaves a manifest too.
@@ -38,7 +59,8 @@ pub(crate) fn events(
     span: RequestSpan,
 ) -> impl Stream<Item = Result<v1::CompileEvent, Status>> + Send + 'static {
     stream! {
-        let Asked { program, is_strict, started, deadline, mut account, difference } = asked;
+        let Asked { program, is_strict, started, deadline, mut account, difference, accepted, signer } = asked;
+        yield Ok(v1::CompileEvent { index: 0, range: None, event: Some(Event::Accepted(accepted)) });
         let n_entries = u32::try_from(tickets.len()).unwrap_or(u32::MAX);
         let mut summary = v1::Completed::default();
         let mut end = None;
@@ -51,7 +73,7 @@ pub(crate) fn events(
                     let event = match delivered(&handle, range, is_strict) {
                         Ok(handle) => {
                             note(program.as_ref(), position, &handle, CameFrom::Store);
-                            ready(&handle, v1::Source::Store)
+                            ready(&handle, v1::Source::Store, &signer)
                         }
                         Err(failure) => failed(handle.key, failure),
                     };
@@ -72,7 +94,7 @@ pub(crate) fn events(
                     yield Ok(at(first(&watcher)));
                     let program = program.clone();
                     let noted = move |handle: &Handle, from| note(program.as_ref(), position, handle, from);
-                    running.insert(index, Box::pin(follow(watcher, range, is_strict, noted).map(at)));
+                    running.insert(index, Box::pin(follow(watcher, range, is_strict, Arc::clone(&signer), noted).map(at)));
                 }
             }
         }
@@ -199,6 +221,7 @@ fn follow(
     mut watcher: Watcher,
     entry: Option<Range>,
     is_strict: bool,
+    signer: Arc<Signer>,
     noted: impl Fn(&Handle, CameFrom) + Send,
 ) -> impl Stream<Item = Event> + Send {
     stream! {
@@ -222,7 +245,7 @@ fn follow(
                         Origin::Joined { .. } => (v1::Source::Joined, CameFrom::Joined),
                     };
                     noted(&handle, from);
-                    yield ready(&handle, source);
+                    yield ready(&handle, source, &signer);
                     break;
                 }
                 Some(Err(failure)) => {
@@ -243,8 +266,8 @@ fn progress(watcher: &Watcher, state: &JobState) -> Event {
     })
 }
 
-fn ready(handle: &Handle, source: v1::Source) -> Event {
-    Event::Ready(v1::Ready { handle: Some(wire::handle_to_proto(handle)), source: source.into() })
+fn ready(handle: &Handle, source: v1::Source, signer: &Signer) -> Event {
+    Event::Ready(v1::Ready { handle: Some(signer.signed_handle(handle)), source: source.into() })
 }
 
 /// What of a handle is told of an entry of the plan: a compile may have been for more than it. Or why this caller does not want it: what
@@ -331,6 +354,7 @@ mod tests {
             tuning: Default::default(),
             latencies: Vec::new(),
             key_record: Default::default(),
+            signature: None,
         }))
     }
 
@@ -345,11 +369,15 @@ mod tests {
         let tickets: Vec<_> = [r(1, 8), r(9, 32), r(33, 64)].into_iter().map(|entry| (Some(entry), ticket())).collect();
         let account = Account::new(None, &tickets);
         let started = Instant::now();
-        let asked = Asked { program: None, is_strict, started, deadline: None, account, difference: None };
+        let signer = Arc::new(Signer::from_seed(&[1; 32]));
+        let accepted = v1::Accepted::default();
+        let asked =
+            Asked { program: None, is_strict, started, deadline: None, account, difference: None, accepted, signer };
         let events = events(tickets, asked, RequestSpan::none());
         let events: Vec<_> = events.map(Result::unwrap).collect().await;
         let mut found = Vec::new();
-        for event in &events[..3] {
+        assert!(matches!(events[0].event, Some(Event::Accepted(_))));
+        for event in &events[1..4] {
             match event.event.as_ref().unwrap() {
                 Event::Ready(ready) => {
                     let handle = ready.handle.as_ref().unwrap();
@@ -365,7 +393,7 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
-        let Some(Event::Completed(summary)) = &events[3].event else { panic!("{:?}", events[3]) };
+        let Some(Event::Completed(summary)) = &events[4].event else { panic!("{:?}", events[4]) };
         (found, summary.clone())
     }
 

@@ -3,6 +3,7 @@
 //! The outermost room of the server: it alone knows tonic and the messages. It turns requests into jobs, job states into
 //! events, and errors into `Status` ([`status`], the one mapping). It decides nothing that outlives a request.
 
+mod access;
 mod account;
 mod admin;
 mod capabilities;
@@ -13,11 +14,13 @@ mod frontend;
 mod http;
 mod node_status;
 mod peer;
+mod received;
 mod request;
 mod service;
 mod snapshots;
 pub mod status;
 mod tally;
+mod tls;
 mod trace;
 mod trust;
 
@@ -29,21 +32,28 @@ use piecewised_proto::{
     v1::{admin_service_server::AdminServiceServer, compile_service_server::CompileServiceServer},
 };
 use piecewised_scheduler::Scheduler;
+use piecewised_sign::Signer;
 use piecewised_store::Store;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Server;
-use tower::util::MapResponseLayer;
+use tower::util::{MapRequestLayer, MapResponseLayer};
 
 use crate::{
+    access::AccessLayer,
     admin::Admin,
     http::{Hosts, Site},
     tally::Tally,
 };
 
+pub use access::{Access, AccessConfig, BadRole, BadTokens, PeerLimits, Role, Roles, Who};
 pub use service::Compiler;
+pub use tls::{BadTls, Tls, TlsFiles};
 pub use trust::TrustedPeers;
+
+/// Of one request's headers.
+const MAX_HEADER_BYTES: u32 = 16 << 10;
 
 /// What requests may hold, and how long they wait.
 #[derive(Debug, Clone)]
@@ -64,14 +74,12 @@ pub struct ApiConfig {
     pub n_executors: usize,
     /// How long a Compile waits for a toolchain that is still being probed.
     pub toolchain_timeout: Duration,
-    /// Who may send what executors unpickle.
-    pub trusted_frontend_peers: TrustedPeers,
-    /// Who may change what the daemon has.
-    pub admin_peers: TrustedPeers,
+    /// Who may call, and what for.
+    pub access: Arc<Access>,
+    /// Signs what is handed out.
+    pub signer: Arc<Signer>,
     /// Names that the HTTP port answers to, beside addresses and `localhost`.
     pub http_hosts: Vec<String>,
-    /// The daemon's own user.
-    pub uid: u32,
 }
 
 /// Where to listen.
@@ -79,8 +87,8 @@ pub struct ApiConfig {
 pub enum Listener {
     /// A Unix socket, already bound.
     Unix(UnixListener, PathBuf),
-    /// A TCP socket, already bound.
-    Tcp(TcpListener),
+    /// A TCP socket, already bound, and the TLS that is spoken there.
+    Tcp(TcpListener, Option<Tls>),
     /// A TCP socket for HTTP, already bound: a page for people, probes and metrics.
     Http(TcpListener),
 }
@@ -128,6 +136,7 @@ pub async fn serve(
     let tally = Arc::new(Tally::default());
     let site = Site::new(scheduler.clone(), store.clone(), Arc::clone(&tally), draining.clone());
     let hosts = Hosts::new(&config.http_hosts);
+    let access = Arc::clone(&config.access);
     let config = Arc::new(config);
     let admin = Admin::new(scheduler.clone(), store.clone(), Arc::clone(&config), stop.clone(), drain);
     let admin = AdminServiceServer::new(admin).max_encoding_message_size(usize::MAX);
@@ -142,7 +151,10 @@ pub async fn serve(
             .initial_connection_window_size(16 << 20)
             .max_concurrent_streams(1024)
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
+            .http2_max_header_list_size(MAX_HEADER_BYTES)
             .layer(MapResponseLayer::new(status::name_oversized_messages))
+            .layer(AccessLayer(Arc::clone(&access)))
+            .layer(MapRequestLayer::new(received::digest_compiles))
             .add_service(health.clone())
             .add_service(reflection.clone())
             .add_service(reflection_alpha.clone())
@@ -153,14 +165,18 @@ pub async fn serve(
     let tasks = TaskTracker::new();
     let mut handles = Vec::new();
     for listener in listeners {
-        let stopped = stop.clone().cancelled_owned();
+        let (stopping, stopped) = (stop.clone(), stop.clone().cancelled_owned());
         let (router, site, hosts) = (router(), site.clone(), hosts.clone());
         handles.push(tasks.spawn(async move {
             match listener {
                 Listener::Unix(listener, _) => {
                     router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped).await?;
                 }
-                Listener::Tcp(listener) => {
+                Listener::Tcp(listener, Some(tls)) => {
+                    let connections = tls.accept(listener, stopping);
+                    router.serve_with_incoming_shutdown(connections, stopped).await?;
+                }
+                Listener::Tcp(listener, None) => {
                     router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped).await?;
                 }
                 Listener::Http(listener) => http::serve(listener, site, hosts, stopped).await?,

@@ -4,9 +4,10 @@ use std::time::Instant;
 
 use piecewised_proto::v1;
 use piecewised_scheduler::{Activity, Counts, LabelDifference, PartActivity, Scheduler, ToolchainStatus};
+use piecewised_sign::Signer;
 use piecewised_store::Store;
 
-pub(crate) fn status(scheduler: &Scheduler, store: &Store, started: Instant) -> v1::GetStatusResponse {
+pub(crate) fn status(scheduler: &Scheduler, store: &Store, signer: &Signer, started: Instant) -> v1::GetStatusResponse {
     let (total, parts) = scheduler.activities().report();
     let (n_queued, n_running) = scheduler.n_jobs();
     let stats = store.stats();
@@ -43,6 +44,7 @@ pub(crate) fn status(scheduler: &Scheduler, store: &Store, started: Instant) -> 
         jobs: Some(jobs(scheduler.counters().counts())),
         total: Some(activity(&total)),
         parts: parts.into_iter().map(part).collect(),
+        public_key: signer.public_key().0.to_vec(),
     }
 }
 

@@ -3,31 +3,19 @@
 use std::time::Duration;
 
 use piecewised_scheduler::Peer;
-use tonic::{
-    Request,
-    metadata::MetadataMap,
-    transport::server::{TcpConnectInfo, UdsConnectInfo},
-};
+use tonic::{Request, metadata::MetadataMap};
+
+use crate::access::Caller;
 
 /// The caller as far as taking turns and limits go: the process at the other end of the Unix socket, the connection over TCP. Who the
 /// system cannot tell apart (processes of another PID namespace have no number here) are one peer.
 pub(crate) fn peer<T>(request: &Request<T>) -> Peer {
-    let extensions = request.extensions();
-    if let Some(credentials) = extensions.get::<UdsConnectInfo>().and_then(|info| info.peer_cred) {
-        return match credentials.pid() {
-            Some(pid) if pid > 0 => Peer::new(format!("process {pid} of user {}", credentials.uid())),
-            _ => Peer::new(format!("user {}", credentials.uid())),
-        };
-    }
-    match extensions.get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr) {
-        Some(address) => Peer::new(address.to_string()),
-        None => Peer::new("unknown"),
-    }
+    caller(request).map_or_else(|| Peer::new("unknown"), |caller| caller.peer.clone())
 }
 
-/// The caller's user, where it comes through the Unix socket.
-pub(crate) fn uid<T>(request: &Request<T>) -> Option<u32> {
-    Some(request.extensions().get::<UdsConnectInfo>()?.peer_cred?.uid())
+/// Who was let in; `None`: nobody was asked, which the daemon's services never are.
+pub(crate) fn caller<T>(request: &Request<T>) -> Option<&Caller> {
+    request.extensions().get::<Caller>()
 }
 
 /// How long the caller waits, as gRPC's `grpc-timeout` header has it: up to eight digits and a unit. One that is malformed counts as none.

@@ -3,10 +3,11 @@
 use std::{pin::Pin, sync::Arc, time::Instant};
 
 use opentelemetry::trace::FutureExt as _;
-use piecewised_graph::Digest;
+use piecewised_graph::{Digest, Manifest};
 use piecewised_plan::Range;
 use piecewised_proto::v1::{self, compile_service_server::CompileService};
 use piecewised_scheduler::{JobSpec, LabelDifference, Peer, Scheduler, Ticket};
+use piecewised_sign::Statement;
 use piecewised_store::Store;
 use piecewised_wire as wire;
 use tokio_stream::Stream;
@@ -16,8 +17,8 @@ use crate::{
     ApiConfig,
     account::Account,
     capabilities::capabilities,
-    events::{Asked, events},
-    fetch, node_status, peer,
+    events::{Asked, accepted, events},
+    fetch, node_status, peer, received,
     request::{Checked, Sent, check},
     snapshots::{self, Receiving},
     status::ApiError,
@@ -59,7 +60,7 @@ impl CompileService for Compiler {
         &self,
         request: Request<v1::GetCapabilitiesRequest>,
     ) -> Result<Response<v1::GetCapabilitiesResponse>, Status> {
-        let trusts_frontend = trust::is_trusted(&request, &self.config);
+        let trusts_frontend = trust::is_trusted(&request);
         let frontend = request.into_inner().frontend;
         if trusts_frontend && !frontend.is_empty() {
             self.scheduler.prepare(frontend);
@@ -79,7 +80,7 @@ impl CompileService for Compiler {
         &self,
         request: Request<v1::ForgetFailuresRequest>,
     ) -> Result<Response<v1::ForgetFailuresResponse>, Status> {
-        trust::check_admin(&request, &self.config)?;
+        trust::check_admin(&request, &self.config.access)?;
         let peer = peer::peer(&request);
         let key = request.into_inner().key;
         let key = match key.len() {
@@ -105,14 +106,14 @@ impl CompileService for Compiler {
         &self,
         _request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
-        Ok(Response::new(node_status::status(&self.scheduler, &self.store, self.started)))
+        Ok(Response::new(node_status::status(&self.scheduler, &self.store, &self.config.signer, self.started)))
     }
 
     async fn put_snapshot(
         &self,
         request: Request<Streaming<v1::PutSnapshotRequest>>,
     ) -> Result<Response<v1::PutSnapshotResponse>, Status> {
-        trust::check(&request, &self.config)?;
+        trust::check(&request, &self.config.access)?;
         let peer = peer::peer(&request);
         let name = snapshots::put(&self.store, &self.config, &self.receiving, request.into_inner()).await?;
         tracing::info!(%peer, frontend = name.frontend, name = name.name, "took a snapshot");
@@ -123,7 +124,7 @@ impl CompileService for Compiler {
         &self,
         request: Request<v1::FetchSnapshotRequest>,
     ) -> Result<Response<Self::FetchSnapshotStream>, Status> {
-        Ok(Response::new(Box::pin(snapshots::chunks(&self.store, request.into_inner()).await?)))
+        Ok(Response::new(Box::pin(snapshots::chunks(&self.store, &self.config.signer, request.into_inner()).await?)))
     }
 
     async fn report_fallbacks(
@@ -151,7 +152,7 @@ impl CompileService for Compiler {
         })?;
         Ok(Response::new(v1::GetManifestResponse {
             manifest_digest: manifest.digest().0.to_vec(),
-            manifest: Some(wire::manifest_to_proto(&manifest)),
+            manifest: Some(self.signed_manifest(&manifest)),
         }))
     }
 }
@@ -178,9 +179,12 @@ impl Compiler {
     ) -> Result<(Tickets, Asked), ApiError> {
         let started = Instant::now();
         if request.get_ref().frontend.is_some() {
-            trust::check(&request, &self.config).inspect_err(|error| tracing::info!("refused: {error:?}"))?;
+            trust::check(&request, &self.config.access).inspect_err(|error| tracing::info!("refused: {error:?}"))?;
         }
         let (peer, deadline) = (peer::peer(&request), peer::deadline(request.metadata()));
+        let digest = received::digest(&request).ok_or_else(|| {
+            ApiError::new(Code::Internal, "INTERNAL", "the request's bytes were not digested as they came")
+        })?;
         let info = self.scheduler.toolchain_ready(self.config.toolchain_timeout).await?;
         let config = Arc::clone(&self.config);
         let request = request.into_inner();
@@ -195,12 +199,26 @@ impl Compiler {
             // By the keys of what would be compiled, tuned or not: a piece stays the same when its tuned artifacts arrive in the store.
             self.scheduler.begin_piece(place, &checked.specs, &checked.entries)?;
         }
+        let signer = Arc::clone(&self.config.signer);
+        let accepted = accepted(digest, &checked, &signer);
         let program = checked.place.clone().map(|place| (place, self.scheduler.clone()));
         let label = Arc::clone(&checked.label);
         let (is_strict, difference) = (checked.is_strict, checked.difference.as_ref().map(node_status::difference));
         let tickets = self.submit(&peer, checked).await?;
         let account = Account::new(Some((self.scheduler.clone(), label)), &tickets);
-        Ok((tickets, Asked { program, is_strict, started, deadline, account, difference }))
+        Ok((tickets, Asked { program, is_strict, started, deadline, account, difference, accepted, signer }))
+    }
+
+    /// The message of a manifest, signed, and each of its handles.
+    fn signed_manifest(&self, manifest: &Manifest) -> v1::Manifest {
+        let signer = &self.config.signer;
+        let mut message = wire::manifest_to_proto(manifest);
+        let signature = signer.sign(&Statement::of_manifest_message(message.clone()));
+        for (piece, signed) in manifest.pieces.iter().zip(&mut message.pieces) {
+            signed.handles = piece.handles.iter().map(|handle| signer.signed_handle(handle)).collect();
+        }
+        message.signature = Some(wire::signature_to_proto(&signature));
+        message
     }
 
     /// Submits jobs in the order in which they should run; answers in the plan's.

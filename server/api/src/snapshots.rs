@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_stream::stream;
 use piecewised_graph::{Digest, SnapshotName};
 use piecewised_proto::v1::{self, put_snapshot_request::Part};
+use piecewised_sign::{Signer, Statement};
 use piecewised_store::Store;
 use piecewised_wire as wire;
 use tokio::sync::Semaphore;
@@ -95,6 +96,7 @@ async fn next(parts: &mut Streaming<v1::PutSnapshotRequest>) -> Result<Option<Pa
 /// The chunks of a snapshot from the offset on.
 pub(crate) async fn chunks(
     store: &Store,
+    signer: &Signer,
     request: v1::FetchSnapshotRequest,
 ) -> Result<impl Stream<Item = Result<v1::FetchSnapshotResponse, Status>> + Send + use<>, ApiError> {
     let name = wire::snapshot_name_from_proto(request.name)?;
@@ -105,6 +107,9 @@ pub(crate) async fn chunks(
         );
         ApiError::new(Code::NotFound, "NO_SUCH_SNAPSHOT", message)
     })?;
+    // Of the name that was asked for.
+    let signature = signer.sign(&Statement::of_snapshot(&name, snapshot.size_bytes, &snapshot.digest));
+    let signature = wire::signature_to_proto(&signature);
     let pieces = fetch::pieces(reader, request.offset)?;
     let digest = snapshot.digest.0.to_vec();
     Ok(stream! {
@@ -114,6 +119,7 @@ pub(crate) async fn chunks(
                 data,
                 total_bytes,
                 digest: digest.clone(),
+                signature: Some(signature.clone()),
             });
         }
     })

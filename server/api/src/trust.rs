@@ -5,7 +5,11 @@
 
 use tonic::{Code, Request};
 
-use crate::{ApiConfig, peer, status::ApiError};
+use crate::{
+    access::{Access, Role},
+    peer,
+    status::ApiError,
+};
 
 /// The operator's choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -20,32 +24,29 @@ pub enum TrustedPeers {
 }
 
 /// Whether the sender of a request is trusted.
-pub(crate) fn is_trusted<T>(request: &Request<T>, config: &ApiConfig) -> bool {
-    is_among(config.trusted_frontend_peers, request, config)
+pub(crate) fn is_trusted<T>(request: &Request<T>) -> bool {
+    has(request, Role::Frontend)
 }
 
-fn is_among<T>(peers: TrustedPeers, request: &Request<T>, config: &ApiConfig) -> bool {
-    match peers {
-        TrustedPeers::SameUid => peer::uid(request) == Some(config.uid),
-        TrustedPeers::All => true,
-        TrustedPeers::None => false,
-    }
+fn has<T>(request: &Request<T>, role: Role) -> bool {
+    peer::caller(request).is_some_and(|caller| caller.roles.has(role))
 }
 
 /// Refuses a request that only admins may send.
 ///
 /// # Errors
 /// `NOT_ADMIN`, with what to do.
-pub(crate) fn check_admin<T>(request: &Request<T>, config: &ApiConfig) -> Result<(), ApiError> {
-    if is_among(config.admin_peers, request, config) {
+pub(crate) fn check_admin<T>(request: &Request<T>, access: &Access) -> Result<(), ApiError> {
+    if has(request, Role::Admin) {
         return Ok(());
     }
-    let why = match (config.admin_peers, peer::uid(request)) {
+    let config = access.config();
+    let why = match (config.admin_peers, uid(request)) {
         (TrustedPeers::None, _) => "the operator lets nobody change anything (admin_peers = \"none\")".to_owned(),
         (_, uid) => format!(
-            "{}, and only processes of user {} that come through the daemon's Unix socket may change anything; call as that user, or have the \
-             operator set admin_peers = \"all\"",
-            uid.map_or("over TCP the daemon cannot tell who you are".to_owned(), |uid| format!("you are user {uid}")),
+            "{}, and only processes of user {} that come through the daemon's Unix socket may change anything, and who has the role admin; call as that \
+             user, or have the operator give you the role or set admin_peers = \"all\"",
+            uid.map_or_else(|| stranger(request), |uid| format!("you are user {uid}")),
             config.uid
         ),
     };
@@ -56,24 +57,39 @@ pub(crate) fn check_admin<T>(request: &Request<T>, config: &ApiConfig) -> Result
 ///
 /// # Errors
 /// `FRONTEND_NOT_TRUSTED`, with what to do.
-pub(crate) fn check<T>(request: &Request<T>, config: &ApiConfig) -> Result<(), ApiError> {
-    if is_trusted(request, config) {
+pub(crate) fn check<T>(request: &Request<T>, access: &Access) -> Result<(), ApiError> {
+    if is_trusted(request) {
         return Ok(());
     }
-    let why = match (config.trusted_frontend_peers, peer::uid(request)) {
+    let config = access.config();
+    let why = match (config.trusted_frontend_peers, uid(request)) {
         (TrustedPeers::None, _) => {
             "the operator trusts nobody with a frontend (trusted_frontend_peers = \"none\")".to_owned()
         }
         (_, Some(uid)) => format!(
-            "you are user {uid} and the daemon runs as user {}, which are the only peers that it trusts with a frontend; run both as one \
-             user, or have the operator set trusted_frontend_peers = \"all\" where everybody who can connect may run code as the daemon's user",
+            "you are user {uid} and the daemon runs as user {}, which are the only peers that it trusts with a frontend, beside who has the role frontend; \
+             run both as one user, or have the operator give you the role, or set trusted_frontend_peers = \"all\" where everybody who can connect may run \
+             code as the daemon's user",
             config.uid
         ),
         (_, None) => format!(
-            "over TCP the daemon cannot tell who you are, and it trusts processes of user {} with a frontend; connect through its Unix \
-             socket, or have the operator set trusted_frontend_peers = \"all\" where everybody who can connect may run code as the daemon's user",
+            "{}, and it trusts processes of user {} with a frontend, and who has the role frontend; connect through its Unix socket, have the operator \
+             give you the role, or have trusted_frontend_peers = \"all\" set where everybody who can connect may run code as the daemon's user",
+            stranger(request),
             config.uid
         ),
     };
     Err(ApiError::new(Code::PermissionDenied, "FRONTEND_NOT_TRUSTED", why))
+}
+
+/// Who calls by TCP, in words.
+fn stranger<T>(request: &Request<T>) -> String {
+    match peer::caller(request) {
+        Some(caller) if caller.is_known => format!("you are {}", caller.peer),
+        _ => "over TCP the daemon cannot tell who you are".to_owned(),
+    }
+}
+
+fn uid<T>(request: &Request<T>) -> Option<u32> {
+    peer::caller(request)?.uid
 }

@@ -4,7 +4,7 @@ use piecewised_plan::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Digest, KeyRecord,
+    Digest, KeyRecord, Signature,
     model::SymExpr,
     request::{ArtifactFormat, DeviceKind, Toolchain, Tuning},
 };
@@ -41,6 +41,9 @@ pub struct Handle {
     /// For explaining misses; kept in the store and told to nobody. Empty: made by a version that kept none, or it came from a daemon.
     #[serde(default, skip_serializing_if = "KeyRecord::is_empty")]
     pub key_record: KeyRecord,
+    /// Of the daemon that handed it out; `None` in its store, and where it came from none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<Signature>,
 }
 
 impl Handle {

@@ -18,6 +18,7 @@ mod key;
 mod manifest;
 pub mod model;
 pub mod request;
+mod signature;
 mod snapshot;
 mod validate;
 
@@ -36,6 +37,7 @@ pub use handle::{
 };
 pub use key::{KeyParts, options_for_key};
 pub use manifest::{BadProgramName, Manifest, ManifestPiece, ProgramName};
+pub use signature::{BadPublicKey, PublicKey, Signature};
 pub use snapshot::{BadSnapshotName, Snapshot, SnapshotName};
 pub use validate::{Limits, Trust, validate};
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    Digest, Handle,
+    Digest, Handle, Signature,
     request::{DeviceKind, Toolchain},
 };
 
@@ -19,6 +19,9 @@ pub struct Manifest {
     pub pieces: Vec<ManifestPiece>,
     pub n_distinct_pieces: u32,
     pub created_unix_ms: u64,
+    /// Of the daemon that handed it out; `None` in its store, and where it came from none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<Signature>,
 }
 
 /// One piece of a manifest.
@@ -31,10 +34,14 @@ pub struct ManifestPiece {
 }
 
 impl Manifest {
-    /// Of what counts: everything but when it was committed, and which run's compile happened to make an artifact.
+    /// Of what counts: everything but when it was committed, who signed it, and which run's compile happened to make an artifact.
     pub fn digest(&self) -> Digest {
         let mut manifest = self.clone();
         manifest.created_unix_ms = 0;
+        manifest.signature = None;
+        for handle in manifest.pieces.iter_mut().flat_map(|piece| &mut piece.handles) {
+            handle.signature = None;
+        }
         let text = serde_json::to_vec(&manifest).expect("the model has string keys only and no fallible serializer");
         Digest::of(&text)
     }

@@ -259,5 +259,6 @@ fn manifest(place: &Place, run: &Run, n_distinct_pieces: u32, created_unix_ms: u
         pieces,
         n_distinct_pieces,
         created_unix_ms,
+        signature: None,
     })
 }

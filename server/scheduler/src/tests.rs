@@ -119,6 +119,7 @@ pub(crate) fn handle(key: u8) -> Handle {
         tuning: Default::default(),
         latencies: Vec::new(),
         key_record: Default::default(),
+        signature: None,
     }
 }
 

@@ -272,6 +272,7 @@ async fn store(shared: &Shared, job: &Job, outcome: CompileOutcome) -> Result<Ha
         tuning,
         latencies,
         key_record: spec.key_record.clone(),
+        signature: None,
         created_unix_ms: failures::unix_ms(),
     };
     check_segments(&handle.segments, &handle.guard_symbols, handle.range).map_err(|error| {

@@ -29,7 +29,9 @@ const MANIFESTS_NAME: &str = "manifests";
 const NOTES_NAME: &str = "notes";
 /// A folder for precompiled headers within the store's: the store has nothing to do with what is in it, and leaves it where it is.
 pub const HEADERS_FOLDER: &str = "precompiled_headers";
-const OURS: [&str; 10] = [
+/// The daemon's, whose it is to read and write.
+const SIGNING_KEY_NAME: &str = "signing-key.pem";
+const OURS: [&str; 11] = [
     FORMAT_NAME,
     CLEAN_NAME,
     LOCK_NAME,
@@ -40,6 +42,7 @@ const OURS: [&str; 10] = [
     TMP_NAME,
     SET_ASIDE_NAME,
     HEADERS_FOLDER,
+    SIGNING_KEY_NAME,
 ];
 
 /// Damaged indexes that are kept for people to look at; older ones are deleted.

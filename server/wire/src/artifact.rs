@@ -1,8 +1,8 @@
 //! Handles, toolchains, devices.
 
 use piecewised_graph::{
-    Candidate, CheckedSize, Digest, GuardSymbol, Handle, Latency, PhaseTiming, Segment, Timings, TuningReport,
-    Verification, VerificationChecker, VerificationOutcome,
+    Candidate, CheckedSize, Digest, GuardSymbol, Handle, Latency, PhaseTiming, PublicKey, Segment, Signature, Timings,
+    TuningReport, Verification, VerificationChecker, VerificationOutcome,
     request::{ArtifactFormat, DeviceKind, Toolchain},
 };
 use piecewised_plan::Range;
@@ -131,7 +131,23 @@ pub fn handle_to_proto(handle: &Handle) -> v1::Handle {
         verification: Some(verification_to(&handle.verification)),
         tuning: Some(tuning_report_to(&handle.tuning)),
         latencies: latencies_to(&handle.latencies),
+        signature: handle.signature.as_ref().map(signature_to_proto),
     }
+}
+
+/// The signature of a message.
+///
+/// # Errors
+/// `BAD_SIGNATURE` where it has not the length of one.
+pub fn signature_from_proto(signature: v1::Signature) -> Result<Signature, WireError> {
+    let bad = || WireError::new("BAD_SIGNATURE", "a signature has a public key of 32 bytes and a value of 64");
+    let public_key = signature.public_key.try_into().map(PublicKey).map_err(|_| bad())?;
+    Ok(Signature { public_key, value: signature.value.try_into().map_err(|_| bad())? })
+}
+
+/// The message of a signature.
+pub fn signature_to_proto(signature: &Signature) -> v1::Signature {
+    v1::Signature { public_key: signature.public_key.0.to_vec(), value: signature.value.to_vec() }
 }
 
 /// The handle of a message.
@@ -181,6 +197,7 @@ pub fn handle_from_proto(handle: v1::Handle) -> Result<Handle, WireError> {
         latencies: latencies_from(handle.latencies),
         // The daemon's own business.
         key_record: Default::default(),
+        signature: handle.signature.map(signature_from_proto).transpose()?,
     })
 }
 

@@ -16,7 +16,7 @@ mod value;
 
 pub use artifact::{
     device_from_proto, device_to_proto, format_from_proto, format_to_proto, handle_from_proto, handle_to_proto,
-    outcome_to_proto, toolchain_from_proto, toolchain_to_proto,
+    outcome_to_proto, signature_from_proto, signature_to_proto, toolchain_from_proto, toolchain_to_proto,
 };
 pub use error::WireError;
 pub use frontend::{MAX_PAYLOAD_BYTES, frontend_from_proto, frontend_to_proto};

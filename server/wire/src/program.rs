@@ -5,7 +5,7 @@ use piecewised_proto::v1;
 
 use crate::{
     WireError, device_from_proto, device_to_proto, handle_from_proto, handle_to_proto, range_from_proto,
-    range_to_proto, toolchain_from_proto, toolchain_to_proto,
+    range_to_proto, signature_from_proto, signature_to_proto, toolchain_from_proto, toolchain_to_proto,
 };
 
 /// The name of a program or run.
@@ -34,6 +34,7 @@ pub fn manifest_to_proto(manifest: &Manifest) -> v1::Manifest {
             .collect(),
         n_distinct_pieces: manifest.n_distinct_pieces,
         created_unix_ms: manifest.created_unix_ms,
+        signature: manifest.signature.as_ref().map(signature_to_proto),
     }
 }
 
@@ -72,5 +73,6 @@ pub fn manifest_from_proto(manifest: v1::Manifest) -> Result<Manifest, WireError
         pieces,
         n_distinct_pieces: manifest.n_distinct_pieces,
         created_unix_ms: manifest.created_unix_ms,
+        signature: manifest.signature.map(signature_from_proto).transpose()?,
     })
 }

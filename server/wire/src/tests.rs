@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use piecewised_graph::{
-    Candidate, CheckedSize, Digest, Frontend, GuardSymbol, Handle, Latency, PhaseTiming, Segment, Timings,
-    TuningReport, Verification, VerificationChecker, VerificationOutcome,
+    Candidate, CheckedSize, Digest, Frontend, GuardSymbol, Handle, Latency, PhaseTiming, PublicKey, Segment, Signature,
+    Timings, TuningReport, Verification, VerificationChecker, VerificationOutcome,
     model::{
         Argument, Constant, Device, Graph, Node, Op, Real, Subgraph, SymExpr, SymFunction, Symbol, TensorMeta,
         ValueMeta,
@@ -205,6 +205,7 @@ fn plans_options_and_handles_survive_the_wire() {
         },
         latencies: vec![Latency { size: None, median_us: 8.5 }],
         key_record: Default::default(),
+        signature: Some(Signature { public_key: PublicKey([9; 32]), value: [10; 64] }),
     };
     assert_eq!(handle_from_proto(handle_to_proto(&handle)).unwrap(), handle);
     let mut cut = handle_to_proto(&handle);

@@ -3,12 +3,13 @@
 
 use std::io::{Seek, SeekFrom, Write};
 
-use piecewised_client::{Manifest, ManifestEntry, ManifestFile};
+use piecewised_client::{Keyring, Manifest, ManifestEntry, ManifestFile};
 use piecewised_graph::{
     Digest, Handle, Segment, Timings,
     request::{ArtifactFormat, DeviceKind, Toolchain},
 };
 use piecewised_plan::Range;
+use piecewised_sign::{Signer, Statement};
 use sha2::Digest as _;
 
 /// The files of the container that the tests start from.
@@ -109,6 +110,22 @@ pub(crate) fn as_file(bytes: &[u8]) -> std::fs::File {
     file
 }
 
+/// The key that what is right is signed with.
+pub(crate) fn signer() -> Signer {
+    Signer::from_seed(&[7; 32])
+}
+
+/// Trusts [`signer`] alone.
+pub(crate) fn keyring() -> Keyring {
+    Keyring::pinned(vec![signer().public_key()])
+}
+
+/// With a signature by [`signer`].
+pub(crate) fn signed(handle: Handle) -> Handle {
+    let signature = signer().sign(&Statement::of_handle(&handle));
+    Handle { signature: Some(signature), ..handle }
+}
+
 /// A handle for a range with these segments.
 pub(crate) fn handle(range: Option<(i64, i64)>, segments: &[Option<(i64, i64)>]) -> Handle {
     let range_of = |pair: (i64, i64)| Range::new(pair.0, pair.1).unwrap();
@@ -137,5 +154,6 @@ pub(crate) fn handle(range: Option<(i64, i64)>, segments: &[Option<(i64, i64)>])
         tuning: Default::default(),
         latencies: Vec::new(),
         key_record: Default::default(),
+        signature: None,
     }
 }

@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .counters import stats
+from .credentials import configure
 from .errors import (
     ArtifactError,
     BudgetSpent,
@@ -29,6 +30,7 @@ from .errors import (
     Refused,
     Unreachable,
     UnsupportedPiece,
+    Untrusted,
 )
 
 if TYPE_CHECKING:
@@ -82,7 +84,9 @@ __all__ = [
     "Refused",
     "Unreachable",
     "UnsupportedPiece",
+    "Untrusted",
     "__version__",
+    "configure",
     "get_manifest",
     "load",
     "plan_entries",

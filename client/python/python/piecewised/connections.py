@@ -7,7 +7,7 @@ import threading
 import time
 from typing import Any
 
-from . import _core
+from . import _core, credentials
 from .errors import Unreachable
 
 # After a daemon didn't answer, the pieces that follow at once don't each wait for it again.
@@ -28,6 +28,7 @@ def connect(
         *(endpoint, cache, budget_s),
         os.environ.get("PIECEWISED_ENDPOINT"),
         os.environ.get("PIECEWISED_CACHE_DIR"),
+        credentials.key(),
     )
     with _lock:
         if key in _clients:
@@ -36,7 +37,7 @@ def connect(
         if error is not None and time.monotonic() - since < _FORGET_UNREACHABLE_S:
             raise error.with_traceback(None)
         try:
-            client = _core.Client(endpoint, budget_s=budget_s, cache_dir=cache)
+            client = _core.Client(endpoint, budget_s=budget_s, cache_dir=cache, **credentials.of_client())
         except Unreachable as error:
             _unreachable[key] = (time.monotonic(), error)
             raise

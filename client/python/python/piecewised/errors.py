@@ -88,6 +88,10 @@ class ArtifactError(PiecewisedError):
     """An artifact arrived damaged, isn't what its handle says, or can't be loaded."""
 
 
+class Untrusted(PiecewisedError):
+    """What a daemon sent, or what was kept of it, is not signed by a daemon that this process trusts. Nothing of it was loaded."""
+
+
 class CacheError(PiecewisedError):
     """The cache folder can't be used."""
 

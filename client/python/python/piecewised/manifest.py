@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import _core
+from . import _core, credentials
 from .connections import connect
 from .errors import FormatError
 from .loading import Compiled, check_fits, fetch_and_load, load_folder
@@ -41,11 +41,11 @@ def load(
     piece has those that it was compiled for.
 
     Raises ArtifactError for what was made by another toolchain or for another device, and where a range is missing;
-    FormatError for a file that is damaged; Refused where the daemon has no such program.
+    Untrusted for what no trusted daemon has signed; FormatError for a file that is damaged; Refused where the daemon has no such program.
     """
     found = get_manifest(manifest, endpoint=endpoint, cache_dir=cache_dir)
     check_fits(f"program {found['program']}", found["toolchain"], found["devices"])
-    cache = _core.Cache(cache_dir)
+    cache = _core.Cache(cache_dir, **credentials.of_cache())
     pieces = found["pieces"]
     return [
         PiecewiseBackend(
@@ -77,10 +77,10 @@ def get_manifest(
         return json.loads(text)  # type: ignore[no-any-return]
     if isinstance(manifest, Mapping):
         found = dict(manifest)
-        _core.check_manifest(json.dumps(found))
+        _core.check_manifest(json.dumps(found), cache_dir, **credentials.of_cache())
         return found
     content = manifest if isinstance(manifest, bytes) else Path(manifest).read_bytes()
-    return _parse(content)
+    return _parse(content, cache_dir)
 
 
 def save_manifest(
@@ -94,7 +94,7 @@ def save_manifest(
     scratch.replace(path)
 
 
-def _parse(content: bytes) -> Manifest:
+def _parse(content: bytes, cache_dir: str | os.PathLike[str] | None) -> Manifest:
     def bad(problem: str) -> FormatError:
         return FormatError(f"these bytes are not a manifest that can be used: {problem}", reason="BAD_MANIFEST")
 
@@ -104,7 +104,7 @@ def _parse(content: bytes) -> Manifest:
     if first[len(_FIRST_LINE) :].decode(errors="replace") != hashlib.sha256(text).hexdigest():
         raise bad("their checksum is not right: they were cut off or altered")
     found: Manifest = json.loads(text)
-    _core.check_manifest(json.dumps(found))
+    _core.check_manifest(json.dumps(found), cache_dir, **credentials.of_cache())
     return found
 
 

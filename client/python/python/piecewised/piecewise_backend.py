@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from . import _core, background, counters, graph_files
+from . import _core, background, counters, credentials, graph_files
 from .arguments import entries_of, plan_of, precompiled_argument, program_of
 from .choices import check_choice, parse_choices
 from .entries import Entries, State
@@ -332,7 +332,7 @@ class PiecewiseBackend:
         for name, value in runnables.items():
             entry = parse_name(name)
             if isinstance(value, bytes):
-                cache = cache or _core.Cache(self._cache_dir)
+                cache = cache or _core.Cache(self._cache_dir, **credentials.of_cache())
                 handle, folder = cache.take_bundle(value)
                 by_entry[entry] = load_folder(json.loads(handle), folder)
             elif isinstance(value, Compiled) or callable(value):
@@ -360,7 +360,7 @@ class PiecewiseBackend:
                 self._entries.put_callable(position, found)
 
     def _bundle(self, compiled: Compiled) -> bytes:
-        cache = _core.Cache(self._cache_dir)
+        cache = _core.Cache(self._cache_dir, **credentials.of_cache())
         handle = json.dumps(compiled.handle)
         bundle = cache.to_bundle(handle)
         if bundle is None and self._request is not None:

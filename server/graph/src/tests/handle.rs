@@ -46,6 +46,7 @@ fn handle(range: Option<Range>, segments: &[Option<Range>]) -> Handle {
         tuning: Default::default(),
         latencies: Vec::new(),
         key_record: Default::default(),
+        signature: None,
     }
 }
 

@@ -60,6 +60,7 @@ fn program() -> Manifest {
         devices: vec![handles[0].device.clone()],
         pieces: vec![ManifestPiece { index: 0, entries: vec![], handles }],
         n_distinct_pieces: 1,
+        signature: None,
         created_unix_ms: 5,
     }
 }

@@ -24,6 +24,7 @@ pub(crate) fn manifest(program: &str, artifacts: &[u64]) -> Manifest {
         toolchain: handles[0].toolchain.clone(),
         devices: vec![handles[0].device.clone()],
         n_distinct_pieces: 1,
+        signature: None,
         pieces: vec![ManifestPiece { index: 0, entries: vec![], handles }],
         created_unix_ms: 5,
     }

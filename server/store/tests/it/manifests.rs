@@ -16,6 +16,7 @@ fn manifest(program: &str, n_pieces: u32) -> Manifest {
         devices: vec![handle.device.clone()],
         pieces: (0..n_pieces).map(piece).collect(),
         n_distinct_pieces: 1,
+        signature: None,
         created_unix_ms: 5,
     }
 }

@@ -96,6 +96,7 @@ fn manifest(program: &ProgramName, artifacts: u64) -> Manifest {
         devices: vec![handles[0].device.clone()],
         pieces: vec![ManifestPiece { index: 0, entries: vec![], handles }],
         n_distinct_pieces: 1,
+        signature: None,
         created_unix_ms: 5,
     }
 }

@@ -63,6 +63,7 @@ pub(crate) fn handle(key: Digest, artifact: &[u8]) -> Handle {
         tuning: Default::default(),
         latencies: Vec::new(),
         key_record: Default::default(),
+        signature: None,
     }
 }
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .. import _core
+from .. import _core, credentials
 from ..errors import ArtifactError
 from ..loading import Compiled, load_folder
 from ..piece import Piece
@@ -23,7 +23,7 @@ class Bundle:
 
 def bundle(handle: dict[str, Any]) -> Bundle:
     """The artifact that a handle names, which this process has loaded. Raises ArtifactError where it is gone from the cache folder."""
-    data = _core.Cache().to_bundle(json.dumps(handle))
+    data = _core.Cache(**credentials.of_cache()).to_bundle(json.dumps(handle))
     if data is None:
         raise ArtifactError(
             f"artifact {handle['digest'][:12]} is no longer in the cache folder, so it can't be saved; nothing else deletes from "
@@ -35,7 +35,7 @@ def bundle(handle: dict[str, Any]) -> Bundle:
 
 def load(found: Bundle) -> Callable[..., Any]:
     """What was bundled, ready to be called. Raises PiecewisedError for bytes that are damaged or don't fit this process."""
-    text, folder = _core.Cache().take_bundle(found.data)
+    text, folder = _core.Cache(**credentials.of_cache()).take_bundle(found.data)
     return runnable(load_folder(json.loads(text), folder))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from vllm.config.utils import Range
 from vllm.logger import init_logger
 
-from .. import _core
+from .. import _core, credentials
 from ..errors import PiecewisedError
 from ..loading import load_folder
 from .asking import Answer
@@ -43,7 +43,7 @@ def find(manager: Any, size_range: tuple[int, int], index: int, content: bytes, 
     """The piece, loaded. None where the graph is another one, or the artifact is gone or no longer fits this process."""
     try:
         noted, text = manager.cache[_key(size_range, index)]["graph_handle"]
-        if noted != content.hex() or (folder := _core.Cache().find(text)) is None:
+        if noted != content.hex() or (folder := _core.Cache(**credentials.of_cache()).find(text)) is None:
             return None
         return Answer(replace(load_folder(json.loads(text), folder, device), source="kept"))
     except (KeyError, TypeError, ValueError, PiecewisedError) as error:
