@@ -114,6 +114,8 @@ def test_vllms_mega_artifact_holds_the_daemons_code(
         endpoint=f"unix:{tmp_path}/nobody.sock",
         caches=caches,
         PIECEWISED_CACHE_DIR=str(tmp_path / "empty"),
+        # An empty cache folder knows no daemon's key.
+        PIECEWISED_TRUSTED_KEYS=daemon.public_key(),
         **mega,
     ).result()
     assert loaded["counters"]["num_aot_artifacts_loaded"] == 1

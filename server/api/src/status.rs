@@ -8,6 +8,7 @@
 //! | `UNAVAILABLE` | ask again |
 //! | `NOT_FOUND` | compile again |
 //! | `PERMISSION_DENIED` | compile locally, or have the operator trust the caller |
+//! | `UNAUTHENTICATED` | show a certificate or a token that is known, and has not ended |
 //! | `INTERNAL` | report it |
 
 use std::{collections::HashMap, time::Duration};
