@@ -57,7 +57,11 @@ def run(folder: Path, endpoint: str, salt: str, name: str = "add_it") -> dict[st
     # Triton reads the kernel's source from its file; the same text at the same place, since lines count too.
     script = folder.parent / f"{name}.py"
     script.write_text(SCRIPT.replace("NAME", name).replace("SALT", salt))
-    variables = environment(TRITON_CACHE_DIR=str(folder / "triton"), PIECEWISED_ENDPOINT=endpoint)
+    variables = environment(
+        TRITON_CACHE_DIR=str(folder / "triton"),
+        PIECEWISED_CACHE_DIR=str(folder / "client"),
+        PIECEWISED_ENDPOINT=endpoint,
+    )
     done = subprocess.run([sys.executable, script], env=variables, check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return {**result, "log": done.stderr}

@@ -27,7 +27,12 @@ print(json.dumps({"info": info, "n_inspections": len(inspections), "kernels": pi
 
 def run(folder: Path, endpoint: str) -> dict[str, Any]:
     """A vLLM process whose folders are below `folder`."""
-    variables = environment(VLLM_CACHE_ROOT=str(folder), PIECEWISED_ENDPOINT=endpoint, VLLM_LOGGING_LEVEL="ERROR")
+    variables = environment(
+        VLLM_CACHE_ROOT=str(folder),
+        PIECEWISED_CACHE_DIR=str(folder / "client"),
+        PIECEWISED_ENDPOINT=endpoint,
+        VLLM_LOGGING_LEVEL="ERROR",
+    )
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=variables, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
