@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -308,7 +307,8 @@ def test_jobs_are_listed_and_watched_until_they_end(daemon: Daemon) -> None:
             jobs = json.loads(watching.stdout.readline())
             assert all(job["key"] == handle.key.hex() for job in jobs)
     finally:
-        watching.send_signal(signal.SIGINT)
+        # Not SIGINT: what is started in the background of a shell's script ignores it.
+        watching.terminate()
         watching.wait(timeout=30)
 
 
