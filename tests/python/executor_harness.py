@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ready_daemon import HEADERS
 
 ROOT = Path(__file__).resolve().parents[2]
 EXECUTOR_SOURCE = ROOT / "server/executor/python"
@@ -34,9 +35,6 @@ if str(EXECUTOR_SOURCE) not in sys.path:
 
 _HEADER = struct.Struct(">IQ")
 _PR_SET_CHILD_SUBREAPER = 36
-
-# Precompiled headers are shared by the executors of all tests, as those of daemons share them: making them takes seconds.
-_HEADERS = ROOT / "target/test-headers"
 
 
 def client_module(name: str) -> types.ModuleType:
@@ -51,7 +49,7 @@ def client_module(name: str) -> types.ModuleType:
 
 
 def _environment(extra: dict[str, str] | None) -> dict[str, str]:
-    ours = {"PYTHONPATH": str(EXECUTOR_SOURCE), "PIECEWISED_PRECOMPILED_HEADERS": str(_HEADERS)}
+    ours = {"PYTHONPATH": str(EXECUTOR_SOURCE), "PIECEWISED_PRECOMPILED_HEADERS": str(HEADERS)}
     return {**os.environ, **ours, **(extra or {})}
 
 

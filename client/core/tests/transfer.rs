@@ -7,17 +7,14 @@ mod scripted;
 
 use std::time::Duration;
 
-use common::{good, handle, keyring, signed, signer};
+use common::{good, handle, keyring, request, signed, signer};
 use opentelemetry::{
     Context,
     trace::{FutureExt as _, SpanContext, SpanId, TraceContextExt as _, TraceFlags, TraceId, TraceState},
 };
-use piecewised_client::{
-    Cache, Client, ClientError, ClientOptions, CompileRequest, Delivery, Endpoint, Event, EventKind, Priority,
-    check_manifest,
-};
-use piecewised_graph::{Digest, Handle, Manifest, ManifestPiece, SnapshotName, model::Graph, request::ArtifactFormat};
-use piecewised_plan::{Plan, Range};
+use piecewised_client::{Cache, Client, ClientError, ClientOptions, Endpoint, Event, EventKind, check_manifest};
+use piecewised_graph::{Digest, Handle, Manifest, ManifestPiece, SnapshotName, request::ArtifactFormat};
+use piecewised_plan::Range;
 use piecewised_proto::v1::{self, compile_service_server::CompileServiceServer};
 use piecewised_sign::Statement;
 use scripted::{Answer, Server, refused};
@@ -141,22 +138,6 @@ async fn an_artifact_that_is_gone_or_too_large_is_not_asked_for_again() {
     let error = world.client.fetch(&huge, &world.cache).await.unwrap_err();
     assert_eq!(error.reason(), "ARTIFACT_TOO_LARGE");
     assert_eq!(world.server.0.lock().unwrap().offsets.len(), 1);
-}
-
-fn request() -> CompileRequest {
-    CompileRequest {
-        graph: Graph::default(),
-        plan: Plan::new(&[Range::new(1, 16).unwrap()], &[4]).unwrap(),
-        options: Default::default(),
-        format: ArtifactFormat::Inductor,
-        delivery: Delivery::default(),
-        priority: Priority::Interactive,
-        toolchain: None,
-        device: None,
-        program: None,
-        frontend: None,
-        label: String::new(),
-    }
 }
 
 fn event(index: u32, range: Option<(i64, i64)>, event: v1::compile_event::Event) -> Result<v1::CompileEvent, Status> {

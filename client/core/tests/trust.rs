@@ -7,13 +7,10 @@ mod scripted;
 
 use std::{fs, path::Path, time::Duration};
 
-use common::{good, handle, keyring, signed, signer};
-use piecewised_client::{
-    Cache, Client, ClientError, ClientOptions, CompileRequest, Delivery, Endpoint, EventKind, Keyring, Priority,
-    check_manifest,
-};
-use piecewised_graph::{Digest, Handle, Manifest, ManifestPiece, SnapshotName, model::Graph, request::ArtifactFormat};
-use piecewised_plan::{Plan, Range};
+use common::{good, handle, keyring, request, signed, signer};
+use piecewised_client::{Cache, Client, ClientError, ClientOptions, Endpoint, EventKind, Keyring, check_manifest};
+use piecewised_graph::{Digest, Handle, Manifest, ManifestPiece, SnapshotName};
+use piecewised_plan::Range;
 use piecewised_proto::v1::{self, compile_event::Event, compile_service_server::CompileServiceServer};
 use piecewised_sign::{Signer, Statement};
 use piecewised_wire::{handle_to_proto, signature_to_proto};
@@ -43,22 +40,6 @@ fn serve(folder: &Path) -> (Server, Endpoint) {
 async fn connect(endpoint: &Endpoint, keyring: Keyring) -> Client {
     let options = ClientOptions { keyring, ready_timeout: Duration::ZERO, ..ClientOptions::default() };
     Client::connect(endpoint.clone(), options).await.unwrap()
-}
-
-fn request() -> CompileRequest {
-    CompileRequest {
-        graph: Graph::default(),
-        plan: Plan::new(&[r(1, 16)], &[4]).unwrap(),
-        options: Default::default(),
-        format: ArtifactFormat::Inductor,
-        delivery: Delivery::default(),
-        priority: Priority::Interactive,
-        toolchain: None,
-        device: None,
-        program: None,
-        frontend: None,
-        label: String::new(),
-    }
 }
 
 /// The handle of the plan's first entry.

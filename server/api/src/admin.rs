@@ -324,20 +324,20 @@ fn jobs(scheduler: &Scheduler) -> Vec<v1::Job> {
     scheduler.jobs().into_iter().map(job).collect()
 }
 
-fn job(info: JobInfo) -> v1::Job {
+fn job(JobInfo { job, age, state }: JobInfo) -> v1::Job {
     v1::Job {
-        id: info.id,
-        key: info.key.0.to_vec(),
-        label: info.label.to_string(),
-        range: info.range.map(wire::range_to_proto),
-        phase: info.state.phase,
-        attempt: info.state.attempt,
-        age_s: info.age.as_secs_f64(),
-        running_s: info.state.started.map(|started| started.elapsed().as_secs_f64()),
-        executor_pid: info.state.executor_pid.unwrap_or(0),
-        format: wire::format_to_proto(info.format).into(),
-        tuning: wire::tuning_to_proto(info.tuning).into(),
-        device: device(&info.device),
+        id: job.id,
+        key: job.key.0.to_vec(),
+        label: job.label.to_string(),
+        range: job.range.map(wire::range_to_proto),
+        phase: state.phase,
+        attempt: state.attempt,
+        age_s: age.as_secs_f64(),
+        running_s: state.started.map(|started| started.elapsed().as_secs_f64()),
+        executor_pid: state.executor_pid.unwrap_or(0),
+        format: wire::format_to_proto(job.format).into(),
+        tuning: wire::tuning_to_proto(job.tuning).into(),
+        device: device(&job.device),
     }
 }
 

@@ -184,7 +184,7 @@ async fn answer(scheduler: &Scheduler, store: &Store, key: &Digest) -> Result<An
     let stored = peek(store, key).await?;
     Ok(match stored {
         Some(handle) if scheduler.config().verify.accepts(&handle) => Answer::Stored,
-        _ if scheduler.jobs().iter().any(|job| job.key == *key) => Answer::Running,
+        _ if scheduler.jobs().iter().any(|info| info.job.key == *key) => Answer::Running,
         Some(_) => Answer::Unverified,
         None if store.get_failure(key).await?.is_some() => Answer::Failed,
         None => Answer::Absent,

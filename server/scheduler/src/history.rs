@@ -5,16 +5,15 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
-use piecewised_graph::{
-    Digest, Handle, VerificationOutcome,
-    request::{ArtifactFormat, DeviceKind, Tuning},
-};
-use piecewised_plan::Range;
+use piecewised_graph::{Handle, VerificationOutcome};
 
-use crate::{JobFailure, job::Job, steps::Step};
+use crate::{
+    JobFailure,
+    job::{Job, JobDescription},
+};
 
 const MAX_JOBS: usize = 256;
 const MAX_FAILURES: usize = 64;
@@ -24,28 +23,12 @@ const MAX_MESSAGE_BYTES: usize = 4096;
 /// A job that has ended.
 #[derive(Debug, Clone)]
 pub struct EndedJob {
-    /// Names it in logs and events.
-    pub id: String,
-    /// Of the result.
-    pub key: Digest,
-    /// What the caller that asked first calls the piece; empty: nothing.
-    pub label: Arc<str>,
-    /// `None`: the graph has no symbolic input.
-    pub range: Option<Range>,
-    /// How the artifact is packed.
-    pub format: ArtifactFormat,
-    /// How hard the compiler tried.
-    pub tuning: Tuning,
-    /// What the code runs on.
-    pub device: DeviceKind,
+    /// What it was.
+    pub job: JobDescription,
     /// Tries; 0: none was begun.
     pub attempts: u32,
-    /// When it was asked for first.
-    pub queued_at: SystemTime,
-    /// From then to its end.
+    /// From when it was asked for first to its end.
     pub took: Duration,
-    /// What it did.
-    pub steps: Vec<Step>,
     /// How it ended.
     pub outcome: Result<Compiled, JobFailure>,
 }
@@ -112,7 +95,6 @@ fn push(list: &mut VecDeque<Arc<EndedJob>>, job: Arc<EndedJob>, most: usize) {
 
 impl EndedJob {
     fn of(job: &Job, outcome: &Result<Handle, JobFailure>) -> Self {
-        let spec = &job.spec;
         let compiled = |handle: &Handle| Compiled {
             size_bytes: handle.size_bytes,
             compile_s: handle.timings.total_s,
@@ -123,17 +105,9 @@ impl EndedJob {
             ..failure.clone()
         };
         Self {
-            id: job.id.clone(),
-            key: spec.key,
-            label: Arc::clone(&spec.label),
-            range: spec.range,
-            format: spec.format,
-            tuning: spec.options.tuning,
-            device: spec.device.clone(),
+            job: JobDescription::of(job),
             attempts: job.state.borrow().attempt,
-            queued_at: job.queued_at,
             took: job.queued.elapsed(),
-            steps: job.steps(),
             outcome: outcome.as_ref().map(compiled).map_err(shortened),
         }
     }
@@ -158,9 +132,9 @@ mod tests {
             end(&history, number, &Ok(crate::tests::handle(1)));
         }
         assert_eq!(history.jobs(usize::MAX).len(), MAX_JOBS);
-        assert_eq!(history.jobs(1)[0].id, format!("j{}", 2 * MAX_JOBS - 1));
+        assert_eq!(history.jobs(1)[0].job.id, format!("j{}", 2 * MAX_JOBS - 1));
         let failures = history.failures(usize::MAX);
-        assert_eq!((failures.len(), failures[0].id.as_str()), (1, "j0"));
+        assert_eq!((failures.len(), failures[0].job.id.as_str()), (1, "j0"));
         assert_eq!(failures[0].outcome.as_ref().unwrap_err().message.len(), MAX_MESSAGE_BYTES);
         for number in 0..2 * MAX_FAILURES as u64 {
             end(&history, number, &long);

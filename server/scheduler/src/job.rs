@@ -180,9 +180,9 @@ impl Job {
     }
 }
 
-/// What can be told of a job.
+/// What a job is, and what it did so far.
 #[derive(Debug, Clone)]
-pub struct JobInfo {
+pub struct JobDescription {
     /// Names it in logs and events.
     pub id: String,
     /// Of the result.
@@ -197,15 +197,30 @@ pub struct JobInfo {
     pub tuning: Tuning,
     /// What the code runs on.
     pub device: DeviceKind,
-    /// Since it was asked for first.
-    pub age: Duration,
+    /// When it was asked for first.
+    pub queued_at: SystemTime,
     /// What it did so far.
     pub steps: Vec<Step>,
+}
+
+/// What can be told of a job that has not ended.
+#[derive(Debug, Clone)]
+pub struct JobInfo {
+    /// What it is.
+    pub job: JobDescription,
+    /// Since it was asked for first.
+    pub age: Duration,
     /// Where it is.
     pub state: JobState,
 }
 
 impl JobInfo {
+    pub(crate) fn of(job: &Job) -> Self {
+        Self { job: JobDescription::of(job), age: job.queued.elapsed(), state: job.state.borrow().clone() }
+    }
+}
+
+impl JobDescription {
     pub(crate) fn of(job: &Job) -> Self {
         let spec = &job.spec;
         Self {
@@ -216,9 +231,8 @@ impl JobInfo {
             format: spec.format,
             tuning: spec.options.tuning,
             device: spec.device.clone(),
-            age: job.queued.elapsed(),
+            queued_at: job.queued_at,
             steps: job.steps(),
-            state: job.state.borrow().clone(),
         }
     }
 }

@@ -53,7 +53,9 @@ pub use config::SchedulerConfig;
 pub use counters::{Counters, Counts, DURATION_BOUNDS_S, OTHER};
 pub use error::{JobFailure, SubmitError};
 pub use history::{Compiled, EndedJob, History, head};
-pub use job::{Abandoned, JobFrontend, JobInfo, JobSpec, JobState, Origin, Peer, Priority, Ticket, Watcher};
+pub use job::{
+    Abandoned, JobDescription, JobFrontend, JobInfo, JobSpec, JobState, Origin, Peer, Priority, Ticket, Watcher,
+};
 pub use labels::{LabelDifference, Labels};
 pub use pool::IdleExecutor;
 pub use programs::{CameFrom, Place, ProgramError, RunStatus};

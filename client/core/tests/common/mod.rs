@@ -3,12 +3,13 @@
 
 use std::io::{Seek, SeekFrom, Write};
 
-use piecewised_client::{Keyring, Manifest, ManifestEntry, ManifestFile};
+use piecewised_client::{CompileRequest, Delivery, Keyring, Manifest, ManifestEntry, ManifestFile, Priority};
 use piecewised_graph::{
     Digest, Handle, Segment, Timings,
+    model::Graph,
     request::{ArtifactFormat, DeviceKind, Toolchain},
 };
-use piecewised_plan::Range;
+use piecewised_plan::{Plan, Range};
 use piecewised_sign::{Signer, Statement};
 use sha2::Digest as _;
 
@@ -31,6 +32,23 @@ pub(crate) fn toolchain() -> Toolchain {
 
 pub(crate) fn device() -> DeviceKind {
     DeviceKind { r#type: "cpu".into(), name: "x86_64".into(), capability: "abc".into() }
+}
+
+/// For [1, 16] and 4, of an empty graph.
+pub(crate) fn request() -> CompileRequest {
+    CompileRequest {
+        graph: Graph::default(),
+        plan: Plan::new(&[Range::new(1, 16).unwrap()], &[4]).unwrap(),
+        options: Default::default(),
+        format: ArtifactFormat::Inductor,
+        delivery: Delivery::default(),
+        priority: Priority::Interactive,
+        toolchain: None,
+        device: None,
+        program: None,
+        frontend: None,
+        label: String::new(),
+    }
 }
 
 pub(crate) fn manifest(files: &[(&str, &[u8])]) -> Manifest {

@@ -13,7 +13,9 @@ use piecewised_graph::{
     VerificationOutcome,
     request::{ArtifactFormat, DeviceKind, Tuning},
 };
-use piecewised_scheduler::{Activity, EndedJob, IdleExecutor, JobInfo, PartActivity, Step, ToolchainStatus, head};
+use piecewised_scheduler::{
+    Activity, EndedJob, IdleExecutor, JobDescription, JobInfo, PartActivity, Step, ToolchainStatus, head,
+};
 use piecewised_store::{StoreRoom, StoreStats};
 use serde::Serialize;
 
@@ -168,7 +170,7 @@ fn of(site: &Site, room: Option<StoreRoom>) -> Overview {
     let scheduler = &site.scheduler;
     let (n_queued, n_running) = scheduler.n_jobs();
     let jobs = scheduler.first_jobs(MAX_RUNNING + MAX_QUEUED);
-    let (running, queued): (Vec<JobInfo>, _) = jobs.into_iter().partition(|job| job.state.started.is_some());
+    let (running, queued): (Vec<JobInfo>, Vec<_>) = jobs.into_iter().partition(|job| job.state.started.is_some());
     let (all, mut parts) = scheduler.activities().report();
     let n_parts = parts.len();
     parts.sort_by_key(|part| std::cmp::Reverse(part.activity.n_keys));
@@ -186,8 +188,8 @@ fn of(site: &Site, room: Option<StoreRoom>) -> Overview {
         jobs: Jobs {
             n_running,
             n_queued,
-            running: running.into_iter().take(MAX_RUNNING).map(|job| Job::live(job, "running")).collect(),
-            queued: queued.into_iter().take(MAX_QUEUED).map(|job| Job::live(job, "queued")).collect(),
+            running: running.iter().take(MAX_RUNNING).map(|job| Job::live(job, "running")).collect(),
+            queued: queued.iter().take(MAX_QUEUED).map(|job| Job::live(job, "queued")).collect(),
             recent: ended(scheduler.history().jobs(MAX_RECENT)),
         },
         requests: counted(&all),
@@ -219,35 +221,30 @@ fn idle(executor: IdleExecutor) -> Idle {
 }
 
 impl Job {
-    fn live(job: JobInfo, state: &str) -> Self {
-        let now = SystemTime::now();
+    fn live(info: &JobInfo, state: &str) -> Self {
         Self {
-            id: job.id,
-            key: job.key.to_string(),
-            label: job.label.to_string(),
-            range: job.range.map(|range| range.to_string()),
-            format: job.format,
-            tuning: job.tuning,
-            device: named(&job.device),
-            state: state.to_owned(),
-            attempts: job.state.attempt,
-            executor_pid: job.state.executor_pid,
-            gpu: job.state.gpu,
-            queued_unix_ms: unix_ms(now.checked_sub(job.age).unwrap_or(now)),
-            took_s: job.age.as_secs_f64(),
-            steps: job.steps.into_iter().map(step).collect(),
-            message: None,
-            size_bytes: None,
-            compile_s: None,
-            verified: None,
+            attempts: info.state.attempt,
+            executor_pid: info.state.executor_pid,
+            gpu: info.state.gpu,
+            ..Self::described(&info.job, state, info.age)
         }
     }
 
-    fn ended(job: &EndedJob) -> Self {
-        let (compiled, failure) = match &job.outcome {
-            Ok(compiled) => (Some(compiled), None),
-            Err(failure) => (None, Some(failure)),
-        };
+    fn ended(ended: &EndedJob) -> Self {
+        let described =
+            |state: &str| Self { attempts: ended.attempts, ..Self::described(&ended.job, state, ended.took) };
+        match &ended.outcome {
+            Ok(compiled) => Self {
+                size_bytes: Some(compiled.size_bytes),
+                compile_s: Some(compiled.compile_s),
+                verified: Some(compiled.verified),
+                ..described("OK")
+            },
+            Err(failure) => Self { message: Some(shortened(&failure.message)), ..described(&failure.reason) },
+        }
+    }
+
+    fn described(job: &JobDescription, state: &str, took: Duration) -> Self {
         Self {
             id: job.id.clone(),
             key: job.key.to_string(),
@@ -256,17 +253,17 @@ impl Job {
             format: job.format,
             tuning: job.tuning,
             device: named(&job.device),
-            state: failure.map_or_else(|| "OK".to_owned(), |failure| failure.reason.clone()),
-            attempts: job.attempts,
+            state: state.to_owned(),
+            attempts: 0,
             executor_pid: None,
             gpu: None,
             queued_unix_ms: unix_ms(job.queued_at),
-            took_s: job.took.as_secs_f64(),
+            took_s: took.as_secs_f64(),
             steps: job.steps.iter().cloned().map(step).collect(),
-            message: failure.map(|failure| shortened(&failure.message)),
-            size_bytes: compiled.map(|compiled| compiled.size_bytes),
-            compile_s: compiled.map(|compiled| compiled.compile_s),
-            verified: compiled.map(|compiled| compiled.verified),
+            message: None,
+            size_bytes: None,
+            compile_s: None,
+            verified: None,
         }
     }
 }
