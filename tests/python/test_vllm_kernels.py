@@ -15,7 +15,7 @@ from typing import Any
 import piecewised
 import pytest
 from conftest import Daemon
-from piecewised.vllm import beside
+from piecewised.vllm import beside, node
 from ready_daemon import environment
 
 pytest.importorskip("triton", reason="this torch comes without Triton")
@@ -104,10 +104,10 @@ def test_what_is_no_kernel_is_compiled_anew(daemon: Daemon, tmp_path: Path, monk
     name = beside.KernelCache(key)._name("__grp__add_it.json")
     client = piecewised.Client(daemon.endpoint)
     assert (
-        beside.unpack(client.fetch_snapshot("vllm", name, beside._toolchain()))["add_it.cubin"]
+        beside.unpack(client.fetch_snapshot("vllm", name, node.toolchain()))["add_it.cubin"]
         == (folder / "add_it.cubin").read_bytes()
     )
-    client.put_snapshot("vllm", name, beside._toolchain(), b"no archive")
+    client.put_snapshot("vllm", name, node.toolchain(), b"no archive")
     other = run(tmp_path / "b", daemon.endpoint, "5.25")
     assert other["n_compiled"] == first["n_compiled"] == 1
     assert "no kernel" in other["log"], other["log"]

@@ -23,8 +23,9 @@ from ..plan import ANY_SIZE, Entry
 from ..settings import device_index_of, device_of, toolchain
 from ..submission import Frontend, Request, follow
 from . import artifacts
+from .node import FRONTEND
 from .normal import normal_form
-from .worker import FRONTEND, Worker, refuse_special
+from .worker import Worker, refuse_special
 
 # Requests at once; more would wait in the daemon's queue and nowhere else.
 _IN_FLIGHT = threading.BoundedSemaphore(64)

@@ -22,13 +22,10 @@ import triton
 from triton.runtime.cache import FileCacheManager
 
 from .. import counters
-from ..connections import connect
-from ..errors import ConnectionBroken, Unreachable
+from . import node
 
 log = logging.getLogger("vllm.piecewised")
 
-#: As `worker.FRONTEND`: Triton may import this module in a process that has no vLLM.
-_FRONTEND = "vllm"
 # Inductor's kernels begin so. They travel with the graphs, and a compile by vLLM's own compiler makes thousands.
 _INDUCTORS = "triton_"
 # What loading a kernel reads; the rest of its group are steps on the way to it.
@@ -128,10 +125,7 @@ def load_model_info(original: Callable[..., Any], model: Any, module_hash: str) 
     if found is None and (data := _fetch(_model_name(model, module_hash))) is not None:
         path = _model_path(model)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            scratch = path.with_name(f"{path.name}.{os.getpid()}")
-            scratch.write_bytes(data)
-            scratch.replace(path)
+            node.lay_down(path, data)
         except OSError as error:
             _failed("what is known of the model's class could not be written", error)
             return None
@@ -190,7 +184,7 @@ def _fetch(name: str) -> bytes | None:
     if _is_off():
         return None
     try:
-        return connect(None).fetch_snapshot(_FRONTEND, name, _toolchain())
+        return node.fetch(name)
     except Exception as error:
         _failed("it could not be fetched", error)
         return None
@@ -200,7 +194,7 @@ def _put(name: str, data: bytes) -> bool:
     if _is_off():
         return False
     try:
-        connect(None).put_snapshot(_FRONTEND, name, _toolchain(), data)
+        node.put(name, data)
     except Exception as error:
         _failed("it could not be kept", error)
         return False
@@ -219,12 +213,5 @@ def _failed(what: str, error: Exception) -> None:
     global _off_in  # noqa: PLW0603
     _off_in = os.getpid()
     counters.record_kernel("n_failed")
-    # That there is no daemon, or no longer one, is said once, where the pieces are compiled.
-    level = logging.DEBUG if isinstance(error, (Unreachable, ConnectionBroken)) else logging.WARNING
-    log.log(level, "piecewised: kernels and model classes are no longer shared through the daemon: %s: %s", what, error)
-
-
-def _toolchain() -> str:
-    from ..runtime import fingerprint
-
-    return fingerprint.toolchain()["fingerprint"]
+    said = "piecewised: kernels and model classes are no longer shared through the daemon: %s: %s"
+    log.log(node.level(error), said, what, error)

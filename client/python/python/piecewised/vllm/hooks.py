@@ -20,8 +20,8 @@ from ..connections import connect
 from ..errors import PiecewisedError
 from . import artifacts, beside, snapshots
 from .compiler import DaemonCompiler
+from .node import FRONTEND
 from .part import Part
-from .worker import FRONTEND
 
 # Below vLLM's own logger, so that its handlers and levels hold. (Not by this module's name, which no vLLM logger is above.)
 log = init_logger("vllm.piecewised")

@@ -6,9 +6,7 @@ that name, and the rank's.
 
 from __future__ import annotations
 
-import logging
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,7 @@ from typing import Any
 from vllm.logger import init_logger
 
 from .. import counters
-from ..connections import connect
-from ..errors import ConnectionBroken, Unreachable
-from .worker import FRONTEND
+from . import node
 
 log = init_logger("vllm.piecewised")
 
@@ -42,14 +38,10 @@ def save(original: Callable[..., Any], model: Any) -> None:
 
 def _fetch(path: Path) -> None:
     try:
-        data = connect(None).fetch_snapshot(FRONTEND, _name(path), _toolchain())
+        data = node.fetch(_name(path))
         if data is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Under its name only when it is whole: other processes look there.
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(data)
-        os.replace(file.name, path)
+        node.lay_down(path, data)
     except Exception as error:
         _failed("fetched", error)
         return
@@ -59,7 +51,7 @@ def _fetch(path: Path) -> None:
 
 def _put(path: Path) -> None:
     try:
-        connect(None).put_snapshot(FRONTEND, _name(path), _toolchain(), path.read_bytes())
+        node.put(_name(path), path.read_bytes())
     except Exception as error:
         _failed("kept", error)
         return
@@ -69,10 +61,8 @@ def _put(path: Path) -> None:
 # Whatever goes wrong here: vLLM has its own way, and takes it.
 def _failed(what: str, error: Exception) -> None:
     counters.record_snapshot("n_failed")
-    # That there is no daemon, or no longer one, is said once, where the pieces are compiled.
-    level = logging.DEBUG if isinstance(error, (Unreachable, ConnectionBroken)) else logging.WARNING
     log.log(
-        level,
+        node.level(error),
         "piecewised: vLLM's compile could not be %s by the daemon, so that starts with empty folders trace anew: %s",
         what,
         error,
@@ -82,9 +72,3 @@ def _failed(what: str, error: Exception) -> None:
 def _name(path: Path) -> str:
     """Of `.../<hash>/rank_<rank>_<data parallel rank>/model`."""
     return f"{path.parent.parent.name}/{path.parent.name}"
-
-
-def _toolchain() -> str:
-    from ..runtime import fingerprint
-
-    return fingerprint.toolchain()["fingerprint"]

@@ -11,9 +11,7 @@ from ..runtime.vllm.passes import Configured
 from ..runtime.vllm.reads import NotPortable
 from ..runtime.vllm.setup import Payload, Setup, vllm_version
 from ..submission import Frontend
-
-#: What the daemon knows vLLM's side of a compile by.
-FRONTEND = "vllm"
+from .node import FRONTEND
 
 
 class Worker:
