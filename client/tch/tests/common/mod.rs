@@ -3,9 +3,10 @@
 
 use std::{
     env, fs,
+    ops::Deref,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -17,24 +18,47 @@ use piecewised_tch::{GraphBuilder, Worker, WorkerOptions, request};
 use tch::{Device, Kind, Tensor};
 use tokio_stream::StreamExt as _;
 
-/// The daemon that all tests of a binary ask; it ends with the last that does. Artifacts are kept in between.
+/// The daemon that all tests of a binary ask. Artifacts are kept between one and the next.
 pub(crate) struct Daemon {
     process: Child,
     pub(crate) folder: PathBuf,
 }
 
-static SHARED: Mutex<Weak<Daemon>> = Mutex::new(Weak::new());
+/// A test's use of the daemon: it ends with the last that does.
+pub(crate) struct Shared(Option<Arc<Daemon>>);
+
+/// What runs, while somebody uses it. Held while a daemon starts or ends, since the next one lies in the same folder.
+static RUNNING: Mutex<Option<Arc<Daemon>>> = Mutex::new(None);
+
+impl Deref for Shared {
+    type Target = Daemon;
+
+    fn deref(&self) -> &Daemon {
+        self.0.as_ref().unwrap()
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0 = None;
+        if running.as_ref().is_some_and(|daemon| Arc::strong_count(daemon) == 1) {
+            *running = None;
+        }
+    }
+}
 
 fn variable(name: &str) -> PathBuf {
     env::var_os(name).map(PathBuf::from).unwrap_or_else(|| panic!("{name} is not set; `make test-rust` sets it"))
 }
 
 /// The daemon, started unless another test has.
-pub(crate) fn daemon() -> Arc<Daemon> {
-    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(running) = shared.upgrade() {
-        return running;
-    }
+pub(crate) fn daemon() -> Shared {
+    let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+    Shared(Some(running.get_or_insert_with(|| Arc::new(start())).clone()))
+}
+
+fn start() -> Daemon {
     // Short: a socket's path has to fit 108 bytes.
     let folder = env::temp_dir().join(format!("pw-tch-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
@@ -62,8 +86,6 @@ pub(crate) fn daemon() -> Arc<Daemon> {
         assert!(!has_ended && Instant::now() < until, "the daemon does not listen:\n{}", started.log());
         thread::sleep(Duration::from_millis(20));
     }
-    let started = Arc::new(started);
-    *shared = Arc::downgrade(&started);
     started
 }
 
