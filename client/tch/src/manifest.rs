@@ -33,7 +33,7 @@ pub(crate) struct Entry {
     pub(crate) inputs: Vec<Input>,
     #[serde(default)]
     pub(crate) symbols: Vec<SymbolSource>,
-    /// Which of the symbols is the dispatched one; absent: there is one only, or none.
+    /// Which of the symbols is the dispatched one; `None`: nothing is dispatched on.
     #[serde(default)]
     pub(crate) dispatch_symbol: Option<String>,
     #[serde(default)]

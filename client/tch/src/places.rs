@@ -88,7 +88,7 @@ impl<'a> Places<'a> {
         let named = self.0.iter().find_map(|one| one.entry.dispatch_symbol.as_deref());
         let at = named.and_then(|named| symbols.iter().position(|symbol| *symbol == Some(named)));
         at.map(|at| fitting[at]).ok_or_else(|| {
-            format!("the size to dispatch on is argument {argument}, an integer, and the artifact does not say which of its symbols that is; compile the piece with its graph at hand (Worker::compile)")
+            format!("the size to dispatch on is argument {argument}, an integer, and the artifact does not say which of its symbols that is: it is older than this client; compile the piece with its graph at hand (Worker::compile)")
         })
     }
 

@@ -200,17 +200,28 @@ async fn with_two_symbols_the_right_one_is_dispatched_on_and_tensors_have_to_agr
     let product = graph.call("torch.matmul", [x.into(), y.into()]);
     let sum = graph.call("torch.add", [product.into(), z.into()]);
     let graph = graph.finish([sum]).unwrap();
-    let piece = daemon.worker().await.compile(request(graph, plan(&[(2, 8)], &[])), |_| ()).await.unwrap();
+    let name: piecewised_graph::ProgramName = "two-symbols".parse().unwrap();
+    let place = ProgramPiece { program: name.clone(), run: "one".parse().unwrap(), index: 0, n_pieces: 1 };
+    let request =
+        piecewised_client::CompileRequest { program: Some(place), ..request(graph, plan(&[(2, 8)], &[])) };
+    let worker = daemon.worker().await;
+    let piece = worker.compile(request, |_| ()).await.unwrap();
+    // The artifact says it too, for who has no graph.
+    let without_graph = worker.program(&name).await.unwrap().remove(0);
     let (y, x, z) = (random(&[20, 8]), random(&[3, 8]), random(&[3, 20]));
-    assert_close(&piece.forward(&[&y, &x, &z]).unwrap()[0], &(x.matmul(&y.tr()) + &z));
+    let expected = x.matmul(&y.tr()) + &z;
+    assert_close(&piece.forward(&[&y, &x, &z]).unwrap()[0], &expected);
+    assert_close(&without_graph.forward(&[&y, &x, &z]).unwrap()[0], &expected);
     problem(
         piece.forward(&[&y, &x, &random(&[3, 19])]).unwrap_err(),
         &expect![
             "tensor 2 (argument 4 of the graph) has sizes [3, 19], and the piece takes [s0, s1] with s0 = 3, dimension 0 of tensor 1; s1 = 20, dimension 0 of tensor 0"
         ],
     );
-    let error = piece.forward(&[&random(&[3, 8]), &random(&[20, 8]), &random(&[20, 3])]).unwrap_err();
-    assert!(matches!(&error, Error::Client(error) if error.reason() == "SIZE_NOT_COVERED"), "{error}");
+    for piece in [piece, without_graph] {
+        let error = piece.forward(&[&random(&[3, 8]), &random(&[20, 8]), &random(&[20, 3])]).unwrap_err();
+        assert!(matches!(&error, Error::Client(error) if error.reason() == "SIZE_NOT_COVERED"), "{error}");
+    }
 }
 
 #[tokio::test]

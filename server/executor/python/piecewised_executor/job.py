@@ -86,7 +86,7 @@ def compile_job(
     whole: Interval | None = tuple(request["range"]) if request.get("range") and job.dispatched else None
 
     cover = Cover(whole, job.dispatched, job.guards)
-    packed = _Packed(Container(job.format))
+    packed = _Packed(Container(job.format, job.dispatched))
     tuned = None
     if request.get("options", {}).get("tuning") == "full":
         tuned = tune.tune(job, nursery, whole)

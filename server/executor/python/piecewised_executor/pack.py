@@ -22,9 +22,11 @@ FORMATS = ("inductor", "aoti")
 
 @dataclass
 class Container:
-    """Collects members; equal content is kept once. `format`: "inductor" or "aoti", which says what is added."""
+    """Collects members; equal content is kept once. `format`: "inductor" or "aoti", which says what is added. `dispatched`: the name of the symbol
+    that is dispatched on."""
 
     format: str = "inductor"
+    dispatched: str | None = None
     entries: list[dict[str, Any]] = field(default_factory=list)
     members: dict[str, bytes] = field(default_factory=dict)
     kernel_index: dict[str, str] = field(default_factory=dict)
@@ -53,6 +55,7 @@ class Container:
             "arguments": package.arguments,
             "inputs": package.inputs,
             "symbols": package.symbols,
+            "dispatch_symbol": self.dispatched,
             "numbers": package.numbers,
             "operators": package.operators,
             "mutated": package.mutated,

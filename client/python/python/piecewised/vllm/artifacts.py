@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,33 +16,38 @@ from ..piece import Piece
 
 @dataclass(frozen=True)
 class Bundle:
-    """One piece for one range: `data` is what Cache.to_bundle gives, which needs neither daemon nor cache folder. Pickled by vLLM."""
+    """One piece for one range: `parts` are what Cache.to_bundle gives of each artifact, which need neither daemon nor cache folder. Pickled by vLLM."""
 
-    data: bytes
+    parts: tuple[bytes, ...]
 
 
-def bundle(handle: dict[str, Any]) -> Bundle:
-    """The artifact that a handle names, which this process has loaded. Raises ArtifactError where it is gone from the cache folder."""
-    data = _core.Cache(**credentials.of_cache()).to_bundle(json.dumps(handle))
-    if data is None:
-        raise ArtifactError(
-            f"artifact {handle['digest'][:12]} is no longer in the cache folder, so it can't be saved; nothing else deletes from "
-            "PIECEWISED_CACHE_DIR while workers run",
-            reason="NOT_HERE",
-        )
-    return Bundle(data)
+def bundle(handles: Sequence[dict[str, Any]]) -> Bundle:
+    """The artifacts that handles name, which this process has loaded. Raises ArtifactError where one is gone from the cache folder."""
+    cache = _core.Cache(**credentials.of_cache())
+    parts = []
+    for handle in handles:
+        part = cache.to_bundle(json.dumps(handle))
+        if part is None:
+            raise ArtifactError(
+                f"artifact {handle['digest'][:12]} is no longer in the cache folder, so it can't be saved; nothing else deletes from "
+                "PIECEWISED_CACHE_DIR while workers run",
+                reason="NOT_HERE",
+            )
+        parts.append(part)
+    return Bundle(tuple(parts))
 
 
 def load(found: Bundle) -> Callable[..., Any]:
     """What was bundled, ready to be called. Raises PiecewisedError for bytes that are damaged or don't fit this process."""
-    text, folder = _core.Cache(**credentials.of_cache()).take_bundle(found.data)
-    return runnable(load_folder(json.loads(text), folder))
+    cache = _core.Cache(**credentials.of_cache())
+    taken = [cache.take_bundle(part) for part in found.parts]
+    return runnable([load_folder(json.loads(text), folder) for text, folder in taken])
 
 
-def runnable(compiled: Compiled) -> Callable[..., Any]:
-    """What runs a piece, for any size that its handle is for. Raises PiecewisedError."""
-    runnables = {(0, entry): run for entry, run in compiled.runnables.items()}
-    return Piece([json.dumps(compiled.handle)], runnables).run
+def runnable(compiled: Sequence[Compiled]) -> Callable[..., Any]:
+    """What runs a piece, for any size that its handles are for. Raises PiecewisedError."""
+    runnables = {(i, entry): run for i, one in enumerate(compiled) for entry, run in one.runnables.items()}
+    return Piece([json.dumps(one.handle) for one in compiled], runnables).run
 
 
 def load_all(original: Callable[..., Any], store: Any) -> None:

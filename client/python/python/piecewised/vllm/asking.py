@@ -7,7 +7,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,12 +39,13 @@ class Asking:
         # First, since the rest takes longer.
         _check_daemon()
         self._worker = Worker(backend)
+        self._sizes = frozenset(backend.compilation_config.compile_sizes or ())
         self._label = f"{_model_name(backend.vllm_config)}/{_plain(backend.prefix)}"
 
-    def request(self, piece: Described, size_range: tuple[int, int], index: int) -> tuple[Request, Entry]:
-        """The request for a graph, and its one entry. Raises UnsupportedPiece."""
+    def request(self, piece: Described, size_range: tuple[int, int], index: int) -> tuple[Request, tuple[Entry, ...]]:
+        """The request for a graph, and its entries. Raises UnsupportedPiece."""
         graph, typed = piece.graph, piece.typed
-        entry, hints = _entry(typed, size_range)
+        entries, hints = _entries(typed, size_range, self._sizes)
         frontend: Frontend = self._worker.frontend(graph, size_range)
         choices = Choices(specialisation="generic", hints=hints)
         request = Request(
@@ -60,7 +61,7 @@ class Asking:
             frontend=frontend,
             label=f"{self._label}/{index}"[-256:],
         )
-        return request, entry
+        return request, entries
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,10 @@ class Described:
 class Answer:
     """What runs a piece for a range: here, one that is there from the beginning."""
 
-    def __init__(self, compiled: Compiled | None = None) -> None:
+    def __init__(self, compiled: Sequence[Compiled] = ()) -> None:
         self.error: PiecewisedError | None = None
-        self.compiled = compiled
+        #: Of each entry, once all are there; they share out the range's sizes.
+        self.compiled = tuple(compiled)
         self._run: Callable[..., Any] | None = None
 
     @property
@@ -106,23 +108,22 @@ class Answer:
     def runnable(self) -> Callable[..., Any]:
         """What runs it, for any size that it was asked for. Raises PiecewisedError."""
         if self._run is None:
-            assert self.compiled is not None
             self._run = artifacts.runnable(self.compiled)
         return self._run
 
     def serialize(self) -> artifacts.Bundle:
-        """The artifact, as it can be pickled."""
-        assert self.compiled is not None
-        return artifacts.bundle(self.compiled.handle)
+        """The artifacts, as they can be pickled."""
+        return artifacts.bundle([compiled.handle for compiled in self.compiled])
 
 
 class Asked(Answer):
     """One request, and in the end what it gave. Pieces that are alike share it."""
 
-    def __init__(self, request: Request, entry: Entry) -> None:
+    def __init__(self, request: Request, entries: Sequence[Entry]) -> None:
         super().__init__()
         self.request = request
-        self.entry = entry
+        self.entries = list(entries)
+        self._ready: dict[int, Compiled] = {}
         self._done = threading.Event()
         self._stop: Stop | None = None
 
@@ -153,8 +154,10 @@ class Asked(Answer):
 
     def ready(self, position: int, compiled: Compiled) -> None:
         """Of Sink."""
-        self.compiled = compiled
-        self._done.set()
+        self._ready[position] = compiled
+        if len(self._ready) == len(self.entries):
+            self.compiled = tuple(compiled for _, compiled in sorted(self._ready.items()))
+            self._done.set()
 
     def failed(self, position: int, error: PiecewisedError) -> None:
         """Of Sink."""
@@ -165,7 +168,7 @@ class Asked(Answer):
         self._stop = stop
         try:
             with _IN_FLIGHT:
-                follow(self.request, [self.entry], None, self, stop)
+                follow(self.request, self.entries, None, self, stop)
         except Exception as error:
             self.error = PiecewisedError(f"the request failed: {type(error).__name__}: {error}", reason="INTERNAL")
             raise
@@ -185,21 +188,28 @@ def _check_daemon() -> None:
         )
 
 
-def _entry(graph: dict[str, Any], size_range: tuple[int, int]) -> tuple[Entry, dict[Entry, int]]:
-    """What the daemon is asked for, and the size to think of.
+def _entries(
+    graph: dict[str, Any], size_range: tuple[int, int], sizes: Collection[int]
+) -> tuple[tuple[Entry, ...], dict[Entry, int]]:
+    """What the daemon is asked for, and the size to think of. `sizes`: vLLM's `compile_sizes`.
 
     vLLM makes one dynamic compile for each range, all with the hint of the batch that the model was traced with; what differs between ranges is what
     passes know of them, and that is the frontend's. So the entry reaches from the range's start to that hint, and vLLM calls it for
     the range alone.
+
+    Dynamic code is for sizes of 2 and more. Size 1 is an entry of its own, which another executor compiles at the same time; none where vLLM has it
+    compiled as a single size, which is what it calls then.
     """
     if is_static(graph):
-        return ANY_SIZE, {}
+        return (ANY_SIZE,), {}
     start, end = size_range
     if start == end:
-        return size_range, {}
+        return (size_range,), {}
     hint = _hint(graph)
-    entry = (start, max(end, hint))
-    return entry, {entry: hint} if hint >= start else {}
+    last = max(end, hint)
+    whole = (max(start, 2), last)
+    ones = ((1, 1),) if start <= 1 and 1 not in sizes else ()
+    return (*ones, whole), {whole: hint} if hint >= whole[0] else {}
 
 
 def _hint(graph: dict[str, Any]) -> int:

@@ -7,6 +7,7 @@ what the graph holds is compared here.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,23 +30,31 @@ def is_noted(manager: Any, size_range: tuple[int, int], index: int) -> bool:
     return _key(size_range, index) in manager.cache
 
 
-def note(manager: Any, size_range: tuple[int, int], index: int, content: bytes, handle: dict[str, Any]) -> None:
-    """Has the manager keep a handle with what else it saves. `content`: digest of the graph."""
+def note(
+    manager: Any, size_range: tuple[int, int], index: int, content: bytes, handles: Sequence[dict[str, Any]]
+) -> None:
+    """Has the manager keep handles with what else it saves. `content`: digest of the graph."""
     if not manager.disable_cache:
         manager.cache[_key(size_range, index)] = {
-            "graph_handle": (content.hex(), json.dumps(handle)),
+            "graph_handle": (content.hex(), json.dumps(handles)),
             "cache_key": None,
         }
         manager.is_cache_updated = True
 
 
 def find(manager: Any, size_range: tuple[int, int], index: int, content: bytes, device: int | None) -> Answer | None:
-    """The piece, loaded. None where the graph is another one, or the artifact is gone or no longer fits this process."""
+    """The piece, loaded. None where the graph is another one, or an artifact is gone or no longer fits this process."""
     try:
         noted, text = manager.cache[_key(size_range, index)]["graph_handle"]
-        if noted != content.hex() or (folder := _core.Cache(**credentials.of_cache()).find(text)) is None:
+        if noted != content.hex():
             return None
-        return Answer(replace(load_folder(json.loads(text), folder, device), source="kept"))
+        cache = _core.Cache(**credentials.of_cache())
+        compiled = []
+        for handle in json.loads(text):
+            if (folder := cache.find(json.dumps(handle))) is None:
+                return None
+            compiled.append(replace(load_folder(handle, folder, device), source="kept"))
+        return Answer(compiled)
     except (KeyError, TypeError, ValueError, PiecewisedError) as error:
         log.debug("piecewised: piece %d for %s is not taken from vLLM's cache: %s", index, size_range, error)
         return None

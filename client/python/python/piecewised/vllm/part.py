@@ -92,12 +92,12 @@ class Part:
     def _ask(self, piece: Described, options: dict[str, Any], size_range: tuple[int, int], index: int) -> Answer:
         if self._asking is None:
             self._asking = Asking(self._backend, options)
-        request, entry = self._asking.request(piece, size_range, index)
+        request, entries = self._asking.request(piece, size_range, index)
         assert request.frontend is not None
-        alike = (piece.content, request.options, request.frontend.identity, entry)
+        alike = (piece.content, request.options, request.frontend.identity, entries)
         if (known := self._asked.get(alike)) is not None:
             return known
-        asked = self._asked[alike] = Asked(request, entry)
+        asked = self._asked[alike] = Asked(request, entries)
         asked.start()
         return asked
 
@@ -187,8 +187,8 @@ class _Placed:
     def note(self, manager: Any) -> None:
         """Has vLLM's cache hold what it is now, for a start without a daemon."""
         compiled = self.piece.asked.compiled
-        if compiled is not None and compiled.source != "kept":
-            kept.note(manager, self.size_range, self.index, self.content, compiled.handle)
+        if any(one.source != "kept" for one in compiled):
+            kept.note(manager, self.size_range, self.index, self.content, [one.handle for one in compiled])
 
 
 def _place(call: Any) -> tuple[Any, int]:

@@ -40,15 +40,16 @@ class Summary:
 
     def asked(self, asked: Answer) -> None:
         """The daemon has answered, or not."""
-        if asked.compiled is None:
+        if not asked.compiled:
             return
-        source = asked.compiled.source
-        self._sources[source] += 1
-        seconds = float(asked.compiled.handle["timings"]["total_s"])
-        if source == "compiled":
-            self._compile_s += seconds
-        else:
-            self._saved_s += seconds
+        # Of several entries, the source of the one that was waited for longest, as a rule.
+        self._sources[min((one.source for one in asked.compiled), key=list(self._sources).index)] += 1
+        for one in asked.compiled:
+            seconds = float(one.handle["timings"]["total_s"])
+            if one.source == "compiled":
+                self._compile_s += seconds
+            else:
+                self._saved_s += seconds
 
     def reasons(self) -> list[tuple[PiecewisedError, int]]:
         """The first error of each reason for local compiles, and how many there were for it."""
