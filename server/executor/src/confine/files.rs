@@ -177,8 +177,12 @@ fn real(path: &Path) -> io::Result<PathBuf> {
     let path = std::path::absolute(path)?;
     let there = path.ancestors().find_map(|folder| Some((folder, folder.canonicalize().ok()?)));
     Ok(match there {
-        Some((folder, real)) => real.join(path.strip_prefix(folder).unwrap_or(Path::new(""))),
-        None => path.clone(),
+        // Joined with nothing, a file's name would end in a slash, and name nothing.
+        Some((folder, real)) => match path.strip_prefix(folder) {
+            Ok(rest) if !rest.as_os_str().is_empty() => real.join(rest),
+            _ => real,
+        },
+        None => path,
     })
 }
 

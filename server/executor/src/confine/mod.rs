@@ -192,3 +192,6 @@ fn apart<T: Send>(what: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> 
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that starts it panicked")))
     })
 }
+
+#[cfg(test)]
+mod tests;
