@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import ctypes
+import errno
 import json
 import os
+import platform
 import socket
+import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +75,17 @@ def pry(folder: Path, patch: pytest.MonkeyPatch, kind: str, port: int, *flags: s
     if kind == "fresh":
         patch.setenv("PRYING_ENGINE_THREAD", "1")
     flags = ("--frontends", MODULE, "--executor-environment", "PRYING_ENGINE_THREAD", "--tokens", str(tokens), *flags)
-    flags += ("--temp-dir", str(folder))
+    # That what was tried changes nothing for a compile is seen by the compile.
+    flags += ("--temp-dir", str(folder), "--verify", "off")
     with Daemon(folder, *flags, python=interpreter(folder)) as daemon, Client(daemon.endpoint) as client:
-        # So that there is something in the store, and another executor beside the one that will try.
-        ready, failed, _ = results(client.compile(small_request(1)))
-        assert ready and not failed
+        # Then there are others' folders beside that of the executor which will try: the zygote's at least.
+        until(lambda: client.capabilities().ready, "the toolchain is found")
         stored = next(path for path in sorted((folder / "store").rglob("*")) if path.is_file() and path.stat().st_size)
         assert daemon.process is not None
         secrets = {"key": str(folder / "store/signing-key.pem"), "token": str(tokens), "store": str(stored)}
         aims = {"port": port, "daemon": daemon.process.pid, "secrets": secrets}
         aims |= {"binary": str(DAEMON), "endpoint": f"unix:{daemon.socket}"}
-        request = small_request(2)
+        request = small_request(2, sizes=(5,), endpoints=())
         request["frontend"] = {"name": MODULE, "version": "1.0"}
         request["frontend"]["identity"] = "bnVsbA=="  # null
         request["frontend"]["payload"] = base64.b64encode(json.dumps(aims).encode()).decode()
@@ -111,7 +115,7 @@ def test_executors_are_kept_from_what_they_have_no_business_with(
         expected["io_uring"] = "ENOSYS"
     assert {name: found[name] for name in expected} == expected, found
     if confinement["in_force"]:
-        assert "you are one of this daemon's executors" in found["call"]
+        assert "one of this daemon's executors" in found["call"]
         assert any("audit" in line and "PEER_IS_EXECUTOR" in line for line in log.splitlines())
     assert (tmp_path / "home/file").exists() or "files" not in confinement["in_force"]
     assert log.count("executors are confined ") <= 1, "it is said once"
@@ -141,3 +145,51 @@ def test_what_the_machine_has_is_told_before_a_daemon_is_started(tmp_path: Path)
     asked = subprocess.run([DAEMON, "doctor", *flags, "--confine-executors", "off"], capture_output=True, check=True)
     (line,) = [it for it in json.loads(asked.stdout) if it["what"] == "confinement of executors"]
     assert line["outcome"] == "warning" and line["found"].startswith("off: ") and line["remedy"]
+
+
+def refusing(call: int) -> Callable[[], None]:
+    """What makes the calling process one for which the kernel does not have a system call."""
+    # struct sock_filter: load the number; if it is `call`, skip none, else one; answer ENOSYS; allow.
+    steps = [(0x20, 0, 0, 0), (0x15, 0, 1, call), (0x06, 0, 0, 0x00050000 | errno.ENOSYS), (0x06, 0, 0, 0x7FFF0000)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
+    program = struct.pack("@HP", len(steps), ctypes.addressof(code))
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def bind() -> None:
+        assert code is not None, "it has to outlive what points to it"
+        # PR_SET_NO_NEW_PRIVS; PR_SET_SECCOMP, SECCOMP_MODE_FILTER.
+        if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, program, 0, 0):
+            raise OSError(ctypes.get_errno(), "prctl")
+
+    return bind
+
+
+@pytest.mark.parametrize(("call", "lacks"), [("landlock", "files"), ("seccomp", "network")])
+def test_what_is_required_and_missing_keeps_the_daemon_from_starting(tmp_path: Path, call: str, lacks: str) -> None:
+    number = {"landlock": 444, "seccomp": {"x86_64": 317, "aarch64": 277}[platform.machine()]}[call]
+    command = [
+        DAEMON,
+        "serve",
+        "--socket",
+        tmp_path / "s",
+        "--store-dir",
+        tmp_path / "store",
+        "--python",
+        sys.executable,
+    ]
+    required = subprocess.run(
+        [*command, "--confine-executors", "require"],
+        preexec_fn=refusing(number),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert required.returncode == 2, required.stderr
+    assert f'confine_executors: "require" needs what this machine does not have: {lacks} (' in required.stderr
+    assert not (tmp_path / "store").exists()
+
+    # Without being required it is said, and the daemon goes without.
+    command[1] = "doctor"
+    asked = subprocess.run([*command, "--json"], preexec_fn=refusing(number), capture_output=True, check=False)
+    (line,) = [it for it in json.loads(asked.stdout) if it["what"] == "confinement of executors"]
+    assert line["outcome"] == "warning" and f"missing: {lacks} (" in line["found"], line

@@ -108,6 +108,9 @@ pub(crate) fn compose(
     set("TRITON_CACHE_DIR", folder.join("triton").as_os_str());
     // What the driver compiles for its GPU; it would be ~/.nv.
     set("CUDA_CACHE_PATH", folder.join("cuda").as_os_str());
+    // Libraries of engines that make a folder in the home folder as soon as they are imported, where executors do not write.
+    set("FLASHINFER_WORKSPACE_BASE", folder.join("cache").as_os_str());
+    set("TILELANG_CACHE_DIR", folder.join("cache/tilelang").as_os_str());
     if let Some(headers) = headers_dir {
         set("PIECEWISED_PRECOMPILED_HEADERS", headers.as_os_str());
     }

@@ -201,9 +201,11 @@ impl Access {
         })?;
         let (uid, gid) = (credentials.uid(), credentials.gid());
         if info.is_executor {
-            let message = "you are one of this daemon's executors, or were started by one; they compile what they are given, and may not call";
-            let error = ApiError::new(Code::PermissionDenied, "PEER_IS_EXECUTOR", message);
-            return Err(error.with("pid", credentials.pid().unwrap_or_default().to_string()));
+            let pid = credentials.pid().unwrap_or_default();
+            let message = format!(
+                "process {pid} of user {uid} is one of this daemon's executors, or was started by one; they compile what they are given, and may not call"
+            );
+            return Err(ApiError::new(Code::PermissionDenied, "PEER_IS_EXECUTOR", message).with("pid", pid.to_string()));
         }
         let is_of = |who: &Who| match *who {
             Who::Uid(allowed) => allowed == uid,
