@@ -22,6 +22,7 @@ fn write(path: &Path) {
 }
 
 #[test]
+#[allow(clippy::print_stderr, reason = "says that it was skipped, and why")]
 fn what_is_hidden_is_not_read_by_any_name_and_what_lies_beside_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().canonicalize().unwrap();
