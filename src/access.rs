@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use anyhow::Context as _;
 use nix::unistd::{Group, User};
 use piecewised_api::{Access, AccessConfig, PeerLimits, Roles, Tls, TlsFiles, Who};
+use piecewised_executor::Confinement;
 
 use crate::{config::Config, layers::ConfigError};
 
@@ -68,12 +69,12 @@ pub(crate) fn socket(config: &Config) -> Result<SocketAccess, ConfigError> {
 }
 
 /// Who may call, by everything that the configuration says of it. Reads the file of tokens.
-pub(crate) fn access(config: &Config) -> anyhow::Result<Arc<Access>> {
-    Ok(Arc::new(Access::new(access_config(config)?, config.tokens.as_deref())?))
+pub(crate) fn access(config: &Config, confinement: Arc<Confinement>) -> anyhow::Result<Arc<Access>> {
+    Ok(Arc::new(Access::new(access_config(config, confinement)?, config.tokens.as_deref())?))
 }
 
 /// The same without the tokens.
-fn access_config(config: &Config) -> Result<AccessConfig, ConfigError> {
+fn access_config(config: &Config, confinement: Arc<Confinement>) -> Result<AccessConfig, ConfigError> {
     let uid = config.surroundings.uid;
     let wrong = |key: &str, entry: &str, problem: String| ConfigError::new(format!("{key}: {entry:?}: {problem}"));
     let of = |entry: &String| {
@@ -97,6 +98,7 @@ fn access_config(config: &Config) -> Result<AccessConfig, ConfigError> {
             max_streams: config.max_streams_per_peer,
             max_requests_per_s: config.max_requests_per_s_per_peer,
         },
+        confinement,
     })
 }
 

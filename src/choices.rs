@@ -38,6 +38,18 @@ pub(crate) enum AbandonedJobs {
     End,
 }
 
+/// What executors are kept from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ConfineExecutors {
+    /// All that the machine has measures for.
+    Auto,
+    /// The same, and the daemon does not start where one of them is missing.
+    Require,
+    /// Nothing.
+    Off,
+}
+
 /// Who may have executors unpickle what it sends, or change what the daemon has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     ask::Ask,
-    choices::{AbandonedJobs, LogFormat, Trusted, Verify},
+    choices::{AbandonedJobs, ConfineExecutors, LogFormat, Trusted, Verify},
     doctor::{self, DoctorArguments},
     exit,
     store_command::StoreCommand,
@@ -227,6 +227,12 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "NAME", help_heading = "Executors")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     executor_environment: Vec<String>,
+
+    /// What executors are kept from by the kernel: the network, files that hold secrets, writing outside their folders, signals to others. auto: from all that this
+    /// machine has measures for; require: the daemon does not start where one is missing; off: from nothing [default: auto].
+    #[arg(long, value_name = "WHETHER", help_heading = "Executors")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    confine_executors: Option<ConfineExecutors>,
 
     /// The program that loads and runs AOTInductor packages without Python before they are handed out; "none": executors do so
     /// themselves [default: piecewised-runner beside this program, where there is one].

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     access,
-    choices::{AbandonedJobs, LogFormat, Trusted, Verify},
+    choices::{AbandonedJobs, ConfineExecutors, LogFormat, Trusted, Verify},
     cli::ServeArguments,
     layers::{ConfigError, Layers},
     surroundings::Surroundings,
@@ -49,6 +49,7 @@ pub(crate) const KEYS: &[&str] = &[
     "max_jobs_per_gpu",
     "executor_nice",
     "executor_environment",
+    "confine_executors",
     "runner",
     "frontends",
     "trusted_frontend_peers",
@@ -115,6 +116,7 @@ pub(crate) struct Config {
     pub(crate) max_jobs_per_gpu: Option<usize>,
     pub(crate) executor_nice: u8,
     pub(crate) executor_environment: Vec<String>,
+    pub(crate) confine_executors: ConfineExecutors,
     /// "none": none.
     pub(crate) runner: Option<PathBuf>,
     pub(crate) frontends: Vec<String>,
@@ -183,6 +185,7 @@ impl Config {
             max_jobs_per_gpu: None,
             executor_nice: 5,
             executor_environment: Vec::new(),
+            confine_executors: ConfineExecutors::Auto,
             runner: None,
             frontends: Vec::new(),
             trusted_frontend_peers: Trusted::SameUid,

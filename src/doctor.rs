@@ -6,15 +6,16 @@ use std::{
     io::{self, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::Context as _;
 use clap::Args;
-use piecewised_executor::{Diagnosis, Found, GpuFound, RuntimeFolder, diagnose, find_python};
+use piecewised_executor::{Confinement, Diagnosis, Found, GpuFound, RuntimeFolder, diagnose, find_python};
 use rustix::fs::{Access, StatVfsMountFlags, access, statvfs};
 use serde::Serialize;
 
-use crate::{cli::ServeArguments, config::Config, exit::Exit, toolchain};
+use crate::{cli::ServeArguments, config::Config, confinement, exit::Exit, toolchain};
 
 /// For `--help`.
 pub(crate) const HELP: &str = "\
@@ -59,7 +60,9 @@ fn checked(what: &'static str, outcome: Outcome, found: impl Into<String>, remed
 /// Where nothing can be written.
 pub(crate) async fn run(arguments: &DoctorArguments, config: &Config) -> anyhow::Result<Exit> {
     let mut all = vec![socket(&config.socket), store(config), temporary(&config.temp_dir)];
-    all.extend(toolchain(config).await);
+    let (confinement, line) = confined(config);
+    all.push(line);
+    all.extend(toolchain(config, confinement).await);
     let mut out = io::stdout().lock();
     let written = if arguments.json {
         let text = serde_json::to_string(&all).context("the findings have no JSON form")?;
@@ -157,17 +160,50 @@ fn free_bytes(folder: &Path) -> Option<u64> {
     Some(found.f_bavail * found.f_frsize)
 }
 
-async fn toolchain(config: &Config) -> Vec<Checked> {
+/// What executors are kept from, and what is said of it.
+fn confined(config: &Config) -> (Confinement, Checked) {
+    const WHAT: &str = "confinement of executors";
+    let found = match confinement::of(config) {
+        Ok(found) => found,
+        Err(error) => {
+            let line = checked(WHAT, Outcome::Failure, error.to_string(), "");
+            return (Confinement::off(), line);
+        }
+    };
+    let line = match (found.in_force(), found.missing()) {
+        ([], []) => checked(
+            WHAT,
+            Outcome::Warning,
+            "off: executors may what the daemon's user may",
+            "leave --confine-executors away, where nothing else keeps them from the network and from files",
+        ),
+        (_, []) => checked(WHAT, Outcome::Ok, confinement::in_force(&found), ""),
+        (in_force, missing) => {
+            let missing: Vec<String> = missing.iter().map(confinement::words).collect();
+            let has = if in_force.is_empty() { "nothing".to_owned() } else { confinement::in_force(&found) };
+            checked(
+                WHAT,
+                Outcome::Warning,
+                format!("{has}; missing: {}", missing.join("; ")),
+                "a newer kernel, or a container whose filter of system calls lets landlock_* and seccomp through; else let the unit or the pod keep executors from it",
+            )
+        }
+    };
+    (found, line)
+}
+
+async fn toolchain(config: &Config, confinement: Confinement) -> Vec<Checked> {
     const WHAT: &str = "interpreter";
     let folder = match RuntimeFolder::create(&config.temp_dir) {
         Ok(folder) => folder,
         Err(error) => return vec![checked(WHAT, Outcome::Failure, format!("not looked at: {error}"), "")],
     };
     let private = folder.subfolder("precompiled_headers");
-    let executors = match private.and_then(|headers| toolchain::executor_config(config, &folder, headers)) {
-        Ok(executors) => executors,
-        Err(error) => return vec![checked(WHAT, Outcome::Failure, format!("not looked at: {error}"), "")],
-    };
+    let executors =
+        match private.and_then(|headers| toolchain::executor_config(config, &folder, headers, Arc::new(confinement))) {
+            Ok(executors) => executors,
+            Err(error) => return vec![checked(WHAT, Outcome::Failure, format!("not looked at: {error}"), "")],
+        };
     let Found { python, launcher, executor, rejected } = match find_python(config.python.as_deref(), &executors).await {
         Ok(found) => found,
         Err(none) => {

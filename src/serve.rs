@@ -8,7 +8,7 @@ use std::{io::Write, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use piecewised_api::{Access, ApiConfig, Listener};
-use piecewised_executor::{ExecutorConfig, NoToolchain, RuntimeFolder};
+use piecewised_executor::{Confinement, ExecutorConfig, NoToolchain, RuntimeFolder};
 use piecewised_scheduler::{Scheduler, SchedulerConfig, ToolchainStatus};
 use piecewised_sign::Signer;
 use piecewised_store::Store;
@@ -16,7 +16,8 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    access, choices::LogFormat, config::Config, listen, signals::Shutdown, signing_key, toolchain, traces::Traces,
+    access, choices::LogFormat, config::Config, confinement, listen, signals::Shutdown, signing_key, toolchain,
+    traces::Traces,
 };
 
 /// How long calls that do not end by themselves (a reader that stalls) are waited for once no job runs any more.
@@ -38,9 +39,11 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let config = Arc::new(config);
 
     let traces = Traces::start(&config)?;
-    let (folder, executors) = private_folder(Arc::clone(&config)).await?;
+    let confinement = Arc::new(confinement::of(&config)?);
+    confinement::announce(&confinement);
+    let (folder, executors) = private_folder(Arc::clone(&config), Arc::clone(&confinement)).await?;
     // Before anything that others see: a mistake in who may call must not let somebody in for a moment.
-    let (access, tls) = (access::access(&config)?, access::tls(&config)?);
+    let (access, tls) = (access::access(&config, confinement)?, access::tls(&config)?);
     let (unix, _socket_file) = listen::unix(&config.socket, access::socket(&config)?)?;
     let mut listeners = vec![Listener::Unix(unix, config.socket.clone())];
     if let Some(address) = config.listen_tcp {
@@ -167,11 +170,15 @@ async fn no_toolchain(probe: AbortOnDropHandle<Result<(), NoToolchain>>) -> NoTo
     }
 }
 
-async fn private_folder(config: Arc<Config>) -> anyhow::Result<(RuntimeFolder, ExecutorConfig)> {
+async fn private_folder(
+    config: Arc<Config>,
+    confinement: Arc<Confinement>,
+) -> anyhow::Result<(RuntimeFolder, ExecutorConfig)> {
     let made = tokio::task::spawn_blocking(move || {
         let folder = RuntimeFolder::create(&config.temp_dir)
             .with_context(|| format!("cannot make a private folder in {}", config.temp_dir.display()))?;
-        let executors = toolchain::executor_config(&config, &folder, toolchain::headers_dir(&config, &folder)?)
+        let headers_dir = toolchain::headers_dir(&config, &folder)?;
+        let executors = toolchain::executor_config(&config, &folder, headers_dir, confinement)
             .with_context(|| format!("cannot write to {}", folder.path().display()))?;
         Ok((folder, executors))
     });

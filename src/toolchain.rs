@@ -9,8 +9,8 @@ use std::{
 };
 
 use piecewised_executor::{
-    Executor, ExecutorConfig, ExecutorError, ExecutorSource, Found, Hello, LaunchKind, Launcher, NoToolchain,
-    Remembered, RuntimeFolder, find_python, prove,
+    Confinement, Executor, ExecutorConfig, ExecutorError, ExecutorSource, Found, Hello, LaunchKind, Launcher,
+    NoToolchain, Remembered, RuntimeFolder, find_python, prove,
 };
 use piecewised_scheduler::{Scheduler, ToolchainInfo, ToolchainStatus};
 use piecewised_store::{Note, Store};
@@ -18,7 +18,8 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 
-/// How executors are started, but for the interpreter. `headers_dir`: where they share precompiled headers.
+/// How executors are started, but for the interpreter. `headers_dir`: where they share precompiled headers; `confinement`: what they are
+/// kept from.
 ///
 /// # Errors
 /// Where the private folder cannot be written to.
@@ -26,6 +27,7 @@ pub(crate) fn executor_config(
     config: &Config,
     folder: &RuntimeFolder,
     headers_dir: PathBuf,
+    confinement: Arc<Confinement>,
 ) -> std::io::Result<ExecutorConfig> {
     let source_dir = ExecutorSource.lay_down(folder.path())?;
     let temp_root = folder.subfolder("executors")?;
@@ -40,6 +42,7 @@ pub(crate) fn executor_config(
         runner: config.runner(),
         nice: config.executor_nice,
         n_compile_threads: config.n_compile_threads,
+        confinement,
         ..ExecutorConfig::new("python3", source_dir, temp_root)
     })
 }

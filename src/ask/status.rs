@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use piecewised_client::{Activity, JobTotals, NodeStatus};
+use piecewised_client::{Activity, Confinement, JobTotals, NodeStatus};
 
 use super::{Place, duration, megabytes, one_line};
 use crate::surroundings::Surroundings;
@@ -23,6 +23,9 @@ fn say(out: &mut dyn Write, address: &str, status: &NodeStatus) -> io::Result<()
     )?;
     if let Some(key) = &status.public_key {
         writeln!(out, "it signs with {key}")?;
+    }
+    if let Some(confinement) = &status.confinement {
+        say_confinement(out, confinement)?;
     }
     let state = match (store.is_full, store.is_failing) {
         (true, _) => "; the disk is full",
@@ -78,6 +81,21 @@ fn say(out: &mut dyn Write, address: &str, status: &NodeStatus) -> io::Result<()
         writeln!(out, "{} is not what {} sent as the same: {node}{}", piece.label, found.peer, found.what)?;
     }
     Ok(())
+}
+
+fn say_confinement(out: &mut dyn Write, Confinement { in_force, missing }: &Confinement) -> io::Result<()> {
+    if in_force.is_empty() && missing.is_empty() {
+        return writeln!(out, "executors are not confined");
+    }
+    let listed = |names: &mut dyn Iterator<Item = String>| match names.collect::<Vec<_>>() {
+        names if names.is_empty() => "nothing".to_owned(),
+        names => names.join(", "),
+    };
+    write!(out, "executors are confined: {}", listed(&mut in_force.iter().map(|name| one_line(name))))?;
+    for it in missing {
+        write!(out, "; not {}: {}", one_line(&it.measure), one_line(&it.reason))?;
+    }
+    writeln!(out)
 }
 
 fn say_activity(out: &mut dyn Write, name: &str, width: usize, activity: &Activity) -> io::Result<()> {

@@ -118,6 +118,8 @@ def test_a_frontend_is_imported_as_soon_as_somebody_is_about_to_use_it(tmp_path:
     marks = tmp_path / "marks"
     monkeypatch.setenv("SCALING_ENGINE_MARKS", str(marks))
     flags = ("--frontends", MODULE, "--executor-environment", "SCALING_ENGINE_MARKS", "--listen-tcp", "127.0.0.1:0")
+    # It leaves marks outside its own folder.
+    flags += ("--confine-executors", "off")
     with Daemon(tmp_path, *flags, python=interpreter(tmp_path)) as daemon, Client(daemon.endpoint) as client:
         client.capabilities("no_such_engine")
         with Client(tcp(daemon)) as stranger:

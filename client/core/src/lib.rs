@@ -50,6 +50,8 @@ pub use graph_file::{GRAPH_FILE_MAGIC, GraphFileError, read_graph_file, write_gr
 pub use manifest::{Manifest, ManifestEntry, ManifestFile};
 pub use piecewised_wire::Delivery;
 pub use program::{ProgramPiece, ProgramStatus, check_manifest};
-pub use status::{Activity, JobTotals, NodeStatus, PartStatus, PieceDifference, StoreStatus};
+pub use status::{
+    Activity, Confinement, JobTotals, MissingMeasure, NodeStatus, PartStatus, PieceDifference, StoreStatus,
+};
 pub use trace::TraceContext;
 pub use trust::{Keyring, TrustError};

@@ -24,6 +24,24 @@ pub struct NodeStatus {
     pub jobs: JobTotals,
     /// What it says it signs with; `None`: it signs nothing.
     pub public_key: Option<PublicKey>,
+    /// What its executors are kept from; `None`: an older daemon, which does not say.
+    pub confinement: Option<Confinement>,
+}
+
+/// What executors are kept from.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[allow(missing_docs, reason = "documented once, at the proto's Confinement")]
+pub struct Confinement {
+    pub in_force: Vec<String>,
+    pub missing: Vec<MissingMeasure>,
+}
+
+/// A measure that its machine does not have.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[allow(missing_docs, reason = "documented once, at the proto's MissingMeasure")]
+pub struct MissingMeasure {
+    pub measure: String,
+    pub reason: String,
 }
 
 /// What is in its store.
@@ -139,7 +157,16 @@ impl From<v1::GetStatusResponse> for NodeStatus {
             total: activity(status.total),
             parts: status.parts.into_iter().map(part).collect(),
             public_key: public_key(status.public_key),
+            confinement: status.confinement.map(confinement),
         }
+    }
+}
+
+fn confinement(confinement: v1::Confinement) -> Confinement {
+    let missing = confinement.missing.into_iter();
+    Confinement {
+        in_force: confinement.in_force,
+        missing: missing.map(|it| MissingMeasure { measure: it.measure, reason: it.reason }).collect(),
     }
 }
 

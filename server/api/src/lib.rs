@@ -35,7 +35,10 @@ use piecewised_scheduler::Scheduler;
 use piecewised_sign::Signer;
 use piecewised_store::Store;
 use tokio::net::{TcpListener, UnixListener};
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio_stream::{
+    StreamExt as _,
+    wrappers::{TcpListenerStream, UnixListenerStream},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Server;
 use tower::util::{MapRequestLayer, MapResponseLayer};
@@ -166,11 +169,13 @@ pub async fn serve(
     let mut handles = Vec::new();
     for listener in listeners {
         let (stopping, stopped) = (stop.clone(), stop.clone().cancelled_owned());
-        let (router, site, hosts) = (router(), site.clone(), hosts.clone());
+        let (router, site, hosts, access) = (router(), site.clone(), hosts.clone(), Arc::clone(&access));
         handles.push(tasks.spawn(async move {
             match listener {
                 Listener::Unix(listener, _) => {
-                    router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped).await?;
+                    let connections =
+                        UnixListenerStream::new(listener).map(move |stream| stream.map(|stream| access.local(stream)));
+                    router.serve_with_incoming_shutdown(connections, stopped).await?;
                 }
                 Listener::Tcp(listener, Some(tls)) => {
                     let connections = tls.accept(listener, stopping);

@@ -2,12 +2,19 @@
 
 use std::time::Instant;
 
+use piecewised_executor::Confinement;
 use piecewised_proto::v1;
 use piecewised_scheduler::{Activity, Counts, LabelDifference, PartActivity, Scheduler, ToolchainStatus};
-use piecewised_sign::Signer;
 use piecewised_store::Store;
 
-pub(crate) fn status(scheduler: &Scheduler, store: &Store, signer: &Signer, started: Instant) -> v1::GetStatusResponse {
+use crate::ApiConfig;
+
+pub(crate) fn status(
+    scheduler: &Scheduler,
+    store: &Store,
+    config: &ApiConfig,
+    started: Instant,
+) -> v1::GetStatusResponse {
     let (total, parts) = scheduler.activities().report();
     let (n_queued, n_running) = scheduler.n_jobs();
     let stats = store.stats();
@@ -44,7 +51,18 @@ pub(crate) fn status(scheduler: &Scheduler, store: &Store, signer: &Signer, star
         jobs: Some(jobs(scheduler.counters().counts())),
         total: Some(activity(&total)),
         parts: parts.into_iter().map(part).collect(),
-        public_key: signer.public_key().0.to_vec(),
+        public_key: config.signer.public_key().0.to_vec(),
+        confinement: Some(confinement(&config.access.config().confinement)),
+    }
+}
+
+fn confinement(confinement: &Confinement) -> v1::Confinement {
+    let missing = confinement.missing().iter();
+    v1::Confinement {
+        in_force: confinement.in_force().iter().map(ToString::to_string).collect(),
+        missing: missing
+            .map(|it| v1::MissingMeasure { measure: it.measure.to_string(), reason: it.reason.clone() })
+            .collect(),
     }
 }
 

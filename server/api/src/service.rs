@@ -106,7 +106,7 @@ impl CompileService for Compiler {
         &self,
         _request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
-        Ok(Response::new(node_status::status(&self.scheduler, &self.store, &self.config.signer, self.started)))
+        Ok(Response::new(node_status::status(&self.scheduler, &self.store, &self.config, self.started)))
     }
 
     async fn put_snapshot(

@@ -1,6 +1,8 @@
 //! What an executor needs to start.
 
-use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
+
+use crate::Confinement;
 
 /// How executors are started and what they may take. Cloned per executor.
 #[derive(Debug, Clone)]
@@ -32,11 +34,13 @@ pub struct ExecutorConfig {
     pub nice: u8,
     /// Processes that Inductor compiles kernels with; none leaves it to Inductor.
     pub n_compile_threads: Option<usize>,
+    /// What they are kept from.
+    pub confinement: Arc<Confinement>,
 }
 
 impl ExecutorConfig {
-    /// A config with the defaults: two minutes to be ready, half an hour for a compile, artifacts up to 1 GiB, nice level 5, and an
-    /// empty environment.
+    /// A config with the defaults: two minutes to be ready, half an hour for a compile, artifacts up to 1 GiB, nice level 5, an empty
+    /// environment, and no confinement.
     pub fn new(python: impl Into<PathBuf>, source_dir: impl Into<PathBuf>, temp_root: impl Into<PathBuf>) -> Self {
         Self {
             python: python.into(),
@@ -52,6 +56,7 @@ impl ExecutorConfig {
             runner: None,
             nice: 5,
             n_compile_threads: None,
+            confinement: Arc::new(Confinement::off()),
         }
     }
 

@@ -4,8 +4,9 @@ use std::{io, process::Stdio, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::runtime::Handle;
 
-use crate::{ExecutorConfig, Placement, environment};
+use crate::{ExecutorConfig, Placement, confine, environment};
 
 /// Importing torch, starting CUDA and building two small libraries.
 const DEADLINE: Duration = Duration::from_secs(180);
@@ -89,8 +90,18 @@ pub async fn diagnose(config: &ExecutorConfig) -> Result<Diagnosis, NoDiagnosis>
         .envs(environment::compose(config, &Placement::default(), &root)?)
         .current_dir(folder.path().join(environment::WORK))
         .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .kill_on_drop(true);
-    let ended = tokio::time::timeout(DEADLINE, command.output()).await.map_err(|_| NoDiagnosis::Late)??;
+    let (runtime, ours) = (Handle::current(), config.clone());
+    let started = tokio::task::spawn_blocking(move || {
+        confine::run(&ours, &root, || {
+            let _guard = runtime.enter();
+            command.spawn()
+        })
+    });
+    let child = started.await.map_err(io::Error::other)??;
+    let ended = tokio::time::timeout(DEADLINE, child.wait_with_output()).await.map_err(|_| NoDiagnosis::Late)??;
     serde_json::from_slice(&ended.stdout).map_err(|_| {
         let words = String::from_utf8_lossy(&ended.stderr);
         let lines: Vec<&str> = words.lines().collect();

@@ -106,6 +106,11 @@ pub(crate) fn compose(
     set("XDG_CACHE_HOME", folder.join("cache").as_os_str());
     set("TORCHINDUCTOR_CACHE_DIR", folder.join("inductor").as_os_str());
     set("TRITON_CACHE_DIR", folder.join("triton").as_os_str());
+    // What the driver compiles for its GPU; it would be ~/.nv.
+    set("CUDA_CACHE_PATH", folder.join("cuda").as_os_str());
+    // Libraries of engines that make a folder in the home folder as soon as they are imported, where executors do not write.
+    set("FLASHINFER_WORKSPACE_BASE", folder.join("cache").as_os_str());
+    set("TILELANG_CACHE_DIR", folder.join("cache/tilelang").as_os_str());
     if let Some(headers) = headers_dir {
         set("PIECEWISED_PRECOMPILED_HEADERS", headers.as_os_str());
     }
@@ -138,7 +143,7 @@ pub(crate) fn private_folder(config: &ExecutorConfig, prefix: &str) -> io::Resul
 }
 
 /// The folders that [`compose`] points to, and the working directory, all within an executor's own folder.
-const FOLDERS: &[&str] = &["tmp", "cache", "inductor", "triton", WORK];
+const FOLDERS: &[&str] = &["tmp", "cache", "inductor", "triton", "cuda", WORK];
 
 /// The working directory: empty, because `python -m` looks there for modules first.
 pub(crate) const WORK: &str = "work";

@@ -335,5 +335,5 @@ fn start(config: &ExecutorConfig, placement: &Placement) -> io::Result<(Process,
     let streams = [Stdio::from(theirs.stdin), Stdio::from(theirs.stdout), Stdio::from(theirs.stderr)];
     let work = root.join(environment::WORK);
     let command = command(&config.python, "piecewised_executor", &work, variables, streams)?;
-    Ok((Process::start(command, folder, config.nice)?, pipes))
+    Ok((Process::start(command, folder, config, &root)?, pipes))
 }

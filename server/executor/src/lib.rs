@@ -4,6 +4,7 @@
 //! guarantees, however an executor ends:
 //!
 //! * its whole group is killed and its folder removed, also when a future or the [`Executor`] is dropped halfway;
+//! * it is kept from the network, from secrets and from others' files as far as [`Confinement`] says, from its first instruction on;
 //! * it sees an environment from an allow-list ([`environment`]), never the daemon's;
 //! * what it prints is drained without pause into the log, in bounded memory, within the span of its job;
 //! * what it sends is bounded, and checked before it is believed;
@@ -15,6 +16,7 @@
 
 mod channel;
 mod config;
+mod confine;
 mod diagnose;
 mod discover;
 pub mod environment;
@@ -35,6 +37,7 @@ mod source;
 mod zygote;
 
 pub use config::ExecutorConfig;
+pub use confine::{Confinement, Measure, Missing};
 pub use diagnose::{Diagnosis, Finding, GpuFound, NoDiagnosis, diagnose};
 pub use discover::{Found, NoToolchain, Rejected, find_python, prove};
 pub use error::{ExecutorError, FailureReason, MemoryShortage};

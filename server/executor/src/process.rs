@@ -19,6 +19,7 @@ use std::{
         fd::OwnedFd,
         unix::process::{CommandExt, ExitStatusExt},
     },
+    path::Path,
     process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError},
     thread,
@@ -29,7 +30,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use crate::{memory::Meter, runtime::remove_persistently};
+use crate::{ExecutorConfig, confine, memory::Meter, runtime::remove_persistently};
 
 /// The daemon's end of an executor's three pipes.
 pub(crate) struct Pipes {
@@ -94,10 +95,17 @@ pub(crate) struct Group {
 }
 
 impl Process {
-    /// Starts `command` as the leader of a group of its own; `folder` is removed when it has ended.
-    pub(crate) fn start(mut command: Command, folder: TempDir, nice: u8) -> io::Result<Self> {
-        let child = command.process_group(0).spawn()?;
+    /// Starts `command` as the leader of a group of its own, confined to writing below `own`; `folder` is removed when it has ended.
+    pub(crate) fn start(
+        mut command: Command,
+        folder: TempDir,
+        config: &ExecutorConfig,
+        own: &Path,
+    ) -> io::Result<Self> {
+        let child = confine::run(config, own, || command.process_group(0).spawn())?;
         let leader = Pid::from_child(&child);
+        confine::limit(config, leader);
+        let nice = config.nice;
         if nice > 0 {
             // Only a courtesy: without it the executor works all the same. What a zygote forks inherits it.
             let _ = rustix::process::setpriority_pgrp(Some(leader), i32::from(nice));
@@ -269,9 +277,9 @@ fn adopt_and_reap(group: Pid) {
 
 /// A command that starts `module` of the executor's source with nothing but `variables` in its environment, in `folder`.
 pub(crate) fn command(
-    python: &std::path::Path,
+    python: &Path,
     module: &str,
-    folder: &std::path::Path,
+    folder: &Path,
     variables: impl IntoIterator<Item = (std::ffi::OsString, std::ffi::OsString)>,
     [stdin, stdout, stderr]: [Stdio; 3],
 ) -> io::Result<Command> {

@@ -28,7 +28,7 @@ use tracing::info_span;
 use crate::{
     ExecutorConfig, ExecutorError, Placement,
     channel::{DYING, ENDING},
-    environment,
+    confine, environment,
     journal::Journal,
     message::{self, shorten},
     process::{Pipes, Process, TheirPipes, command, describe},
@@ -130,7 +130,11 @@ impl Zygote {
         let (zygote, config, placement) = (Arc::clone(self), config.clone(), placement.clone());
         let forked = tokio::task::spawn_blocking(move || {
             let (folder, root) = environment::private_folder(&config, "executor-").map_err(ZygoteError::Io)?;
-            let variables = environment::compose(&config, &placement, &root).map_err(ZygoteError::Io)?;
+            let mut variables = environment::compose(&config, &placement, &root).map_err(ZygoteError::Io)?;
+            if let Some(inner) = confine::Inner::of(&config, &root) {
+                let text = serde_json::to_string(&inner).map_err(|error| ZygoteError::Io(error.into()))?;
+                variables.insert(confine::VARIABLE.into(), text.into());
+            }
             let (pipes, TheirPipes { stdin, stdout, stderr }) = Pipes::new().map_err(ZygoteError::Io)?;
             let fds = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
             match zygote.ask(br#"{"fork":{}}"#, &joined(&variables), &fds)? {
@@ -217,7 +221,8 @@ fn start(config: &ExecutorConfig) -> io::Result<(Process, UnixStream, std::proce
         [Stdio::from(OwnedFd::from(theirs)), Stdio::from(their_stderr.try_clone()?), Stdio::from(their_stderr)];
     let work = root.join(environment::WORK);
     let command = command(&config.python, "piecewised_executor.zygote", &work, variables, streams)?;
-    Ok((Process::start(command, folder, config.nice)?, control, OwnedFd::from(stderr).into()))
+    // Into the folders of those that it will fork: each of them binds itself to its own.
+    Ok((Process::start(command, folder, config, &config.temp_root)?, control, OwnedFd::from(stderr).into()))
 }
 
 fn exchange(

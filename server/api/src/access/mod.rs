@@ -6,6 +6,7 @@
 mod certificate;
 mod layer;
 mod limits;
+mod local;
 mod roles;
 mod tokens;
 mod watched;
@@ -17,22 +18,26 @@ use std::{
 };
 
 use http::{Extensions, HeaderMap, header::AUTHORIZATION};
+use piecewised_executor::Confinement;
 use piecewised_scheduler::Peer;
+use tokio::net::UnixStream;
 use tonic::{
     Code,
-    transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo},
+    transport::server::{TcpConnectInfo, TlsConnectInfo},
 };
 
 use crate::{status::ApiError, trust::TrustedPeers};
 
 pub(crate) use layer::AccessLayer;
 pub use limits::PeerLimits;
+pub(crate) use local::Local;
 pub use roles::{BadRole, Role, Roles};
 pub use tokens::BadTokens;
 pub(crate) use watched::{Watched, check_private};
 
 use certificate::Certificate;
 use limits::{TooMuch, Usage};
+use local::LocalInfo;
 use tokens::{Presented, Tokens};
 
 /// Whom an entry of the operator's list is about, on the Unix socket.
@@ -63,6 +68,8 @@ pub struct AccessConfig {
     pub admin_peers: TrustedPeers,
     /// What one peer may use.
     pub limits: PeerLimits,
+    /// What executors are kept from; where they are kept from anything, they may not call either.
+    pub confinement: Arc<Confinement>,
 }
 
 /// Who calls, in the request's extensions.
@@ -110,6 +117,11 @@ impl Access {
         &self.config
     }
 
+    /// A connection of the Unix socket, with who is at its other end.
+    pub(crate) fn local(&self, stream: UnixStream) -> Local {
+        Local::new(stream, &self.config.confinement, self.config.uid)
+    }
+
     /// Who calls, if it may call at all, and the call, until it has ended.
     fn admit(
         &self,
@@ -149,7 +161,7 @@ impl Access {
     /// Who calls, and the name under which its use is counted: that of all its connections.
     fn identify(&self, headers: &HeaderMap, extensions: &Extensions) -> Result<(Caller, Arc<str>), ApiError> {
         let token = self.token(headers)?;
-        if let Some(info) = extensions.get::<UdsConnectInfo>() {
+        if let Some(info) = extensions.get::<LocalInfo>() {
             return self.unix(info, token);
         }
         let (address, certificate) =
@@ -179,8 +191,8 @@ impl Access {
         Ok((Caller { peer: Peer::new(peer), roles: self.with_all(roles, false), uid: None, is_known }, shared.into()))
     }
 
-    fn unix(&self, info: &UdsConnectInfo, token: Option<Proven>) -> Result<(Caller, Arc<str>), ApiError> {
-        let credentials = info.peer_cred.ok_or_else(|| {
+    fn unix(&self, info: &LocalInfo, token: Option<Proven>) -> Result<(Caller, Arc<str>), ApiError> {
+        let credentials = info.credentials.ok_or_else(|| {
             ApiError::new(
                 Code::PermissionDenied,
                 "PEER_NOT_ALLOWED",
@@ -188,6 +200,13 @@ impl Access {
             )
         })?;
         let (uid, gid) = (credentials.uid(), credentials.gid());
+        if info.is_executor {
+            let pid = credentials.pid().unwrap_or_default();
+            let message = format!(
+                "process {pid} of user {uid} is one of this daemon's executors, or was started by one; they compile what they are given, and may not call"
+            );
+            return Err(ApiError::new(Code::PermissionDenied, "PEER_IS_EXECUTOR", message).with("pid", pid.to_string()));
+        }
         let is_of = |who: &Who| match *who {
             Who::Uid(allowed) => allowed == uid,
             Who::Gid(allowed) => allowed == gid,

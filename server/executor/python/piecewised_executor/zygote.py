@@ -29,6 +29,7 @@ import time
 import traceback
 from typing import Any
 
+from . import confine
 from .probe import close_nvml, without_cuda
 from .protocol import Channel
 from .serve import Inbox, greeted, serve, set_standard_streams
@@ -234,6 +235,8 @@ def _be_executor(fds: list[int], environment: bytes, import_s: float) -> None:
         name, is_there, value = entry.partition(b"=")
         if is_there:
             os.environb[name] = value
+    # Before anything that a job brings along.
+    confine.apply()
     # The working directory of a started executor, and the temporary folder that was chosen for this one.
     os.chdir(os.environ["PWD"])
     tempfile.tempdir = None

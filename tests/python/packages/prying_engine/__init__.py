@@ -1,0 +1,1 @@
+"""An engine whose frontend tries, in the executor, what executors are kept from."""
