@@ -9,6 +9,7 @@ mod choices;
 mod cli;
 mod config;
 mod config_reference;
+mod descriptors;
 mod doctor;
 mod exit;
 mod layers;

@@ -29,7 +29,8 @@ pub(crate) use layer::AccessLayer;
 pub use limits::PeerLimits;
 pub use roles::{BadRole, Role, Roles};
 pub use tokens::BadTokens;
-pub(crate) use watched::{Watched, check_private};
+pub(crate) use watched::Watched;
+pub use watched::check_private;
 
 use certificate::Certificate;
 use limits::{TooMuch, Usage};
