@@ -12,6 +12,7 @@ mod config_reference;
 mod descriptors;
 mod doctor;
 mod exit;
+mod init;
 mod layers;
 mod listen;
 mod logging;
@@ -42,6 +43,10 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Ask(ask) => ask_daemon(ask, &surroundings),
         Command::Serve(arguments) if arguments.check => check(&arguments, &surroundings),
+        Command::Serve(_) if init::is_first() => match init::run() {
+            Ok(code) => code.into(),
+            Err(error) => complain(&error),
+        },
         Command::Serve(arguments) => {
             configured(&arguments, &surroundings, "", async |config| serve::run(config).await.map(|()| Exit::Success))
         }
