@@ -146,9 +146,9 @@ def test_no_name_writes_a_line_of_the_log(daemon: Daemon, client: Client, name: 
     (line,) = [
         line for line in daemon.log_text().split("\n") if line.startswith("listening on http://") and line[-1] != "/"
     ]
-    for constant in (7, 8):
-        with Client(line.removeprefix("listening on ")) as other:
-            send(other, {**renamed(small_request(constant), "y", name), "label": f"compared/{LINES.index(name)}"})
+    with Client(line.removeprefix("listening on ")) as other:
+        for peer, constant in ((client, 7), (other, 8)):
+            send(peer, {**renamed(small_request(constant), "y", name), "label": f"compared/{LINES.index(name)}"})
     # As bytes, since some of what ends a line to a person's program is more than one.
     log = daemon.log.read_bytes()
     lines = log.decode().split("\n")
