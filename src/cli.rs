@@ -142,11 +142,32 @@ pub(crate) struct ServeArguments {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     http_hosts: Vec<String>,
 
-    /// Where traces are sent: an OpenTelemetry collector that takes OTLP over gRPC, as in http://127.0.0.1:4317 [default: OTEL_EXPORTER_OTLP_ENDPOINT, else none
-    /// are made].
+    /// Where traces are sent: an OpenTelemetry collector that takes OTLP over gRPC, as in http://127.0.0.1:4317 or https://collector.example:4317 [default:
+    /// OTEL_EXPORTER_OTLP_ENDPOINT, else none are made].
     #[arg(long, value_name = "URL", help_heading = "Log")]
     #[serde(skip_serializing_if = "Option::is_none")]
     otlp_endpoint: Option<String>,
+
+    /// Who signs the collector's certificate: a PEM file [default: OTEL_EXPORTER_OTLP_CERTIFICATE, else those whom the system trusts].
+    #[arg(long, value_name = "FILE", help_heading = "Log")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    otlp_ca: Option<PathBuf>,
+
+    /// The certificate that is shown to the collector: a PEM file [default: OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE, else none].
+    #[arg(long, value_name = "FILE", help_heading = "Log")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    otlp_cert: Option<PathBuf>,
+
+    /// Its private key: a PEM file, mode 0600 [default: OTEL_EXPORTER_OTLP_CLIENT_KEY].
+    #[arg(long, value_name = "FILE", help_heading = "Log")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    otlp_key: Option<PathBuf>,
+
+    /// What is sent along to the collector: a file, mode 0600, with a line "name: value" for each header, as in "authorization: Bearer TOKEN"; beside those in
+    /// OTEL_EXPORTER_OTLP_HEADERS.
+    #[arg(long, value_name = "FILE", help_heading = "Log")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    otlp_headers: Option<PathBuf>,
 
     /// The private key that handles, manifests and snapshots are signed with, so that clients load only what this daemon has made: a PEM file of
     /// Ed25519, mode 0600 [default: signing-key.pem in --store-dir, made at the first start].
@@ -297,6 +318,22 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "BYTES", help_heading = "Jobs")]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_queued_bytes_per_peer: Option<usize>,
+
+    /// Connections that each listener (Unix socket, TCP, HTTP) has open; one more is closed at once. Fewer where the system gives fewer descriptors
+    /// [default: 1024].
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_connections: Option<usize>,
+
+    /// Those of one peer: a process on the Unix socket, a machine otherwise [default: 256].
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_connections_per_peer: Option<usize>,
+
+    /// How long a request's message may take to come; of a snapshot, each of its parts [default: 60].
+    #[arg(long, value_name = "SECONDS", help_heading = "Limits")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message_timeout_s: Option<u64>,
 
     /// Calls that one peer may have open: a process on the Unix socket, a certificate, a token, or else a machine [default: 1024].
     #[arg(long, value_name = "N", help_heading = "Limits")]

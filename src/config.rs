@@ -16,6 +16,7 @@ use crate::{
     cli::ServeArguments,
     layers::{ConfigError, Layers},
     surroundings::Surroundings,
+    traces,
 };
 
 /// Every key, as in the file.
@@ -34,6 +35,10 @@ pub(crate) const KEYS: &[&str] = &[
     "listen_http",
     "http_hosts",
     "otlp_endpoint",
+    "otlp_ca",
+    "otlp_cert",
+    "otlp_key",
+    "otlp_headers",
     "signing_key",
     "store_dir",
     "store_max_bytes",
@@ -63,6 +68,9 @@ pub(crate) const KEYS: &[&str] = &[
     "max_queued_jobs",
     "max_queued_jobs_per_peer",
     "max_queued_bytes_per_peer",
+    "max_connections",
+    "max_connections_per_peer",
+    "message_timeout_s",
     "max_streams_per_peer",
     "max_requests_per_s_per_peer",
     "verify",
@@ -97,6 +105,10 @@ pub(crate) struct Config {
     pub(crate) listen_http: Option<SocketAddr>,
     pub(crate) http_hosts: Vec<String>,
     pub(crate) otlp_endpoint: Option<String>,
+    pub(crate) otlp_ca: Option<PathBuf>,
+    pub(crate) otlp_cert: Option<PathBuf>,
+    pub(crate) otlp_key: Option<PathBuf>,
+    pub(crate) otlp_headers: Option<PathBuf>,
     /// None: in the store's folder.
     pub(crate) signing_key: Option<PathBuf>,
     pub(crate) store_dir: PathBuf,
@@ -131,6 +143,9 @@ pub(crate) struct Config {
     pub(crate) max_queued_jobs: usize,
     pub(crate) max_queued_jobs_per_peer: usize,
     pub(crate) max_queued_bytes_per_peer: usize,
+    pub(crate) max_connections: usize,
+    pub(crate) max_connections_per_peer: usize,
+    pub(crate) message_timeout_s: u64,
     pub(crate) max_streams_per_peer: usize,
     pub(crate) max_requests_per_s_per_peer: u32,
     pub(crate) verify: Verify,
@@ -170,6 +185,10 @@ impl Config {
             listen_http: None,
             http_hosts: Vec::new(),
             otlp_endpoint: None,
+            otlp_ca: None,
+            otlp_cert: None,
+            otlp_key: None,
+            otlp_headers: None,
             signing_key: None,
             store_dir: surroundings.default_store_dir(),
             store_max_bytes: None,
@@ -199,6 +218,9 @@ impl Config {
             max_queued_jobs: 1024,
             max_queued_jobs_per_peer: 512,
             max_queued_bytes_per_peer: 256 << 20,
+            max_connections: 1024,
+            max_connections_per_peer: 256,
+            message_timeout_s: 60,
             max_streams_per_peer: 1024,
             max_requests_per_s_per_peer: 10_000,
             verify: Verify::Always,
@@ -338,6 +360,9 @@ impl Config {
         within("max_queued_jobs", self.max_queued_jobs as u64, 1, 1_000_000)?;
         within("max_queued_jobs_per_peer", self.max_queued_jobs_per_peer as u64, 1, 1_000_000)?;
         within("max_queued_bytes_per_peer", self.max_queued_bytes_per_peer as u64, 1 << 10, 1024 * GIB)?;
+        within("max_connections", self.max_connections as u64, 1, 100_000)?;
+        within("max_connections_per_peer", self.max_connections_per_peer as u64, 1, 100_000)?;
+        within("message_timeout_s", self.message_timeout_s, 1, YEAR_S)?;
         within("max_streams_per_peer", self.max_streams_per_peer as u64, 1, 1_000_000)?;
         within("max_requests_per_s_per_peer", self.max_requests_per_s_per_peer.into(), 1, 1_000_000_000)?;
         within("max_executor_memory_bytes", self.max_executor_memory_bytes, 256 << 20, 1 << 50)?;
@@ -361,12 +386,7 @@ impl Config {
             let problem = format!("{name:?} is not the full name of a module in a package, as in my_package.frontend");
             return Err(("frontends", problem));
         }
-        if let Some(endpoint) = self.otlp_endpoint.as_ref().filter(|endpoint| !endpoint.starts_with("http://")) {
-            return Err((
-                "otlp_endpoint",
-                format!("{endpoint:?} is not http://HOST:PORT, where a collector takes OTLP over gRPC"),
-            ));
-        }
+        traces::check(self)?;
         let is_host = |name: &&String| {
             let is_part = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
             !name.is_empty() && name.len() <= 253 && name.chars().all(is_part)

@@ -10,8 +10,10 @@ mod cli;
 mod config;
 mod config_reference;
 mod confinement;
+mod descriptors;
 mod doctor;
 mod exit;
+mod init;
 mod layers;
 mod listen;
 mod logging;
@@ -42,6 +44,10 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Ask(ask) => ask_daemon(ask, &surroundings),
         Command::Serve(arguments) if arguments.check => check(&arguments, &surroundings),
+        Command::Serve(_) if init::is_first() => match init::run() {
+            Ok(code) => code.into(),
+            Err(error) => complain(&error),
+        },
         Command::Serve(arguments) => {
             configured(&arguments, &surroundings, "", async |config| serve::run(config).await.map(|()| Exit::Success))
         }

@@ -7,7 +7,7 @@
 use std::{io::Write, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use piecewised_api::{Access, ApiConfig, Listener};
+use piecewised_api::{Access, ApiConfig, ConnectionLimits, Listener};
 use piecewised_executor::{Confinement, ExecutorConfig, NoToolchain, RuntimeFolder};
 use piecewised_scheduler::{Scheduler, SchedulerConfig, ToolchainStatus};
 use piecewised_sign::Signer;
@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    access, choices::LogFormat, config::Config, confinement, listen, signals::Shutdown, signing_key, toolchain,
+    access, choices::LogFormat, config::Config, confinement, descriptors, listen, signals::Shutdown, signing_key, toolchain,
     traces::Traces,
 };
 
@@ -52,6 +52,10 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     if let Some(address) = config.listen_http {
         listeners.push(Listener::Http(listen::tcp(address).await?));
     }
+    let connection_limits = ConnectionLimits {
+        max_connections: descriptors::make_room(config.max_connections, listeners.len()),
+        max_per_peer: config.max_connections_per_peer,
+    };
     let store = open_store(&config).await?;
     // After the store, whose folder it may be in, is locked.
     let signer = signer(&config).await?;
@@ -67,7 +71,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     )));
 
     announce(&config, &listeners);
-    let api = api_config(&config, signer, access);
+    let api = api_config(&config, signer, access, connection_limits, traces.are_sent());
     let result = serve(listeners, scheduler, store.clone(), api, &config, probe, &shutdown).await;
     traces.shutdown().await;
     if let Err(error) = store.close().await {
@@ -231,7 +235,13 @@ async fn signer(config: &Config) -> anyhow::Result<Signer> {
     Ok(signer)
 }
 
-fn api_config(config: &Config, signer: Signer, access: Arc<Access>) -> ApiConfig {
+fn api_config(
+    config: &Config,
+    signer: Signer,
+    access: Arc<Access>,
+    connection_limits: ConnectionLimits,
+    is_traced: bool,
+) -> ApiConfig {
     ApiConfig {
         graph_limits: config.graph_limits(),
         max_message_bytes: config.max_message_bytes,
@@ -244,6 +254,9 @@ fn api_config(config: &Config, signer: Signer, access: Arc<Access>) -> ApiConfig
         access,
         signer: Arc::new(signer),
         http_hosts: config.http_hosts(),
+        connection_limits,
+        message_timeout: Duration::from_secs(config.message_timeout_s),
+        is_traced,
     }
 }
 

@@ -127,15 +127,20 @@ def test_workers_beside_it_reach_it() -> None:
     assert "socket" in shared
 
 
-def test_who_may_scrape_reaches_the_port_that_is_scraped() -> None:
-    documents = manifests(DEPLOY / "kubernetes/daemonset")
-    labels = only(documents, "DaemonSet")["spec"]["template"]["metadata"]["labels"]
+@pytest.mark.parametrize(("folder", "kind"), VARIANTS)
+def test_who_may_scrape_reaches_the_port_that_is_scraped(folder: str, kind: str) -> None:
+    documents = manifests(DEPLOY / "kubernetes" / folder)
+    labels = only(documents, kind)["spec"]["template"]["metadata"]["labels"]
     policy, monitor = only(documents, "NetworkPolicy")["spec"], only(documents, "PodMonitor")["spec"]
     assert policy["podSelector"]["matchLabels"] == monitor["selector"]["matchLabels"] == labels
     (endpoint,) = monitor["podMetricsEndpoints"]
-    (rule,) = policy["ingress"]
-    assert rule["ports"] == [{"port": endpoint["port"], "protocol": "TCP"}]
-    assert endpoint["path"] == "/metrics" and policy["egress"] == []
+    scrapes, *others = policy["ingress"]
+    assert scrapes["ports"] == [{"port": endpoint["port"], "protocol": "TCP"}] and scrapes["from"]
+    ports = {port["name"]: port["containerPort"] for port in daemon_container(pod(documents, kind))["ports"]}
+    assert endpoint["path"] == "/metrics" and endpoint["port"] in ports
+    # Nobody else reaches it; a worker beside it has ports of its own.
+    assert not any(port["port"] in ports for rule in others for port in rule["ports"])
+    assert policy.get("egress") == ([] if folder == "daemonset" else None)
 
 
 def unit() -> dict[str, list[str]]:

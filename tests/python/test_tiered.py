@@ -261,7 +261,7 @@ def tokens(n: int) -> torch.Tensor:
     return x
 
 
-def settled(before: dict[str, Any], seconds: float = 25) -> dict[str, int]:
+def settled(before: dict[str, Any], seconds: float = 300) -> dict[str, int]:
     """What became of the ranges, once nothing is waited for any more."""
     deadline = time.monotonic() + seconds
     while "n_waiting" in (found := tiered_since(before)):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
-from service_harness import Client, Daemon, results, small_request
+from service_harness import DAEMON, Client, Daemon, results, small_request
 
 REQUEST = "piecewised.v1.CompileService/Compile"
 
@@ -22,16 +24,23 @@ REQUEST = "piecewised.v1.CompileService/Compile"
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     """Keeps every span that it is sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
         self.spans: list[Span] = []
         self.resources: list[dict[str, str]] = []
+        self.metadata: dict[str, str] = {}
+        self.peers: set[bytes] = set()
         self._changed = threading.Condition()
         self._server = grpc.server(ThreadPoolExecutor(2))
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        if credentials is None:
+            self.port = self._server.add_insecure_port("127.0.0.1:0")
+        else:
+            self.port = self._server.add_secure_port("127.0.0.1:0", credentials)
 
     def Export(self, request: Any, context: grpc.ServicerContext) -> Any:
         with self._changed:
+            self.metadata |= dict(context.invocation_metadata())
+            self.peers |= set(context.auth_context().get("x509_common_name", ()))
             for one in request.resource_spans:
                 self.resources.append({it.key: it.value.string_value for it in one.resource.attributes})
                 for scope in one.scope_spans:
@@ -110,6 +119,7 @@ def test_a_compile_is_in_its_callers_trace_with_a_span_for_each_phase(daemon: Da
     span = collector.one(REQUEST, piecewised_label="traced/0")
     assert (span.trace_id, span.parent_span_id, span.kind) == (caller.trace_id, caller.span_id, Span.SPAN_KIND_SERVER)
     counts = {name: value for name, value in attributes_of(span).items() if name.startswith("piecewised_")}
+    assert attributes_of(span)["rpc_grpc_status_code"] == 0 and attributes_of(span)["network_transport"] == "unix"
     expected = {"ready": 1, "from_store": 0, "compiled": 1, "joined": 0, "failed": 0, "entries": 1, "label": "traced/0"}
     assert counts == {f"piecewised_{name}": value for name, value in expected.items()}
 
@@ -170,8 +180,11 @@ def test_a_failure_is_in_the_jobs_span(daemon: Daemon, collector: Collector) -> 
         with pytest.raises(grpc.RpcError):
             list(client.compile({**small_request(3), "label": "x" * 1000}, metadata=(caller := Caller()).metadata))
     (refused,) = collector.find(lambda span: span.trace_id == caller.trace_id)
-    assert refused.status.code == Status.STATUS_CODE_ERROR and "label" in refused.status.message
-    assert attributes_of(refused)["rpc_grpc_status_code"] == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    # By OpenTelemetry's conventions what a caller did wrong is no error of the server's.
+    attributes = attributes_of(refused)
+    assert refused.status.code == Status.STATUS_CODE_UNSET and "label" in attributes["piecewised_message"]
+    assert attributes["error_type"] == attributes["piecewised_message"].partition(":")[0]
+    assert attributes["rpc_grpc_status_code"] == grpc.StatusCode.INVALID_ARGUMENT.value[0]
 
 
 @pytest.mark.parametrize(
@@ -193,6 +206,50 @@ def test_what_the_caller_does_not_sample_is_not_sent(daemon: Daemon, collector: 
         results(client.compile({**small_request(4), "label": "sampled/0"}, metadata=after.metadata))
     collector.find(lambda span: span.trace_id == after.trace_id)
     assert not [span for span in collector.spans if span.trace_id == caller.trace_id]
+
+
+def test_each_call_of_each_service_has_a_span_in_its_callers_trace(daemon: Daemon, collector: Collector) -> None:
+    raw = {"request_serializer": None, "response_deserializer": None}
+    calls = [
+        ("piecewised.v1.CompileService/GetStatus", b"", grpc.StatusCode.OK),
+        ("piecewised.v1.CompileService/FetchArtifact", b"\x0a\x20" + bytes(32), grpc.StatusCode.NOT_FOUND),
+        ("piecewised.v1.AdminService/ListArtifacts", b"", grpc.StatusCode.OK),
+        ("grpc.health.v1.Health/Check", b"", grpc.StatusCode.OK),
+        ("piecewised.v1.CompileService/NoSuchMethod", b"", grpc.StatusCode.UNIMPLEMENTED),
+    ]
+    with Client(daemon.endpoint) as client:
+        for method, message, code in calls:
+            caller = Caller()
+            found = grpc.StatusCode.OK
+            try:
+                list(client.channel.unary_stream(f"/{method}", **raw)(message, metadata=caller.metadata, timeout=60))
+            except grpc.RpcError as error:
+                found = error.code()
+            assert found == code, method
+            (span,) = collector.find(lambda span, caller=caller: span.trace_id == caller.trace_id)
+            assert (span.kind, span.parent_span_id) == (Span.SPAN_KIND_SERVER, caller.span_id)
+            attributes = attributes_of(span)
+            assert (attributes["rpc_system"], attributes["rpc_grpc_status_code"]) == ("grpc", code.value[0])
+            is_error = span.status.code == Status.STATUS_CODE_ERROR
+            # Of these only UNIMPLEMENTED is the server's fault to OpenTelemetry's conventions.
+            assert is_error == (code == grpc.StatusCode.UNIMPLEMENTED), span
+            if code == grpc.StatusCode.UNIMPLEMENTED:
+                # There is no end of names that callers could make up.
+                assert (span.name, attributes["rpc_method"]) == ("_OTHER", "_OTHER")
+                assert attributes["rpc_method_original"] == f"/{method}"
+            else:
+                assert span.name == method
+                assert f"{attributes['rpc_service']}/{attributes['rpc_method']}" == method
+
+        caller = Caller()
+        watching = client.channel.unary_stream("/piecewised.v1.AdminService/WatchJobs", **raw)(
+            b"", metadata=caller.metadata, timeout=60
+        )
+        next(watching)
+        watching.cancel()
+    (left,) = collector.find(lambda span: span.trace_id == caller.trace_id)
+    assert attributes_of(left)["rpc_grpc_status_code"] == grpc.StatusCode.CANCELLED.value[0]
+    assert left.status.code == Status.STATUS_CODE_UNSET
 
 
 WORKER = """
@@ -239,7 +296,8 @@ def test_the_variables_of_opentelemetry_count_and_what_is_left_is_sent_at_the_en
             list(client.compile(small_request(1), metadata=caller.metadata))
         assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION, refused.value
     (span,) = collector.find(lambda span: span.trace_id == caller.trace_id)
-    assert span.status.code == Status.STATUS_CODE_ERROR and "python3" in span.status.message
+    assert attributes_of(span)["error_type"] == "NO_TOOLCHAIN", span
+    assert "python3" in attributes_of(span)["piecewised_message"]
     assert any(resource["service.name"] == "compilers" for resource in collector.resources)
 
 
@@ -254,3 +312,126 @@ def test_a_collector_that_is_not_there_is_in_nobodys_way(tmp_path: Path, monkeyp
                     list(client.compile(small_request(1), metadata=Caller().metadata))
                 assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
         assert daemon.terminate() == 0
+
+
+class Authority:
+    """A certificate authority, by the program that people make them with."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.cert, self._key = folder / f"{name}.pem", folder / f"{name}.key"
+        self._openssl("-x509", "-keyout", self._key, "-out", self.cert, "-subj", f"/CN={name}")
+
+    def sign(self, name: str) -> tuple[Path, Path]:
+        """Certificate and key of a name, both private files."""
+        cert, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
+        names = f"subjectAltName=DNS:{name},IP:127.0.0.1"
+        signer = ("-x509", "-CA", self.cert, "-CAkey", self._key, "-addext", "basicConstraints=critical,CA:FALSE")
+        self._openssl(*signer, "-keyout", key, "-out", cert, "-subj", f"/CN={name}", "-addext", names)
+        key.chmod(0o600)
+        return cert, key
+
+    @staticmethod
+    def _openssl(*words: str | Path) -> None:
+        fresh = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+        subprocess.run(["openssl", "req", *fresh, *words], check=True, capture_output=True)
+
+    def collector(self) -> Collector:
+        """One that asks for a certificate of this authority."""
+        cert, key = self.sign("localhost")
+        pair = (key.read_bytes(), cert.read_bytes())
+        return Collector(grpc.ssl_server_credentials([pair], self.cert.read_bytes(), require_client_auth=True))
+
+
+@pytest.fixture
+def without_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Daemons without a toolchain: there is nothing to wait for, and calls are refused."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    for name in ("VIRTUAL_ENV", "PIECEWISED_PYTHON"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def ask(daemon: Daemon) -> Caller:
+    caller = Caller()
+    with Client(daemon.endpoint) as client:
+        status = client.channel.unary_unary("/piecewised.v1.CompileService/GetStatus")
+        status(b"", metadata=caller.metadata, timeout=60)
+    return caller
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+@pytest.mark.parametrize("by", ["flags", "variables"])
+def test_a_collector_over_tls_is_known_by_its_authority_and_knows_the_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, by: str
+) -> None:
+    authority = Authority(tmp_path, "ours")
+    cert, key = authority.sign("node-7")
+    headers = tmp_path / "headers"
+    headers.write_text("# for the collector\nauthorization: Bearer a-secret-token\n")
+    headers.chmod(0o600)
+    with authority.collector() as collector:
+        request.getfixturevalue("without_python")
+        endpoint = f"https://localhost:{collector.port}"
+        flags = ["--otlp-headers", str(headers)]
+        if by == "flags":
+            flags += ["--otlp-endpoint", endpoint, "--otlp-ca", str(authority.cert)]
+            flags += ["--otlp-cert", str(cert), "--otlp-key", str(key)]
+        else:
+            monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+            monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(authority.cert))
+            monkeypatch.setenv("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", str(cert))
+            monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY", str(key))
+            monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-scope=a%20team")
+        with Daemon(tmp_path, *flags, python="") as daemon:
+            caller = ask(daemon)
+        collector.find(lambda span: span.trace_id == caller.trace_id)
+        assert collector.metadata["authorization"] == "Bearer a-secret-token"
+        assert collector.metadata.get("x-scope") == (None if by == "flags" else "a team")
+        assert collector.peers == {b"node-7"}
+    assert "a-secret-token" not in daemon.log_text()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_a_collector_of_another_authority_gets_nothing(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    authority, other = Authority(tmp_path, "ours"), Authority(tmp_path, "theirs")
+    cert, key = authority.sign("node-7")
+    with authority.collector() as collector:
+        request.getfixturevalue("without_python")
+        flags = [
+            "--otlp-endpoint",
+            f"https://localhost:{collector.port}",
+            "--otlp-cert",
+            str(cert),
+            "--otlp-key",
+            str(key),
+        ]
+        # Those whom the system trusts do not know our authority either.
+        for ca in (["--otlp-ca", str(other.cert)], []):
+            with Daemon(tmp_path, *flags, *ca, python="") as daemon:
+                ask(daemon)
+                assert daemon.terminate() == 0, "it is in nobody's way"
+        assert not collector.spans
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--otlp-endpoint", "collector:4317"], "https://HOST:PORT"),
+        (["--otlp-endpoint", "http://collector:4317", "--otlp-ca", "/x"], "without TLS"),
+        (["--otlp-endpoint", "https://collector:4317", "--otlp-ca", "/nonexistent"], "/nonexistent cannot be used"),
+        (["--otlp-endpoint", "https://collector:4317", "--otlp-ca", "FILE"], "there is no certificate in it"),
+        (["--otlp-endpoint", "https://collector:4317", "--otlp-cert", "/x"], "set otlp_key too"),
+        (["--otlp-endpoint", "http://collector:4317", "--otlp-headers", "FILE"], "in clear"),
+        (["--otlp-endpoint", "https://collector:4317", "--otlp-headers", "FILE"], "line 1 is not"),
+    ],
+)
+def test_what_cannot_be_used_is_told_at_the_start(tmp_path: Path, flags: list[str], words: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("a-secret-without-a-name\n")
+    file.chmod(0o600)
+    flags = [str(file) if flag == "FILE" else flag for flag in flags]
+    command = [DAEMON, "serve", "--socket", tmp_path / "s", "--store-dir", tmp_path / "store", *flags]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2 and words in ended.stderr, (ended.returncode, ended.stderr)
+    assert "a-secret" not in ended.stderr + ended.stdout

@@ -108,7 +108,6 @@ pub(crate) fn events(
                 },
                 status = &mut is_late => {
                     // With the stream go its watchers: this caller has left.
-                    span.failed(&status);
                     yield Err(status);
                     return;
                 }
@@ -130,9 +129,7 @@ pub(crate) fn events(
             Ok(status) => summary.program = status,
             // Every handle was sent; what failed is the program's completion, and that must not look like success.
             Err(error) => {
-                let status = Status::from(error);
-                span.failed(&status);
-                yield Err(status);
+                yield Err(Status::from(error));
                 return;
             }
         }

@@ -6,12 +6,15 @@
 mod access;
 mod account;
 mod admin;
+mod arrival;
 mod capabilities;
+mod connections;
 mod events;
 mod explain;
 mod fetch;
 mod frontend;
 mod http;
+mod methods;
 mod node_status;
 mod peer;
 mod received;
@@ -24,7 +27,7 @@ mod tls;
 mod trace;
 mod trust;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use piecewised_graph::Limits;
 use piecewised_proto::{
@@ -35,28 +38,34 @@ use piecewised_scheduler::Scheduler;
 use piecewised_sign::Signer;
 use piecewised_store::Store;
 use tokio::net::{TcpListener, UnixListener};
-use tokio_stream::{
-    StreamExt as _,
-    wrappers::{TcpListenerStream, UnixListenerStream},
-};
+use tokio_stream::Stream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Server;
-use tower::util::{MapRequestLayer, MapResponseLayer};
+use tower::util::{MapRequestLayer, MapResponseLayer, option_layer};
 
 use crate::{
     access::AccessLayer,
     admin::Admin,
+    arrival::Arrival,
+    connections::{Accepts, Admitted, Connections},
     http::{Hosts, Site},
+    methods::Methods,
     tally::Tally,
+    trace::SpanLayer,
 };
 
-pub use access::{Access, AccessConfig, BadRole, BadTokens, PeerLimits, Role, Roles, Who};
+pub use access::{Access, AccessConfig, BadRole, BadTokens, PeerLimits, Role, Roles, Who, check_private};
+pub use connections::ConnectionLimits;
 pub use service::Compiler;
 pub use tls::{BadTls, Tls, TlsFiles};
 pub use trust::TrustedPeers;
 
 /// Of one request's headers.
 const MAX_HEADER_BYTES: u32 = 16 << 10;
+
+/// A connection on which nothing is heard is asked whether anybody is there, and closed where no answer comes: machines vanish without a word.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What requests may hold, and how long they wait.
 #[derive(Debug, Clone)]
@@ -83,6 +92,12 @@ pub struct ApiConfig {
     pub signer: Arc<Signer>,
     /// Names that the HTTP port answers to, beside addresses and `localhost`.
     pub http_hosts: Vec<String>,
+    /// Of each listener.
+    pub connection_limits: ConnectionLimits,
+    /// How long a request's message may take to come.
+    pub message_timeout: Duration,
+    /// Whether somebody takes spans.
+    pub is_traced: bool,
 }
 
 /// Where to listen.
@@ -102,12 +117,12 @@ pub enum ServeError {
     /// The descriptor set that was compiled in does not fit the reflection service.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
+    /// A descriptor set that was compiled in cannot be read.
+    #[error("descriptors: {0}")]
+    Descriptors(#[from] prost::DecodeError),
     /// A listener failed.
     #[error("serving: {0}")]
     Transport(#[from] tonic::transport::Error),
-    /// The HTTP listener failed.
-    #[error("serving HTTP: {0}")]
-    Http(#[from] std::io::Error),
 }
 
 /// Serves on every listener. From `draining` on, health says NOT_SERVING while calls are still answered (new compiles are refused by
@@ -137,7 +152,13 @@ pub async fn serve(
     let (reflection, reflection_alpha) = (reflection().build_v1()?, reflection().build_v1alpha()?);
     let max_message_bytes = config.max_message_bytes;
     let tally = Arc::new(Tally::default());
-    let site = Site::new(scheduler.clone(), store.clone(), Arc::clone(&tally), draining.clone());
+    let limits = config.connection_limits;
+    let [unix, tcp, http] = ["unix", "tcp", "http"].map(|listener| Connections::new(listener, limits));
+    let connections: Vec<_> = [&unix, &tcp, &http].map(Arc::clone).into();
+    let site = Site::new(scheduler.clone(), store.clone(), Arc::clone(&tally), connections, draining.clone());
+    let methods = Arc::new(Methods::new()?);
+    let arrival = Arrival::new(config.message_timeout, Arc::clone(&methods), Arc::clone(&tally));
+    let spans = config.is_traced.then_some(SpanLayer(methods));
     let hosts = Hosts::new(&config.http_hosts);
     let access = Arc::clone(&config.access);
     let config = Arc::new(config);
@@ -153,11 +174,16 @@ pub async fn serve(
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(16 << 20)
             .max_concurrent_streams(1024)
-            .http2_keepalive_interval(Some(Duration::from_secs(30)))
+            .http2_keepalive_interval(Some(PING_INTERVAL))
+            .http2_keepalive_timeout(Some(PING_DEADLINE))
             .http2_max_header_list_size(MAX_HEADER_BYTES)
+            .layer(option_layer(spans.clone()))
             .layer(MapResponseLayer::new(status::name_oversized_messages))
             .layer(AccessLayer(Arc::clone(&access)))
-            .layer(MapRequestLayer::new(received::digest_compiles))
+            .layer(MapRequestLayer::new({
+                let arrival = arrival.clone();
+                move |request| received::digest_compiles(arrival.bound(request))
+            }))
             .add_service(health.clone())
             .add_service(reflection.clone())
             .add_service(reflection_alpha.clone())
@@ -170,21 +196,20 @@ pub async fn serve(
     for listener in listeners {
         let (stopping, stopped) = (stop.clone(), stop.clone().cancelled_owned());
         let (router, site, hosts, access) = (router(), site.clone(), hosts.clone(), Arc::clone(&access));
+        let (unix, tcp, http) = (Arc::clone(&unix), Arc::clone(&tcp), Arc::clone(&http));
         handles.push(tasks.spawn(async move {
             match listener {
                 Listener::Unix(listener, _) => {
-                    let connections =
-                        UnixListenerStream::new(listener).map(move |stream| stream.map(|stream| access.local(stream)));
-                    router.serve_with_incoming_shutdown(connections, stopped).await?;
+                    router.serve_with_incoming_shutdown(admitted(listener, unix, move |stream| access.local(stream)), stopped).await?;
                 }
                 Listener::Tcp(listener, Some(tls)) => {
-                    let connections = tls.accept(listener, stopping);
+                    let connections = tls.accept(listener, tcp, stopping);
                     router.serve_with_incoming_shutdown(connections, stopped).await?;
                 }
                 Listener::Tcp(listener, None) => {
-                    router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped).await?;
+                    router.serve_with_incoming_shutdown(admitted(listener, tcp, |stream| stream), stopped).await?;
                 }
-                Listener::Http(listener) => http::serve(listener, site, hosts, stopped).await?,
+                Listener::Http(listener) => http::serve(listener, http, site, hosts, stopping).await,
             }
             Ok::<(), ServeError>(())
         }));
@@ -204,4 +229,18 @@ pub async fn serve(
         }
     }
     Ok(())
+}
+
+/// The connections of a listener that have a place. `known`: what is made of one, with who is at its other end.
+fn admitted<L: Accepts + Send, S: Send>(
+    listener: L,
+    connections: Arc<Connections>,
+    known: impl Fn(L::Stream) -> S + Send,
+) -> impl Stream<Item = io::Result<Admitted<S>>> + Send {
+    async_stream::stream! {
+        loop {
+            let (stream, place) = connections.next(&listener).await;
+            yield Ok(Admitted::new(known(stream), place));
+        }
+    }
 }

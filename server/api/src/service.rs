@@ -2,7 +2,6 @@
 
 use std::{pin::Pin, sync::Arc, time::Instant};
 
-use opentelemetry::trace::FutureExt as _;
 use piecewised_graph::{Digest, Manifest};
 use piecewised_plan::Range;
 use piecewised_proto::v1::{self, compile_service_server::CompileService};
@@ -70,9 +69,8 @@ impl CompileService for Compiler {
     }
 
     async fn compile(&self, request: Request<v1::CompileRequest>) -> Result<Response<Self::CompileStream>, Status> {
-        let span = RequestSpan::new(request.metadata());
-        let begun = self.begin(request, &span).with_context(span.context()).await;
-        let (tickets, asked) = begun.map_err(Status::from).inspect_err(|status| span.failed(status))?;
+        let span = RequestSpan::of(&request);
+        let (tickets, asked) = self.begin(request, &span).await?;
         Ok(Response::new(Box::pin(events(tickets, asked, span))))
     }
 
@@ -115,7 +113,8 @@ impl CompileService for Compiler {
     ) -> Result<Response<v1::PutSnapshotResponse>, Status> {
         trust::check(&request, &self.config.access)?;
         let peer = peer::peer(&request);
-        let name = snapshots::put(&self.store, &self.config, &self.receiving, request.into_inner()).await?;
+        let name =
+            snapshots::put(&self.store, &self.config, &self.receiving, &self.tally, request.into_inner()).await?;
         tracing::info!(%peer, frontend = name.frontend, name = name.name, "took a snapshot");
         Ok(Response::new(v1::PutSnapshotResponse {}))
     }

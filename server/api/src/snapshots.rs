@@ -12,13 +12,10 @@ use tokio::sync::Semaphore;
 use tokio_stream::Stream;
 use tonic::{Code, Status, Streaming};
 
-use crate::{ApiConfig, fetch, status::ApiError};
+use crate::{ApiConfig, arrival::slow, fetch, status::ApiError, tally::Tally};
 
 /// Snapshots that are received at a time: each is in memory until it is stored.
 const MAX_AT_ONCE: usize = 2;
-
-/// A sender that is silent for longer has gone.
-const SILENCE: Duration = Duration::from_secs(60);
 
 /// Bounds what is received.
 #[derive(Debug)]
@@ -35,10 +32,12 @@ pub(crate) async fn put(
     store: &Store,
     config: &ApiConfig,
     receiving: &Receiving,
+    tally: &Tally,
     mut parts: Streaming<v1::PutSnapshotRequest>,
 ) -> Result<SnapshotName, Status> {
+    let wait = (config.message_timeout, tally);
     let bad = |message: String| ApiError::new(Code::InvalidArgument, "BAD_SNAPSHOT", message);
-    let Some(Part::Header(header)) = next(&mut parts).await? else {
+    let Some(Part::Header(header)) = next(&mut parts, wait).await? else {
         return Err(bad("the first message of a snapshot is its header".into()).into());
     };
     let v1::SnapshotHeader { name, total_bytes, digest } = header;
@@ -57,7 +56,7 @@ pub(crate) async fn put(
         ApiError::new(Code::Unavailable, "TOO_MANY_SNAPSHOTS", message).retry_after(Duration::from_secs(1))
     })?;
     let mut bytes = Vec::new();
-    while let Some(part) = next(&mut parts).await? {
+    while let Some(part) = next(&mut parts, wait).await? {
         let Part::Data(data) = part else { return Err(bad("a second header".into()).into()) };
         if bytes.len() + data.len() > n_bytes {
             return Err(bad(format!("more data than the {n_bytes} bytes that the header says")).into());
@@ -77,11 +76,14 @@ pub(crate) async fn put(
     Ok(snapshot.snapshot)
 }
 
-/// What comes next; `None`: that was all.
-async fn next(parts: &mut Streaming<v1::PutSnapshotRequest>) -> Result<Option<Part>, Status> {
-    let message = tokio::time::timeout(SILENCE, parts.message()).await.map_err(|_| {
-        let message = format!("no part of the snapshot came for {} s", SILENCE.as_secs());
-        Status::from(ApiError::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message))
+/// What comes next; `None`: that was all. Whoever is silent holds one of few places.
+async fn next(
+    parts: &mut Streaming<v1::PutSnapshotRequest>,
+    (timeout, tally): (Duration, &Tally),
+) -> Result<Option<Part>, Status> {
+    let message = tokio::time::timeout(timeout, parts.message()).await.map_err(|_| {
+        tally.slow_message();
+        Status::from(slow("no part of the snapshot came", timeout))
     })?;
     match message? {
         None => Ok(None),

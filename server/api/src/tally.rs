@@ -1,4 +1,5 @@
-//! What this room itself counts for metrics: bytes that were fetched, and what clients say of their local compiles.
+//! What this room itself counts for metrics: bytes that were fetched, what clients say of their local compiles, and messages that
+//! came too slowly.
 
 use std::{
     collections::BTreeMap,
@@ -18,6 +19,7 @@ pub(crate) const OTHER: &str = "OTHER";
 pub(crate) struct Tally {
     n_fetches: AtomicU64,
     fetched_bytes: AtomicU64,
+    slow_messages: AtomicU64,
     fallbacks: Mutex<BTreeMap<String, u64>>,
 }
 
@@ -30,6 +32,11 @@ impl Tally {
     /// Bytes that were sent for it.
     pub(crate) fn sent(&self, n_bytes: usize) {
         self.fetched_bytes.fetch_add(n_bytes as u64, Ordering::Relaxed);
+    }
+
+    /// A message that was given up since it came too slowly.
+    pub(crate) fn slow_message(&self) {
+        self.slow_messages.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Pieces that a client compiled by itself, and why.
@@ -46,6 +53,11 @@ impl Tally {
     /// Fetches, and the bytes that were sent for them.
     pub(crate) fn fetched(&self) -> (u64, u64) {
         (self.n_fetches.load(Ordering::Relaxed), self.fetched_bytes.load(Ordering::Relaxed))
+    }
+
+    /// Messages that came too slowly.
+    pub(crate) fn slow_messages(&self) -> u64 {
+        self.slow_messages.load(Ordering::Relaxed)
     }
 
     /// Local compiles by reason.

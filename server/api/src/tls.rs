@@ -6,7 +6,6 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use thiserror::Error;
@@ -27,10 +26,11 @@ use tokio_rustls::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::access::{Watched, check_private};
+use crate::{
+    access::{Watched, check_private},
+    connections::{Admitted, Connections, GREETING_DEADLINE, Refusal},
+};
 
-/// How long a handshake may take.
-const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// Handshakes at a time; further connections wait in the system's queue.
 const MAX_HANDSHAKES: usize = 256;
 
@@ -74,44 +74,33 @@ impl Tls {
     pub(crate) fn accept(
         self,
         listener: TcpListener,
+        connections: Arc<Connections>,
         stop: CancellationToken,
-    ) -> ReceiverStream<io::Result<TlsStream<TcpStream>>> {
-        let (ready, connections) = mpsc::channel(64);
+    ) -> ReceiverStream<io::Result<Admitted<TlsStream<TcpStream>>>> {
+        let (ready, shaken) = mpsc::channel(64);
         tokio::spawn(async move {
             let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
             loop {
-                let accepted = tokio::select! {
+                let (stream, place) = tokio::select! {
                     () = stop.cancelled() => return,
                     () = ready.closed() => return,
-                    accepted = listener.accept() => accepted,
+                    accepted = connections.next(&listener) => accepted,
                 };
-                let (stream, address) = match accepted {
-                    Ok(accepted) => accepted,
-                    Err(error) => {
-                        // No descriptors left, say: others end, and then it goes on.
-                        tracing::warn!("a connection was not accepted: {error}");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                        continue;
-                    }
-                };
-                let _ = stream.set_nodelay(true);
                 let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else { return };
                 let (acceptor, ready) = (TlsAcceptor::from(self.0.get()), ready.clone());
                 tokio::spawn(async move {
-                    let shaken = tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await;
+                    let shaken = tokio::time::timeout(GREETING_DEADLINE, acceptor.accept(stream)).await;
                     drop(permit);
                     match shaken {
                         // Nobody takes it: the daemon ends.
-                        Ok(Ok(stream)) => drop(ready.send(Ok(stream)).await),
-                        Ok(Err(error)) => tracing::info!(target: "audit", peer = %address, "refused: TLS: {error}"),
-                        Err(_) => {
-                            tracing::info!(target: "audit", peer = %address, "refused: TLS: the handshake took too long")
-                        }
+                        Ok(Ok(stream)) => drop(ready.send(Ok(Admitted::new(stream, place))).await),
+                        Ok(Err(error)) => place.refuse(Refusal::Tls, &format!("TLS: {error}")),
+                        Err(_) => place.refuse(Refusal::Silent, "TLS: the handshake took too long"),
                     }
                 });
             }
         });
-        ReceiverStream::new(connections)
+        ReceiverStream::new(shaken)
     }
 }
 

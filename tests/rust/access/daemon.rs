@@ -2,6 +2,8 @@
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -27,7 +29,7 @@ impl Daemon {
         let log = fs::File::create(folder.path().join("log")).unwrap();
         let process = command(folder.path(), flags).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         let mut daemon = Self { folder, process };
-        let n_addresses = 1 + usize::from(flags.contains(&"--listen-tcp"));
+        let n_addresses = 1 + flags.iter().filter(|flag| ["--listen-tcp", "--listen-http"].contains(flag)).count();
         daemon.until("it listens", |daemon| daemon.log().matches("listening on ").count() >= n_addresses);
         daemon
     }
@@ -56,6 +58,23 @@ impl Daemon {
         let log = self.log();
         let line = log.lines().find_map(|line| line.strip_prefix("listening on http")).unwrap();
         format!("http{}", line.replace("127.0.0.1", "localhost")).parse().unwrap()
+    }
+
+    /// Where it listens for HTTP.
+    pub(crate) fn http(&self) -> String {
+        let log = self.log();
+        let line = log.lines().find_map(|line| line.strip_prefix("listening on http://")?.strip_suffix('/'));
+        line.unwrap().to_owned()
+    }
+
+    /// A metric, as its name and labels are written.
+    pub(crate) fn metric(&self, name: &str) -> u64 {
+        let mut stream = TcpStream::connect(self.http()).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("there is no {name} in {text}")).parse().unwrap()
     }
 
     /// Waits for something that the daemon does by itself.

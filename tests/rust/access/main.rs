@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a failure here is the test's; what is skipped says why")]
 
 mod authority;
+mod bounds;
 mod daemon;
+mod http2;
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::Write as _,
     os::unix::{
         fs::{MetadataExt as _, PermissionsExt as _},
         net::UnixStream,
@@ -16,6 +18,7 @@ use std::{
 
 use authority::Authority;
 use daemon::{Daemon, asked, client};
+use http2::{frame, greeting, headers, next_frame};
 use piecewised_client::{Client, ClientError, Credentials, Endpoint};
 use piecewised_proto::v1;
 use prost::Message as _;
@@ -379,38 +382,12 @@ async fn huge_headers_are_refused_and_cost_nothing_else() {
     asked(&daemon.unix(), &Credentials::default()).await.unwrap();
 }
 
-/// One HTTP/2 frame.
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    bytes.extend([kind, flags]);
-    bytes.extend(stream.to_be_bytes());
-    bytes.extend(payload);
-    bytes
-}
-
 #[test]
 fn a_request_may_come_byte_by_byte_and_holds_up_nobody() {
     let daemon = Daemon::start(tempfile::tempdir().unwrap(), &[]);
     let mut stream = UnixStream::connect(daemon.socket()).unwrap();
-    let mut headers = Vec::new();
-    for (name, value) in [
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":path", "/piecewised.v1.CompileService/GetStatus"),
-        (":authority", "localhost"),
-        ("te", "trailers"),
-        ("content-type", "application/grpc"),
-    ] {
-        // HPACK: a literal without a place in the table.
-        headers.push(0);
-        for text in [name, value] {
-            headers.push(u8::try_from(text.len()).unwrap());
-            headers.extend(text.as_bytes());
-        }
-    }
-    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    bytes.extend(frame(4, 0, 0, &[]));
-    bytes.extend(frame(1, 4, 1, &headers));
+    let mut bytes = greeting();
+    bytes.extend(frame(1, 4, 1, &headers("/piecewised.v1.CompileService/GetStatus")));
     // An empty message.
     bytes.extend(frame(0, 1, 1, &[0; 5]));
     for (at, byte) in bytes.iter().enumerate() {
@@ -421,17 +398,14 @@ fn a_request_may_come_byte_by_byte_and_holds_up_nobody() {
     }
     // The first DATA frame is the answer.
     loop {
-        let mut head = [0; 9];
-        stream.read_exact(&mut head).unwrap();
-        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
-        stream.read_exact(&mut payload).unwrap();
-        if head[3] == 0 && payload.len() > 5 {
+        let (kind, payload) = next_frame(&mut stream).unwrap();
+        if kind == 0 && payload.len() > 5 {
             let status = v1::GetStatusResponse::decode(&payload[5..]).unwrap();
             assert_eq!(status.version, env!("CARGO_PKG_VERSION"));
             assert_eq!(status.public_key.len(), 32);
             return;
         }
-        assert_ne!(head[3], 7, "the connection was given up");
+        assert_ne!(kind, 7, "the connection was given up");
     }
 }
 

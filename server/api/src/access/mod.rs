@@ -33,7 +33,8 @@ pub use limits::PeerLimits;
 pub(crate) use local::Local;
 pub use roles::{BadRole, Role, Roles};
 pub use tokens::BadTokens;
-pub(crate) use watched::{Watched, check_private};
+pub(crate) use watched::Watched;
+pub use watched::check_private;
 
 use certificate::Certificate;
 use limits::{TooMuch, Usage};

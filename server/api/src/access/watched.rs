@@ -99,7 +99,10 @@ async fn watch<T, E>(
 }
 
 /// Refuses a file with secrets that others could have read or written.
-pub(crate) fn check_private(path: &Path) -> Result<(), String> {
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub fn check_private(path: &Path) -> Result<(), String> {
     let found = fs::metadata(path).map_err(|error| error.to_string())?;
     // A group may read it: an orchestrator mounts secrets so, for a user who is not their owner.
     if found.mode() & 0o037 != 0 {

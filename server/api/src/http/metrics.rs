@@ -32,6 +32,7 @@ impl Collector for Site {
         let mut page = Page(encoder);
         self.daemon(&mut page)?;
         self.requests(&mut page)?;
+        self.connections(&mut page)?;
         compiles(&mut page, &self.scheduler.counters().counts())?;
         self.store(&mut page)
     }
@@ -79,7 +80,19 @@ impl Site {
             "client_fallbacks",
             "Pieces that clients compiled by themselves and told of, by reason",
             fallbacks,
-        )
+        )?;
+        let help = "Requests that were given up since their message came too slowly";
+        page.counter("slow_messages", help, self.tally.slow_messages())
+    }
+
+    fn connections(&self, page: &mut Page<'_>) -> fmt::Result {
+        let open = self.connections.iter().map(|one| ([("listener", one.listener())], one.n_open() as u64));
+        page.gauges("connections", "Connections that are open, by listener", open)?;
+        let refused = self.connections.iter().flat_map(|one| {
+            let labels = |reason| [("listener", one.listener()), ("reason", reason)];
+            one.refused().map(|(reason, n)| (labels(reason), n))
+        });
+        page.counters("connections_refused", "Connections that were closed before they were of use", refused)
     }
 
     fn store(&self, page: &mut Page<'_>) -> fmt::Result {
@@ -136,19 +149,19 @@ fn compiles(page: &mut Page<'_>, counts: &Counts) -> fmt::Result {
 /// One page of metrics, written in order.
 struct Page<'a>(DescriptorEncoder<'a>);
 
-/// A set of one label.
-type Label<'a> = [(&'static str, &'a str); 1];
+/// A set of labels.
+type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
 
 impl Page<'_> {
     fn counter(&mut self, name: &str, help: &str, value: impl CounterValue) -> fmt::Result {
         value.counter().encode(self.0.encode_descriptor(name, help, None, MetricType::Counter)?)
     }
 
-    fn counters<'b, V: CounterValue>(
+    fn counters<'b, V: CounterValue, const N: usize>(
         &mut self,
         name: &str,
         help: &str,
-        values: impl IntoIterator<Item = (Label<'b>, V)>,
+        values: impl IntoIterator<Item = (Labels<'b, N>, V)>,
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
         values.into_iter().try_for_each(|(label, value)| value.counter().encode(family.encode_family(&label)?))
@@ -158,11 +171,11 @@ impl Page<'_> {
         ConstGauge::new(value).encode(self.0.encode_descriptor(name, help, None, MetricType::Gauge)?)
     }
 
-    fn gauges<'b>(
+    fn gauges<'b, const N: usize>(
         &mut self,
         name: &str,
         help: &str,
-        values: impl IntoIterator<Item = (Label<'b>, u64)>,
+        values: impl IntoIterator<Item = (Labels<'b, N>, u64)>,
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
         values.into_iter().try_for_each(|(label, value)| ConstGauge::new(value).encode(family.encode_family(&label)?))

@@ -8,8 +8,6 @@ mod overview;
 mod page;
 
 use std::{
-    future::Future,
-    io,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -22,14 +20,26 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
 use piecewised_scheduler::{Scheduler, ToolchainStatus};
 use piecewised_store::Store;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::tally::Tally;
+use crate::{
+    connections::{Connections, GREETING_DEADLINE},
+    tally::Tally,
+};
 
 pub(crate) use access::Hosts;
+
+/// Of a request's line and headers.
+const MAX_HEAD_BYTES: usize = 32 << 10;
 
 /// What the pages are made of.
 #[derive(Debug, Clone)]
@@ -37,14 +47,21 @@ pub(crate) struct Site {
     pub(crate) scheduler: Scheduler,
     pub(crate) store: Store,
     pub(crate) tally: Arc<Tally>,
+    pub(crate) connections: Vec<Arc<Connections>>,
     pub(crate) draining: CancellationToken,
     started_unix_s: u64,
 }
 
 impl Site {
-    pub(crate) fn new(scheduler: Scheduler, store: Store, tally: Arc<Tally>, draining: CancellationToken) -> Self {
+    pub(crate) fn new(
+        scheduler: Scheduler,
+        store: Store,
+        tally: Arc<Tally>,
+        connections: Vec<Arc<Connections>>,
+        draining: CancellationToken,
+    ) -> Self {
         let started_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        Self { scheduler, store, tally, draining, started_unix_s }
+        Self { scheduler, store, tally, connections, draining, started_unix_s }
     }
 
     /// Why compiles are not taken; `None`: they are.
@@ -60,13 +77,14 @@ impl Site {
     }
 }
 
-/// Serves until `stop` resolves.
+/// Serves until `stop` is cancelled, and what was asked before that.
 pub(crate) async fn serve(
     listener: TcpListener,
+    connections: Arc<Connections>,
     site: Site,
     hosts: Hosts,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
+    stop: CancellationToken,
+) {
     let router = Router::new()
         .route("/", get(page::page))
         .route("/api/v1/overview", get(overview::overview))
@@ -78,7 +96,26 @@ pub(crate) async fn serve(
         .fallback(no_such_page)
         .with_state(site)
         .layer(middleware::from_fn_with_state(hosts, access::guard));
-    axum::serve(listener, router).with_graceful_shutdown(stop).await
+    let mut http = http1::Builder::new();
+    // Of the first request and of each later one: a connection on which nothing is asked is closed.
+    http.timer(TokioTimer::new()).header_read_timeout(GREETING_DEADLINE).max_buf_size(MAX_HEAD_BYTES);
+    let open = GracefulShutdown::new();
+    loop {
+        let (stream, place) = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = connections.next(&listener) => accepted,
+        };
+        let service = TowerToHyperService::new(router.clone());
+        let connection = open.watch(http.serve_connection(TokioIo::new(stream), service));
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!("a connection of the HTTP port ended: {error}");
+            }
+            drop(place);
+        });
+    }
+    drop(listener);
+    open.shutdown().await;
 }
 
 /// That the process answers is all that it says: what a restart would not mend (no torch, a full disk) must not cause one.
