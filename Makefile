@@ -18,6 +18,10 @@ WHEELS := $(CURDIR)/target/wheels
 VLLM_PYTHON := $(CURDIR)/$(VLLM_VENV)/bin/python
 VLLM_REQUIREMENTS := tests/vllm/requirements.txt
 
+# Files of tests at once: one waits often, for a daemon or its compiler, and two fill two cores. Each has daemons of its own.
+TEST_PROCESSES ?= 2
+PARALLEL := -n $(TEST_PROCESSES) --dist loadfile
+
 # The interpreter that tests compile with, and the daemon they start.
 export PIECEWISED_TEST_PYTHON := $(VENV_PYTHON)
 export PIECEWISED_TEST_DAEMON := $(CURDIR)/$(DAEMON)
@@ -101,7 +105,7 @@ screenshots: build build-fill browser ## docs/images, of a real daemon
 
 .PHONY: test-python
 test-python: build build-fill client browser ## pytest: executor, client, end to end
-	$(VENV)/bin/pytest -q tests/python
+	$(VENV_PYTHON) -m pytest -q $(PARALLEL) tests/python
 
 # Apart from .venv: vLLM pins hundreds of packages, and nothing else here needs them.
 $(VLLM_VENV)/.ready: $(VLLM_REQUIREMENTS) Makefile $(VENV)/.ready
@@ -121,7 +125,7 @@ client-vllm: $(VLLM_VENV)/.ready ## the Python package, into .venv-vllm
 
 .PHONY: test-vllm
 test-vllm: build client-vllm ## pytest: the real vLLM, on the CPU; needs gcc and nm
-	PIECEWISED_TEST_PYTHON=$(VLLM_PYTHON) $(VLLM_PYTHON) -m pytest -q tests/vllm
+	PIECEWISED_TEST_PYTHON=$(VLLM_PYTHON) $(VLLM_PYTHON) -m pytest -q $(PARALLEL) tests/vllm
 
 # One wheel: client, plugin and, as a script of it, the daemon. maturin takes what lies in the folder that is named after the module.
 .PHONY: wheel
