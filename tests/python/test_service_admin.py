@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import json
+import os
+import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -266,6 +272,52 @@ def test_a_graph_file_is_compiled_by_a_command(daemon: Daemon, compiled: dict[in
         run(daemon, "compile", file, *words, code=2)
     assert "it has: cpu" in run(daemon, "compile", file, "--device", "quantum", code=1)
     assert "No such file" in run(daemon, "compile", str(tmp_path / "none.pwgraph"), code=2)
+
+
+def test_progress_is_drawn_on_a_terminal_and_nowhere_else(
+    daemon: Daemon, compiled: dict[int, Any], tmp_path: Path
+) -> None:
+    file = graph_file(daemon, tmp_path / "shown.pwgraph", small_request(600))
+    command = [DAEMON, "compile", file, "--json", "--endpoint", daemon.endpoint]
+    ours, theirs = pty.openpty()
+    # A terminal without a size, and of no kind, is none to draw on.
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    variables = environment(TERM="xterm")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True, env=variables)
+    os.close(theirs)
+    drawn = b""
+    # Its end is an error of the other side's.
+    with contextlib.suppress(OSError):
+        while part := os.read(ours, 65536):
+            drawn += part
+    os.close(ours)
+    assert process.stdout is not None
+    made = json.loads(process.stdout.read())
+    assert process.wait(60) == 0 and made["n_compiled"] == 1
+    assert b"0/1" in drawn and b"compile" in drawn, drawn
+    ended = subprocess.run(command, capture_output=True, text=True, env=variables, check=True, timeout=60)
+    assert json.loads(ended.stdout)["n_from_store"] == 1 and not ended.stderr
+    run(daemon, "evict", made["entries"][0]["key"])
+
+
+def test_every_change_is_a_line_of_the_log_that_says_who_made_it(daemon: Daemon, compiled: dict[int, Any]) -> None:
+    absent, present = ({"keys": [base64.b64encode(key).decode()]} for key in (bytes(32), compiled[1].key))
+    changes: list[tuple[str, dict[str, Any], str]] = [
+        ("Evict", absent, "evicted"),
+        ("Pin", present, "pinned"),
+        ("Unpin", present, "unpinned"),
+        ("RemoveManifest", {"program": "never-there"}, "removed a manifest"),
+    ]
+    for method, fields, words in changes:
+        n_before = len(daemon.log_text())
+        with contextlib.suppress(grpc.RpcError):
+            call(daemon.endpoint, method, **fields)
+        (line,) = [line for line in daemon.log_text()[n_before:].splitlines() if " audit: " in line]
+        assert words in line and f"process {os.getpid()} of user {os.getuid()}" in line, line
+    with Client(daemon.endpoint) as client:
+        client.forget_failures(bytes(32))
+    line = [line for line in daemon.log_text().splitlines() if " audit: " in line][-1]
+    assert "forgot failures" in line and f"process {os.getpid()} of user {os.getuid()}" in line, line
 
 
 def test_only_admins_change_anything(daemon: Daemon, compiled: dict[int, Any]) -> None:

@@ -64,8 +64,9 @@ pub use trust::TrustedPeers;
 const MAX_HEADER_BYTES: u32 = 16 << 10;
 
 /// A connection on which nothing is heard is asked whether anybody is there, and closed where no answer comes: machines vanish without a word.
+/// A process that is there may be slow to answer on a busy machine.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
-const PING_DEADLINE: Duration = Duration::from_secs(20);
+const PING_DEADLINE: Duration = Duration::from_secs(60);
 
 /// What requests may hold, and how long they wait.
 #[derive(Debug, Clone)]
