@@ -89,7 +89,7 @@ def pry(folder: Path, patch: pytest.MonkeyPatch, kind: str, port: int, *flags: s
         request["frontend"] = {"name": MODULE, "version": "1.0"}
         request["frontend"]["identity"] = "bnVsbA=="  # null
         request["frontend"]["payload"] = base64.b64encode(json.dumps(aims).encode()).decode()
-        ready, failed, _ = results(client.compile(request))
+        ready, failed, _ = results(client.compile(request, timeout=900))
         assert ready and not failed, f"what was tried does not keep it from compiling: {failed}"
         until(lambda: MARK in daemon.log_text(), "what was found is in the log")
         line = next(line for line in daemon.log_text().splitlines() if MARK in line)

@@ -1,7 +1,7 @@
 //! Whom the operator trusts with a frontend, and with changing what the daemon has.
 //!
-//! A frontend's payload may be a pickle, which runs code of the sender's choice in an executor, with the daemon's rights. A process of the
-//! daemon's own user has those anyhow.
+//! A frontend's payload may be a pickle, which runs code of the sender's choice in an executor, and so decides what workers load. A process of the daemon's own
+//! user could do as much by itself.
 
 use tonic::{Code, Request};
 
