@@ -16,8 +16,8 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    access, choices::LogFormat, config::Config, confinement, descriptors, listen, signals::Shutdown, signing_key, toolchain,
-    traces::Traces,
+    access, choices::LogFormat, config::Config, confinement, descriptors, listen, signals::Shutdown, signing_key,
+    toolchain, traces::Traces,
 };
 
 /// How long calls that do not end by themselves (a reader that stalls) are waited for once no job runs any more.

@@ -202,8 +202,7 @@ async fn with_two_symbols_the_right_one_is_dispatched_on_and_tensors_have_to_agr
     let graph = graph.finish([sum]).unwrap();
     let name: piecewised_graph::ProgramName = "two-symbols".parse().unwrap();
     let place = ProgramPiece { program: name.clone(), run: "one".parse().unwrap(), index: 0, n_pieces: 1 };
-    let request =
-        piecewised_client::CompileRequest { program: Some(place), ..request(graph, plan(&[(2, 8)], &[])) };
+    let request = piecewised_client::CompileRequest { program: Some(place), ..request(graph, plan(&[(2, 8)], &[])) };
     let worker = daemon.worker().await;
     let piece = worker.compile(request, |_| ()).await.unwrap();
     // The artifact says it too, for who has no graph.

@@ -201,7 +201,12 @@ pub async fn serve(
         handles.push(tasks.spawn(async move {
             match listener {
                 Listener::Unix(listener, _) => {
-                    router.serve_with_incoming_shutdown(admitted(listener, unix, move |stream| access.local(stream)), stopped).await?;
+                    router
+                        .serve_with_incoming_shutdown(
+                            admitted(listener, unix, move |stream| access.local(stream)),
+                            stopped,
+                        )
+                        .await?;
                 }
                 Listener::Tcp(listener, Some(tls)) => {
                     let connections = tls.accept(listener, tcp, stopping);
