@@ -21,6 +21,7 @@ mod received;
 mod request;
 mod service;
 mod snapshots;
+mod sparing;
 pub mod status;
 mod tally;
 mod tls;

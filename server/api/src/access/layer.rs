@@ -65,8 +65,10 @@ where
                 })
             }
             Err(error) => {
-                let path = request.uri().path();
-                tracing::info!(target: "audit", path = %path.chars().take(100).collect::<String>(), "refused: {error:?}");
+                if let Some(n_more) = self.access.lines.say() {
+                    let path: String = request.uri().path().chars().take(100).collect();
+                    tracing::info!(target: "audit", %path, n_more, "refused: {error:?}");
+                }
                 Box::pin(std::future::ready(Ok(Status::from(error).into_http())))
             }
         }

@@ -26,7 +26,7 @@ use tonic::{
     transport::server::{TcpConnectInfo, TlsConnectInfo},
 };
 
-use crate::{status::ApiError, trust::TrustedPeers};
+use crate::{sparing::Sparing, status::ApiError, trust::TrustedPeers};
 
 pub(crate) use layer::AccessLayer;
 pub use limits::PeerLimits;
@@ -91,7 +91,12 @@ pub struct Access {
     config: AccessConfig,
     tokens: Option<Watched<Tokens>>,
     usage: Arc<Usage>,
+    /// Of calls that are refused: who may not call may try as often as it likes.
+    lines: Sparing,
 }
+
+/// A second; more refused calls are counted only.
+const REFUSALS_SAID: u32 = 20;
 
 /// What a connection or a header proves.
 struct Proven {
@@ -110,7 +115,7 @@ impl Access {
             .map(Path::to_owned)
             .map(|path| Watched::start("the tokens", vec![path.clone()], move || Tokens::load(&path)));
         let usage = Usage::new(config.limits);
-        Ok(Self { config, tokens: tokens.transpose()?, usage })
+        Ok(Self { config, tokens: tokens.transpose()?, usage, lines: Sparing::new(REFUSALS_SAID) })
     }
 
     /// The operator's choices.

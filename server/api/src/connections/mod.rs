@@ -10,7 +10,7 @@ use std::{
     collections::HashMap,
     io,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -18,10 +18,10 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 pub(crate) use admitted::Admitted;
 use origin::Origin;
 
+use crate::sparing::Sparing;
+
 /// How long a connection may take until the peer has said what it speaks: TLS's handshake, HTTP/2's preface, the headers of a request of HTTP/1.1.
 pub(crate) const GREETING_DEADLINE: Duration = Duration::from_secs(10);
-/// Lines of the log about one listener's refusals.
-const BETWEEN_LINES: Duration = Duration::from_secs(1);
 /// After an accept that failed: no descriptors are left, say; others end, and then it goes on.
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
 
@@ -66,6 +66,8 @@ pub(crate) struct Connections {
     listener: &'static str,
     limits: ConnectionLimits,
     open: Mutex<Open>,
+    /// Of those that are refused.
+    lines: Sparing,
 }
 
 #[derive(Debug, Default)]
@@ -73,8 +75,6 @@ struct Open {
     n_all: usize,
     peers: HashMap<Origin, usize>,
     n_refused: [u64; Refusal::ALL.len()],
-    said: Option<Instant>,
-    n_unsaid: u64,
 }
 
 /// A connection's place, until it is dropped.
@@ -86,7 +86,7 @@ pub(crate) struct Place {
 
 impl Connections {
     pub(crate) fn new(listener: &'static str, limits: ConnectionLimits) -> Arc<Self> {
-        Arc::new(Self { listener, limits, open: Mutex::default() })
+        Arc::new(Self { listener, limits, open: Mutex::default(), lines: Sparing::new(1) })
     }
 
     /// The listener's name: "unix", "tcp" or "http".
@@ -144,17 +144,8 @@ impl Connections {
 
     /// Counts one that was not served, and says so, unless that was just said of another.
     fn refuse(&self, refusal: Refusal, words: impl FnOnce() -> String) {
-        let n_more = {
-            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-            open.n_refused[refusal as usize] += 1;
-            let now = Instant::now();
-            if open.said.is_some_and(|said| now.saturating_duration_since(said) < BETWEEN_LINES) {
-                open.n_unsaid += 1;
-                return;
-            }
-            open.said = Some(now);
-            std::mem::take(&mut open.n_unsaid)
-        };
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).n_refused[refusal as usize] += 1;
+        let Some(n_more) = self.lines.say() else { return };
         let words = words();
         let (listener, reason) = (self.listener, refusal.name());
         tracing::info!(target: "audit", listener, reason, n_more, "a connection was refused: {words}");
