@@ -255,6 +255,12 @@ pub(crate) struct ServeArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     confine_executors: Option<ConfineExecutors>,
 
+    /// A folder that executors may write to beside their own, although they are confined: a compiler cache, an engine's own cache of kernels. What one of them puts
+    /// there others may run. May be repeated.
+    #[arg(long, value_name = "FOLDER", help_heading = "Executors")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    executor_writable_dirs: Vec<PathBuf>,
+
     /// The program that loads and runs AOTInductor packages without Python before they are handed out; "none": executors do so
     /// themselves [default: piecewised-runner beside this program, where there is one].
     #[arg(long, value_name = "FILE", help_heading = "Executors")]

@@ -55,6 +55,7 @@ pub(crate) const KEYS: &[&str] = &[
     "executor_nice",
     "executor_environment",
     "confine_executors",
+    "executor_writable_dirs",
     "runner",
     "frontends",
     "trusted_frontend_peers",
@@ -129,6 +130,7 @@ pub(crate) struct Config {
     pub(crate) executor_nice: u8,
     pub(crate) executor_environment: Vec<String>,
     pub(crate) confine_executors: ConfineExecutors,
+    pub(crate) executor_writable_dirs: Vec<PathBuf>,
     /// "none": none.
     pub(crate) runner: Option<PathBuf>,
     pub(crate) frontends: Vec<String>,
@@ -205,6 +207,7 @@ impl Config {
             executor_nice: 5,
             executor_environment: Vec::new(),
             confine_executors: ConfineExecutors::Auto,
+            executor_writable_dirs: Vec::new(),
             runner: None,
             frontends: Vec::new(),
             trusted_frontend_peers: Trusted::SameUid,

@@ -10,8 +10,16 @@ use crate::{choices::ConfineExecutors, config::Config, layers::ConfigError};
 /// Finds out what this machine has.
 ///
 /// # Errors
-/// [`ConfigError`] where all of it is required and something is missing.
+/// [`ConfigError`] where all of it is required and something is missing, or a folder is.
 pub(crate) fn of(config: &Config) -> anyhow::Result<Confinement> {
+    if let Some(folder) = config.executor_writable_dirs.iter().find(|folder| !folder.is_absolute() || !folder.is_dir())
+    {
+        let problem = format!(
+            "executor_writable_dirs: {} is no folder that is there, by its whole path; make it, or leave it out",
+            folder.display()
+        );
+        return Err(ConfigError::new(problem).into());
+    }
     if config.confine_executors == ConfineExecutors::Off {
         return Ok(Confinement::off());
     }
@@ -51,6 +59,6 @@ pub(crate) fn announce(found: &Confinement) {
 
 /// What holds keys, and what is signed with them once it is handed out.
 fn secrets(config: &Config) -> Vec<PathBuf> {
-    let files = [&config.signing_key, &config.tls_key, &config.tokens];
+    let files = [&config.signing_key, &config.tls_key, &config.tokens, &config.otlp_key, &config.otlp_headers];
     files.into_iter().flatten().cloned().chain([config.store_dir.clone()]).collect()
 }

@@ -74,7 +74,14 @@ const TEXT_KEYS: &[&str] = &[
 ];
 
 /// Keys whose values are several words, separated by commas in the environment.
-const LIST_KEYS: &[&str] = &["executor_environment", "frontends", "http_hosts", "allowed_peers", "certificate_peers"];
+const LIST_KEYS: &[&str] = &[
+    "executor_environment",
+    "executor_writable_dirs",
+    "frontends",
+    "http_hosts",
+    "allowed_peers",
+    "certificate_peers",
+];
 
 const FILE: &str = "file ";
 const ENVIRONMENT: &str = "environment";

@@ -38,6 +38,7 @@ pub(crate) fn executor_config(
         max_artifact_bytes: config.max_artifact_bytes,
         environment: config.surroundings.variables.clone(),
         extra_environment: config.executor_environment.clone(),
+        writable_dirs: config.executor_writable_dirs.clone(),
         frontends: config.frontends.clone(),
         runner: config.runner(),
         nice: config.executor_nice,

@@ -147,6 +147,13 @@ def test_what_the_machine_has_is_told_before_a_daemon_is_started(tmp_path: Path)
     assert line["outcome"] == "warning" and line["found"].startswith("off: ") and line["remedy"]
 
 
+@pytest.mark.parametrize("folder", ["relative", "/not/there"])
+def test_a_folder_to_write_to_that_is_not_there_keeps_it_from_starting(tmp_path: Path, folder: str) -> None:
+    flags = ["--socket", tmp_path / "s", "--store-dir", tmp_path / "store", "--executor-writable-dirs", folder]
+    ended = subprocess.run([DAEMON, "serve", *flags], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert ended.returncode == 2 and f"executor_writable_dirs: {folder} is no folder" in ended.stderr, ended
+
+
 def refusing(call: int) -> Callable[[], None]:
     """What makes the calling process one for which the kernel does not have a system call."""
     # struct sock_filter: load the number; if it is `call`, skip none, else one; answer ENOSYS; allow.

@@ -26,6 +26,8 @@ pub struct ExecutorConfig {
     pub environment: BTreeMap<OsString, OsString>,
     /// Names beside the allow-list that are handed on; a `*` at the end stands for any ending.
     pub extra_environment: Vec<String>,
+    /// Folders that they may write to beside their own, where they are confined.
+    pub writable_dirs: Vec<PathBuf>,
     /// Modules that are frontends, beside those that the executor has itself.
     pub frontends: Vec<String>,
     /// The program that tries AOTInductor packages without Python, `piecewised-runner`; none: executors try them themselves.
@@ -52,6 +54,7 @@ impl ExecutorConfig {
             max_artifact_bytes: 1 << 30,
             environment: BTreeMap::new(),
             extra_environment: Vec::new(),
+            writable_dirs: Vec::new(),
             frontends: Vec::new(),
             runner: None,
             nice: 5,

@@ -188,7 +188,7 @@ fn real(path: &Path) -> io::Result<PathBuf> {
 
 /// What is written beside a process's own folder.
 fn beside(config: &ExecutorConfig) -> Vec<PathBuf> {
-    let mut paths: Vec<PathBuf> = config.headers_dir.iter().cloned().collect();
+    let mut paths: Vec<PathBuf> = config.headers_dir.iter().chain(&config.writable_dirs).cloned().collect();
     paths.extend(
         fs::read_dir("/dev")
             .into_iter()

@@ -37,6 +37,7 @@ fn what_is_hidden_is_not_read_by_any_name_and_what_lies_beside_it_is() {
         "keys/key",
         "keys/public",
         "source/a.py",
+        "cache/file",
     ] {
         write(&at(name));
     }
@@ -47,6 +48,7 @@ fn what_is_hidden_is_not_read_by_any_name_and_what_lies_beside_it_is() {
     let hidden = ["link", "keys/linked", "store/signing.pem", "later/store"].map(at).to_vec();
     let mut config = ExecutorConfig::new("python3", at("source"), at("temp"));
     config.headers_dir = Some(at("link/headers"));
+    config.writable_dirs = vec![at("cache")];
     config.confinement = Confinement::strongest(hidden).unwrap().into();
     if !config.confinement.has(Measure::Files) {
         assert!(config.confinement.missing().iter().any(|missing| missing.measure == Measure::Files));
@@ -67,7 +69,7 @@ fn what_is_hidden_is_not_read_by_any_name_and_what_lies_beside_it_is() {
     assert!(!reads("later/store/file"));
 
     let writes = |name: &str| does(&config, &own, &format!("echo x > {}", at(name).display()));
-    for name in ["temp/executor-1/new", "store/headers/new"] {
+    for name in ["temp/executor-1/new", "store/headers/new", "cache/new"] {
         assert!(writes(name), "{name}");
     }
     for name in ["beside/new", "beside/file", "source/a.py", "temp/new", "keys/public"] {
