@@ -19,7 +19,7 @@ import libcuda
 import pytest
 
 PARTS = Path(__file__).resolve().parent / "parts"
-WORKER_DEADLINE_S = 300
+WORKER_DEADLINE_S = 900
 
 sys.path.insert(0, str(PARTS))
 sys.path.append(str(Path(__file__).resolve().parents[1] / "python"))
