@@ -256,7 +256,8 @@ pub(crate) struct ServeArguments {
     confine_executors: Option<ConfineExecutors>,
 
     /// A folder that executors may write to beside their own, although they are confined: a compiler cache, an engine's own cache of kernels. What one of them puts
-    /// there others may run. May be repeated.
+    /// there others may run, and what is hidden from them is not hidden there. May be repeated. libtorch unpacks AOTInductor packages in /tmp, and can't be told otherwise: without it
+    /// executors make none [default: /tmp].
     #[arg(long, value_name = "FOLDER", help_heading = "Executors")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     executor_writable_dirs: Vec<PathBuf>,

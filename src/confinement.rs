@@ -1,19 +1,22 @@
 //! What executors are kept from: what the configuration asks for, held against what this machine has.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use piecewised_executor::{Confinement, Missing};
 
 use crate::{choices::ConfineExecutors, config::Config, layers::ConfigError};
 
+/// Where libtorch unpacks AOTInductor packages to load them: written in its code, and in no variable.
+pub(crate) const PACKAGES: &str = "/tmp";
+
 /// Finds out what this machine has.
 ///
 /// # Errors
 /// [`ConfigError`] where all of it is required and something is missing, or a folder is.
 pub(crate) fn of(config: &Config) -> anyhow::Result<Confinement> {
-    if let Some(folder) = config.executor_writable_dirs.iter().find(|folder| !folder.is_absolute() || !folder.is_dir())
-    {
+    let is_bad = |folder: &&PathBuf| !folder.is_absolute() || !folder.is_dir() && **folder != Path::new(PACKAGES);
+    if let Some(folder) = config.executor_writable_dirs.iter().find(is_bad) {
         let problem = format!(
             "executor_writable_dirs: {} is no folder that is there, by its whole path; make it, or leave it out",
             folder.display()
@@ -35,6 +38,14 @@ pub(crate) fn of(config: &Config) -> anyhow::Result<Confinement> {
     Ok(found)
 }
 
+/// Secrets that are not hidden, since they lie where executors may write.
+fn exposed(config: &Config) -> Vec<PathBuf> {
+    let whole =
+        |path: &PathBuf| path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.clone());
+    let folders: Vec<PathBuf> = config.executor_writable_dirs.iter().map(whole).collect();
+    secrets(config).into_iter().filter(|path| folders.iter().any(|folder| whole(path).starts_with(folder))).collect()
+}
+
 /// What is missing, why, and what it means.
 pub(crate) fn words(missing: &Missing) -> String {
     format!("{} ({}), so that {}", missing.measure, missing.reason, missing.measure.without())
@@ -46,12 +57,18 @@ pub(crate) fn in_force(found: &Confinement) -> String {
 }
 
 /// Says once what is in force.
-pub(crate) fn announce(found: &Confinement) {
+pub(crate) fn announce(found: &Confinement, config: &Config) {
     if found.in_force().is_empty() && found.missing().is_empty() {
         tracing::warn!("executors are not confined (confine_executors = \"off\"): they may what the daemon's user may");
         return;
     }
     tracing::info!(in_force = in_force(found), "executors are confined");
+    for path in exposed(config) {
+        tracing::warn!(
+            path = %path.display(),
+            "executors may read and write this, since it lies in one of executor_writable_dirs (/tmp by default); put it elsewhere"
+        );
+    }
     for missing in found.missing() {
         tracing::warn!("executors are not confined in all ways: {}", words(missing));
     }

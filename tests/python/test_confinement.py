@@ -24,7 +24,7 @@ PACKAGES = Path(__file__).parent / "packages"
 MODULE = "prying_engine.frontend"
 MARK = "prying: "
 
-FREE = ("netlink", "pair", "read home", "write own", "rename own", "write null", "write shared memory", "signal own")
+FREE = ("netlink", "pair", "read home", "write own", "write shared", "rename own", "write null", "write shared memory", "signal own")
 # By measure: what an executor is told.
 KEPT = {
     "network": {"tcp": "EAFNOSUPPORT", "udp": "EAFNOSUPPORT", "tcp6": "EAFNOSUPPORT", "packet": "EAFNOSUPPORT"},
@@ -69,6 +69,8 @@ def pry(folder: Path, patch: pytest.MonkeyPatch, kind: str, port: int, *flags: s
     """What an executor found that tried everything, the daemon's status as JSON, and the daemon's log."""
     home, tokens = folder / "home", folder / "tokens.toml"
     home.mkdir()
+    # Instead of /tmp, in which all of this lies.
+    (folder / "shared").mkdir()
     (home / "file").write_text("content")
     tokens.touch(mode=0o600)
     patch.setenv("HOME", str(home))
@@ -76,14 +78,14 @@ def pry(folder: Path, patch: pytest.MonkeyPatch, kind: str, port: int, *flags: s
         patch.setenv("PRYING_ENGINE_THREAD", "1")
     flags = ("--frontends", MODULE, "--executor-environment", "PRYING_ENGINE_THREAD", "--tokens", str(tokens), *flags)
     # That what was tried changes nothing for a compile is seen by the compile.
-    flags += ("--temp-dir", str(folder), "--verify", "off")
+    flags += ("--temp-dir", str(folder), "--verify", "off", "--executor-writable-dirs", str(folder / "shared"))
     with Daemon(folder, *flags, python=interpreter(folder)) as daemon, Client(daemon.endpoint) as client:
         # Then there are others' folders beside that of the executor which will try: the zygote's at least.
         until(lambda: client.capabilities().ready, "the toolchain is found")
         stored = next(path for path in sorted((folder / "store").rglob("*")) if path.is_file() and path.stat().st_size)
         assert daemon.process is not None
         secrets = {"key": str(folder / "store/signing-key.pem"), "token": str(tokens), "store": str(stored)}
-        aims = {"port": port, "daemon": daemon.process.pid, "secrets": secrets}
+        aims = {"port": port, "daemon": daemon.process.pid, "secrets": secrets, "shared": str(folder / "shared")}
         aims |= {"binary": str(DAEMON), "endpoint": f"unix:{daemon.socket}"}
         request = small_request(2, sizes=(5,), endpoints=())
         request["frontend"] = {"name": MODULE, "version": "1.0"}

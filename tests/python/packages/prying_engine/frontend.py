@@ -79,6 +79,7 @@ def _attempts(aims: dict[str, Any]) -> dict[str, Callable[[], object]]:
         "remove home": lambda: (home / "file").unlink(),
         "write source": lambda: (Path(__file__).parent / "new").write_text("x"),
         "write another's": lambda: [(folder / "tmp" / "new").write_text("x") for folder in others],
+        "write shared": lambda: (Path(aims["shared"]) / f"new{os.getpid()}").write_text("x"),
         "write own": lambda: (own / "tmp" / "new").write_text("x"),
         "rename own": lambda: (own / "tmp" / "new").rename(own / "work" / "newer"),
         "write null": lambda: Path("/dev/null").write_text("x"),

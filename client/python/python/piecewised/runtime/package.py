@@ -39,7 +39,11 @@ def load(
         # and keep that from getting it back; and it asks for events, which ends the capture of a CUDA graph. Calls share nothing but code and constants.
         loader = torch._C._aoti.AOTIModelPackageLoader(path, _MODEL, True, 1, index)
     except RuntimeError as error:
-        raise LoadError(f"the package {path} can't be loaded: {error}") from error
+        hint = ""
+        if "temporary directory" in str(error):
+            # Its path is written in libtorch's code.
+            hint = "; libtorch unpacks packages in /tmp, which this process has to be able to write to (an executor: executor_writable_dirs)"
+        raise LoadError(f"the package {path} can't be loaded: {error}{hint}") from error
     run = _flat(loader.boxed_run, record["arguments"], constants, record["numbers"], record)
     if device_index is not None and record["mutated"]:
         run = _realigning(run, record["mutated"])
