@@ -24,7 +24,17 @@ PACKAGES = Path(__file__).parent / "packages"
 MODULE = "prying_engine.frontend"
 MARK = "prying: "
 
-FREE = ("netlink", "pair", "read home", "write own", "write shared", "rename own", "write null", "write shared memory", "signal own")
+FREE = (
+    "netlink",
+    "pair",
+    "read home",
+    "write own",
+    "write shared",
+    "rename own",
+    "write null",
+    "write shared memory",
+    "signal own",
+)
 # By measure: what an executor is told.
 KEPT = {
     "network": {"tcp": "EAFNOSUPPORT", "udp": "EAFNOSUPPORT", "tcp6": "EAFNOSUPPORT", "packet": "EAFNOSUPPORT"},
