@@ -124,7 +124,7 @@ def test_guards_with_tuned_code_later_and_with_one_compile_for_all(
         for m in (16, 24, 8):
             check(tiered, wide, groups, 5, m)
         refuses(tiered, wide, "GUARD_FAILED", "is false", 5, 12)
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 600
         while piecewised.stats()["tiered"]["n_waiting"]:
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -169,12 +169,11 @@ def test_the_strict_policy_fails_with_the_guards_text(daemon: Daemon, by_eight: 
         assert raised.value.reason == "UNPROVEN_RANGE"
 
 
-def test_the_strict_policy_compiles_locally_where_it_may(
-    daemon: Daemon, by_eight: torch.fx.GraphModule, recwarn: pytest.WarningsRecorder
-) -> None:
+def test_the_strict_policy_compiles_locally_where_it_may(daemon: Daemon, by_eight: torch.fx.GraphModule) -> None:
+    n_before = piecewised.stats()["local_reasons"].get("UNPROVEN_RANGE", 0)
     backend = PiecewiseBackend(by_eight, compile_ranges=[[65, 4096]], endpoint=daemon.endpoint, guards="strict")
     check(backend, by_eight, rows, 128)
-    assert any("UNPROVEN_RANGE" in str(warning.message) for warning in recwarn)
+    assert piecewised.stats()["local_reasons"]["UNPROVEN_RANGE"] == n_before + 1
 
 
 def test_the_policy_is_one_of_two(by_eight: torch.fx.GraphModule) -> None:
