@@ -1,6 +1,9 @@
 //! What executors are kept from: what the configuration asks for, held against what this machine has.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
 use piecewised_executor::{Confinement, Missing};
@@ -38,14 +41,6 @@ pub(crate) fn of(config: &Config) -> anyhow::Result<Confinement> {
     Ok(found)
 }
 
-/// Secrets that are not hidden, since they lie where executors may write.
-fn exposed(config: &Config) -> Vec<PathBuf> {
-    let whole =
-        |path: &PathBuf| path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.clone());
-    let folders: Vec<PathBuf> = config.executor_writable_dirs.iter().map(whole).collect();
-    secrets(config).into_iter().filter(|path| folders.iter().any(|folder| whole(path).starts_with(folder))).collect()
-}
-
 /// What is missing, why, and what it means.
 pub(crate) fn words(missing: &Missing) -> String {
     format!("{} ({}), so that {}", missing.measure, missing.reason, missing.measure.without())
@@ -56,14 +51,17 @@ pub(crate) fn in_force(found: &Confinement) -> String {
     found.in_force().iter().map(|measure| measure.name()).collect::<Vec<_>>().join(", ")
 }
 
-/// Says once what is in force.
-pub(crate) fn announce(found: &Confinement, config: &Config) {
+/// Says once what is in force, and what lies where executors may write. `writable`: `executor_writable_dirs`.
+///
+/// # Errors
+/// As [`Confinement::exposed`].
+pub(crate) fn announce(found: &Confinement, writable: &[PathBuf]) -> io::Result<()> {
     if found.in_force().is_empty() && found.missing().is_empty() {
         tracing::warn!("executors are not confined (confine_executors = \"off\"): they may what the daemon's user may");
-        return;
+        return Ok(());
     }
     tracing::info!(in_force = in_force(found), "executors are confined");
-    for path in exposed(config) {
+    for path in found.exposed(writable)? {
         tracing::warn!(
             path = %path.display(),
             "executors may read and write this, since it lies in one of executor_writable_dirs (/tmp by default); put it elsewhere"
@@ -72,6 +70,7 @@ pub(crate) fn announce(found: &Confinement, config: &Config) {
     for missing in found.missing() {
         tracing::warn!("executors are not confined in all ways: {}", words(missing));
     }
+    Ok(())
 }
 
 /// What holds keys, and what is signed with them once it is handed out.

@@ -40,7 +40,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
 
     let traces = Traces::start(&config)?;
     let confinement = Arc::new(confinement::of(&config)?);
-    confinement::announce(&confinement, &config);
+    confinement::announce(&confinement, &config.executor_writable_dirs)?;
     let (folder, executors) = private_folder(Arc::clone(&config), Arc::clone(&confinement)).await?;
     // Before anything that others see: a mistake in who may call must not let somebody in for a moment.
     let (access, tls) = (access::access(&config, confinement)?, access::tls(&config)?);

@@ -4,10 +4,10 @@
 
 use std::{
     fs,
-    net::IpAddr,
     path::{Path, PathBuf},
 };
 
+use piecewised_client::is_this_machine;
 use tonic::{
     metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue},
     transport::{Certificate, ClientTlsConfig, Identity, Uri},
@@ -140,9 +140,7 @@ impl Collector {
     /// Whether it is on this machine.
     fn is_near(&self) -> bool {
         let uri = self.endpoint.parse::<Uri>().ok();
-        let host = uri.as_ref().and_then(Uri::host).unwrap_or_default();
-        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-        host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+        uri.as_ref().and_then(Uri::host).is_some_and(is_this_machine)
     }
 }
 

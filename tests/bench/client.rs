@@ -9,9 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use piecewised_client::{
-    Cache, Client, ClientOptions, CompileRequest, Delivery, Endpoint, EventKind, Priority, Source,
-};
+use piecewised_client::{Cache, Client, ClientOptions, CompileRequest, Endpoint, EventKind, Source};
 use piecewised_graph::{
     Handle,
     request::{ArtifactFormat, CompileOptions},
@@ -30,19 +28,9 @@ async fn main() -> Result<(), Error> {
     let endpoint: Endpoint = endpoint.parse()?;
     let mut options = CompileOptions::default();
     options.torch.num_threads = 1;
-    let request = CompileRequest {
-        graph: serde_json::from_str(&fs::read_to_string(graph)?)?,
-        plan: Plan::new(&[Range::new(1, 16)?], &[])?,
-        options,
-        format: ArtifactFormat::Inductor,
-        delivery: Delivery::default(),
-        priority: Priority::Interactive,
-        toolchain: None,
-        device: None,
-        program: None,
-        frontend: None,
-        label: String::new(),
-    };
+    let graph = serde_json::from_str(&fs::read_to_string(graph)?)?;
+    let plan = Plan::new(&[Range::new(1, 16)?], &[])?;
+    let request = CompileRequest { options, ..CompileRequest::new(graph, plan, ArtifactFormat::Inductor) };
     let client = Client::connect(endpoint, ClientOptions::default()).await?;
     // The first may compile; what is measured is what follows.
     let handle = compile(&client, request.clone()).await?.0;

@@ -136,6 +136,26 @@ pub struct CompileRequest {
     pub label: String,
 }
 
+impl CompileRequest {
+    /// As it is usually made: a fast compile that somebody waits for, by whatever toolchain and for whatever device the daemon has, nothing but the graph and
+    /// its plan.
+    pub fn new(graph: Graph, plan: Plan, format: ArtifactFormat) -> Self {
+        Self {
+            graph,
+            plan,
+            format,
+            options: CompileOptions::default(),
+            delivery: Delivery::default(),
+            priority: Priority::default(),
+            toolchain: None,
+            device: None,
+            program: None,
+            frontend: None,
+            label: String::new(),
+        }
+    }
+}
+
 impl Client {
     /// Connects.
     ///

@@ -61,8 +61,7 @@ impl Endpoint {
             Self::Unix(_) | Self::Https(_) => true,
             Self::Http(authority) => {
                 let host = authority.rsplit_once(':').map_or(authority.as_str(), |(host, _)| host);
-                let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-                host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+                is_this_machine(host)
             }
         }
     }
@@ -80,6 +79,12 @@ impl Endpoint {
             ])
             .collect()
     }
+}
+
+/// Whether a URL's host, with the brackets of an IPv6 address, is the machine that the program runs on.
+pub fn is_this_machine(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 impl FromStr for Endpoint {

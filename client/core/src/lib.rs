@@ -41,7 +41,7 @@ pub use client::{Client, ClientOptions, CompileRequest, CompileStream, FetchOpti
 pub use container::{ContainerError, unpack};
 pub use credentials::Credentials;
 pub use dispatch::{Dispatcher, Target, ValuePlace};
-pub use endpoint::{Endpoint, EndpointError};
+pub use endpoint::{Endpoint, EndpointError, is_this_machine};
 pub use error::{ClientError, Refusal};
 pub use event::{Capabilities, Completed, Difference, Event, EventKind, Limits, Source};
 pub use explain::{Explanation, KeyComponent};

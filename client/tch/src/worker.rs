@@ -6,13 +6,13 @@ use std::{
 };
 
 use piecewised_client::{
-    Cache, Capabilities, Client, ClientOptions, CompileRequest, Delivery, Endpoint, Event, EventKind, Keyring,
-    Priority, cache_folder, read_graph_file,
+    Cache, Capabilities, Client, ClientOptions, CompileRequest, Endpoint, Event, EventKind, Keyring, cache_folder,
+    read_graph_file,
 };
 use piecewised_graph::{
     Handle, ProgramName,
     model::Graph,
-    request::{ArtifactFormat, CompileOptions, DeviceKind, Toolchain},
+    request::{ArtifactFormat, DeviceKind, Toolchain},
 };
 use piecewised_plan::Plan;
 use tch::Device;
@@ -55,19 +55,7 @@ pub struct Worker {
 
 /// A request for a piece as it is usually made: fast compile, nothing but the graph and its plan.
 pub fn request(graph: Graph, plan: Plan) -> CompileRequest {
-    CompileRequest {
-        graph,
-        plan,
-        options: CompileOptions::default(),
-        format: ArtifactFormat::Aoti,
-        delivery: Delivery::default(),
-        priority: Priority::default(),
-        toolchain: None,
-        device: None,
-        program: None,
-        frontend: None,
-        label: String::new(),
-    }
+    CompileRequest::new(graph, plan, ArtifactFormat::Aoti)
 }
 
 impl Worker {

@@ -41,7 +41,7 @@ use piecewised_store::Store;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_stream::Stream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::Server;
+use tonic::transport::{Server, server::Connected};
 use tower::util::{MapRequestLayer, MapResponseLayer, option_layer};
 
 use crate::{
@@ -214,7 +214,9 @@ pub async fn serve(
                     router.serve_with_incoming_shutdown(connections, stopped).await?;
                 }
                 Listener::Tcp(listener, None) => {
-                    router.serve_with_incoming_shutdown(admitted(listener, tcp, |stream| stream), stopped).await?;
+                    router
+                        .serve_with_incoming_shutdown(admitted(listener, tcp, Connected::connect_info), stopped)
+                        .await?;
                 }
                 Listener::Http(listener) => http::serve(listener, http, site, hosts, stopping).await,
             }
@@ -238,16 +240,17 @@ pub async fn serve(
     Ok(())
 }
 
-/// The connections of a listener that have a place. `known`: what is made of one, with who is at its other end.
-fn admitted<L: Accepts + Send, S: Send>(
+/// The connections of a listener that have a place. `info`: who is at the other end of one.
+fn admitted<L: Accepts + Send, I: Send>(
     listener: L,
     connections: Arc<Connections>,
-    known: impl Fn(L::Stream) -> S + Send,
-) -> impl Stream<Item = io::Result<Admitted<S>>> + Send {
+    info: impl Fn(&L::Stream) -> I + Send,
+) -> impl Stream<Item = io::Result<Admitted<L::Stream, I>>> + Send {
     async_stream::stream! {
         loop {
             let (stream, place) = connections.next(&listener).await;
-            yield Ok(Admitted::new(known(stream), place));
+            let info = info(&stream);
+            yield Ok(Admitted::new(stream, place, info));
         }
     }
 }

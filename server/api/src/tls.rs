@@ -25,6 +25,7 @@ use tokio_rustls::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::server::{Connected as _, TcpConnectInfo, TlsConnectInfo};
 
 use crate::{
     access::{Watched, check_private},
@@ -76,7 +77,7 @@ impl Tls {
         listener: TcpListener,
         connections: Arc<Connections>,
         stop: CancellationToken,
-    ) -> ReceiverStream<io::Result<Admitted<TlsStream<TcpStream>>>> {
+    ) -> ReceiverStream<io::Result<Admitted<TlsStream<TcpStream>, TlsConnectInfo<TcpConnectInfo>>>> {
         let (ready, shaken) = mpsc::channel(64);
         tokio::spawn(async move {
             let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
@@ -93,7 +94,10 @@ impl Tls {
                     drop(permit);
                     match shaken {
                         // Nobody takes it: the daemon ends.
-                        Ok(Ok(stream)) => drop(ready.send(Ok(Admitted::new(stream, place))).await),
+                        Ok(Ok(stream)) => {
+                            let info = stream.connect_info();
+                            drop(ready.send(Ok(Admitted::new(stream, place, info))).await);
+                        }
                         Ok(Err(error)) => place.refuse(Refusal::Tls, &format!("TLS: {error}")),
                         Err(_) => place.refuse(Refusal::Silent, "TLS: the handshake took too long"),
                     }

@@ -70,7 +70,7 @@ pub const ALLOWED: &[&str] = &[
 ];
 
 /// Whether `name` matches one of `patterns`.
-fn is_allowed<'a>(name: &OsStr, patterns: impl IntoIterator<Item = &'a str>) -> bool {
+pub(crate) fn is_allowed<'a>(name: &OsStr, patterns: impl IntoIterator<Item = &'a str>) -> bool {
     let Some(name) = name.to_str() else { return false };
     patterns.into_iter().any(|pattern| match pattern.strip_suffix('*') {
         Some(start) => name.starts_with(start),

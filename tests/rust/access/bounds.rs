@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use piecewised_client::{Credentials, Endpoint};
+use piecewised_client::{Client, Credentials, Endpoint};
 use piecewised_proto::v1::{self, client::compile_service_client::CompileServiceClient};
 use tonic::{Code, Request};
 
@@ -20,6 +20,17 @@ use crate::{
 
 const REFUSED: &str = "piecewised_connections_refused_total";
 
+/// So many clients at the socket, each with a connection that was used.
+async fn standing(daemon: &Daemon, n: usize) -> Vec<Client> {
+    let mut clients = Vec::new();
+    for _ in 0..n {
+        let client = client(&daemon.unix(), &Credentials::default()).await.unwrap();
+        client.status().await.unwrap();
+        clients.push(client);
+    }
+    clients
+}
+
 /// Whether the daemon takes up a connection; it says something of its own where it does.
 fn is_taken_up(daemon: &Daemon) -> bool {
     let mut stream = UnixStream::connect(daemon.socket()).unwrap();
@@ -31,12 +42,7 @@ fn is_taken_up(daemon: &Daemon) -> bool {
 async fn a_peer_has_so_many_connections_and_others_have_theirs() {
     let flags = ["--max-connections-per-peer", "3", "--listen-http", "127.0.0.1:0"];
     let mut daemon = Daemon::start(tempfile::tempdir().unwrap(), &flags);
-    let mut clients = Vec::new();
-    for _ in 0..3 {
-        let client = client(&daemon.unix(), &Credentials::default()).await.unwrap();
-        client.status().await.unwrap();
-        clients.push(client);
-    }
+    let clients = standing(&daemon, 3).await;
     for _ in 0..20 {
         assert!(!is_taken_up(&daemon));
     }
@@ -59,12 +65,7 @@ async fn a_peer_has_so_many_connections_and_others_have_theirs() {
 async fn a_listener_has_so_many_connections_and_the_others_have_theirs() {
     let flags = ["--max-connections", "2", "--listen-http", "127.0.0.1:0", "--listen-tcp", "127.0.0.1:0"];
     let mut daemon = Daemon::start(tempfile::tempdir().unwrap(), &flags);
-    let mut clients = Vec::new();
-    for _ in 0..2 {
-        let client = client(&daemon.unix(), &Credentials::default()).await.unwrap();
-        client.status().await.unwrap();
-        clients.push(client);
-    }
+    let clients = standing(&daemon, 2).await;
     daemon.ask(&["status"], None).unwrap_err();
     assert!(daemon.log().contains("2 connections are open already (max_connections)"), "{}", daemon.log());
     assert!(daemon.metric(&format!("{REFUSED}{{listener=\"unix\",reason=\"full\"}}")) >= 1);

@@ -3,7 +3,7 @@
 
 use std::io::{Seek, SeekFrom, Write};
 
-use piecewised_client::{CompileRequest, Delivery, Keyring, Manifest, ManifestEntry, ManifestFile, Priority};
+use piecewised_client::{CompileRequest, Keyring, Manifest, ManifestEntry, ManifestFile};
 use piecewised_graph::{
     Digest, Handle, Segment, Timings,
     model::Graph,
@@ -36,19 +36,8 @@ pub(crate) fn device() -> DeviceKind {
 
 /// For [1, 16] and 4, of an empty graph.
 pub(crate) fn request() -> CompileRequest {
-    CompileRequest {
-        graph: Graph::default(),
-        plan: Plan::new(&[Range::new(1, 16).unwrap()], &[4]).unwrap(),
-        options: Default::default(),
-        format: ArtifactFormat::Inductor,
-        delivery: Delivery::default(),
-        priority: Priority::Interactive,
-        toolchain: None,
-        device: None,
-        program: None,
-        frontend: None,
-        label: String::new(),
-    }
+    let plan = Plan::new(&[Range::new(1, 16).unwrap()], &[4]).unwrap();
+    CompileRequest::new(Graph::default(), plan, ArtifactFormat::Inductor)
 }
 
 pub(crate) fn manifest(files: &[(&str, &[u8])]) -> Manifest {

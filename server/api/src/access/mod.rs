@@ -30,7 +30,6 @@ use crate::{sparing::Sparing, status::ApiError, trust::TrustedPeers};
 
 pub(crate) use layer::AccessLayer;
 pub use limits::PeerLimits;
-pub(crate) use local::Local;
 pub use roles::{BadRole, Role, Roles};
 pub use tokens::BadTokens;
 pub(crate) use watched::Watched;
@@ -123,9 +122,9 @@ impl Access {
         &self.config
     }
 
-    /// A connection of the Unix socket, with who is at its other end.
-    pub(crate) fn local(&self, stream: UnixStream) -> Local {
-        Local::new(stream, &self.config.confinement, self.config.uid)
+    /// Who is at the other end of a connection of the Unix socket.
+    pub(crate) fn local(&self, stream: &UnixStream) -> LocalInfo {
+        LocalInfo::of(stream, &self.config.confinement, self.config.uid)
     }
 
     /// Who calls, if it may call at all, and the call, until it has ended.

@@ -20,30 +20,32 @@ const GREETING_BYTES: usize = 24 + 9;
 
 /// The connection. It gives its place back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Admitted<S> {
+pub(crate) struct Admitted<S, I> {
     io: S,
     place: Place,
+    /// Who is at its other end, for the extensions of its requests.
+    info: I,
     /// Until the greeting has come: when it has to, and what is missing of it.
     greeting: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
-impl<S> Admitted<S> {
+impl<S, I> Admitted<S, I> {
     /// Its time begins now.
-    pub(crate) fn new(io: S, place: Place) -> Self {
+    pub(crate) fn new(io: S, place: Place, info: I) -> Self {
         let deadline = Box::pin(tokio::time::sleep(GREETING_DEADLINE));
-        Self { io, place, greeting: Some((deadline, GREETING_BYTES)) }
+        Self { io, place, info, greeting: Some((deadline, GREETING_BYTES)) }
     }
 }
 
-impl<S: Connected> Connected for Admitted<S> {
-    type ConnectInfo = S::ConnectInfo;
+impl<S, I: Clone + Send + Sync + 'static> Connected for Admitted<S, I> {
+    type ConnectInfo = I;
 
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.io.connect_info()
+    fn connect_info(&self) -> I {
+        self.info.clone()
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Admitted<S> {
+impl<S: AsyncRead + Unpin, I: Unpin> AsyncRead for Admitted<S, I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let n_before = buffer.filled().len();
@@ -69,7 +71,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Admitted<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Admitted<S> {
+impl<S: AsyncWrite + Unpin, I: Unpin> AsyncWrite for Admitted<S, I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, bytes)
     }

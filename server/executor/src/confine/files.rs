@@ -22,7 +22,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use serde::Serialize;
 
 use super::Measure;
-use crate::ExecutorConfig;
+use crate::{Confinement, ExecutorConfig, environment::is_allowed};
 
 /// The newest version whose rights are used; on older kernels those that they have.
 const NEWEST: ABI = ABI::V6;
@@ -172,6 +172,24 @@ impl Rule {
     }
 }
 
+impl Confinement {
+    /// What is to be hidden and is not, since it lies in one of `writable`, folders that executors write to.
+    ///
+    /// # Errors
+    /// Where the working directory is gone and a path is relative.
+    pub fn exposed(&self, writable: &[PathBuf]) -> io::Result<Vec<&Path>> {
+        let folders = writable.iter().map(|folder| real(folder)).collect::<io::Result<Vec<_>>>()?;
+        let mut found = Vec::new();
+        for path in &self.hidden {
+            let place = real(path)?;
+            if folders.iter().any(|folder| place.starts_with(folder)) {
+                found.push(path.as_path());
+            }
+        }
+        Ok(found)
+    }
+}
+
 /// Where it really lies, also where it is not there yet.
 fn real(path: &Path) -> io::Result<PathBuf> {
     let path = std::path::absolute(path)?;
@@ -194,20 +212,12 @@ fn beside(config: &ExecutorConfig) -> Vec<PathBuf> {
             .into_iter()
             .flatten()
             .flatten()
-            .filter(|entry| is_device(&entry.file_name()))
+            .filter(|entry| is_allowed(&entry.file_name(), DEVICES.iter().copied()))
             .map(|entry| entry.path()),
     );
     let mps = config.environment.get(&OsString::from(MPS.0)).map_or_else(|| MPS.1.into(), PathBuf::from);
     paths.push(mps);
     paths
-}
-
-fn is_device(name: &OsString) -> bool {
-    let Some(name) = name.to_str() else { return false };
-    DEVICES.iter().any(|device| match device.strip_suffix('*') {
-        Some(start) => name.starts_with(start),
-        None => name == *device,
-    })
 }
 
 /// What an executor that was forked binds itself to (`confine.py`), since its zygote may write into the folders of all: writing below its own folder.
