@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from piecewised.loading import Compiled
 from piecewised.remembered import Remembered
 from piecewised.tiered import Captures, Tier
 from test_dispatch import guarded
+from tier_harness import settled, tiered_since
 
 # Remembering and forgetting.
 
@@ -90,12 +90,6 @@ def capturing(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     now = [False]
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: now[0])
     return now
-
-
-def tiered_since(before: dict[str, Any]) -> dict[str, int]:
-    after = piecewised.stats()["tiered"]
-    names = ("n_waiting", "n_swapped", "n_kept", "n_failed")
-    return {name: after[name] - before[name] for name in names if after[name] != before[name]}
 
 
 @pytest.fixture
@@ -259,15 +253,6 @@ def tokens(n: int) -> torch.Tensor:
     x = torch.randn(n, 8)
     torch._dynamo.mark_dynamic(x, 0)
     return x
-
-
-def settled(before: dict[str, Any], seconds: float = 300) -> dict[str, int]:
-    """What became of the ranges, once nothing is waited for any more."""
-    deadline = time.monotonic() + seconds
-    while "n_waiting" in (found := tiered_since(before)):
-        assert time.monotonic() < deadline, piecewised.stats()["tiered"]
-        time.sleep(0.05)
-    return found
 
 
 def sources(daemon: Daemon, fn: Callable[..., Any], **options: Any) -> list[str]:
