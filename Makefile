@@ -103,6 +103,10 @@ build-fill:
 screenshots: build build-fill browser ## docs/images, of a real daemon
 	$(VENV_PYTHON) tests/browser/screenshots.py
 
+.PHONY: docs-calls
+docs-calls: build ## docs/grpcurl.md, of a real daemon; needs grpcurl on PATH
+	$(VENV_PYTHON) tests/docs/calls.py
+
 .PHONY: test-python
 test-python: build build-fill client browser ## pytest: executor, client, end to end
 	$(VENV_PYTHON) -m pytest -q $(PARALLEL) tests/python
