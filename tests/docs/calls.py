@@ -62,7 +62,9 @@ class Page:
         command = [self._grpcurl, "-plaintext", "-authority", "localhost", "-unix", str(self._daemon.socket), method]
         return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
 
-    def call(self, method: str, request: dict[str, Any] | None = None, *flags: str, file: str = "") -> list[dict[str, Any]]:
+    def call(
+        self, method: str, request: dict[str, Any] | None = None, *flags: str, file: str = ""
+    ) -> list[dict[str, Any]]:
         """Makes a call, shows it with its output, and gives the answers. `file`: the name of a block of the page that has the request."""
         data = "" if request is None else json.dumps(request)
         command = [self._grpcurl, "-plaintext", "-authority", "localhost", *flags, "-unix"]
@@ -116,11 +118,15 @@ def write(page: Page, daemon: Daemon) -> None:
         "program": {"program": "example", "run": "by-hand", "index": 0, "nPieces": 1},
     }
     page.text += f"\n```json\n{json.dumps(request, indent=1)}\n```\n"
-    page.write("The answer is a stream of events. A handle is what a worker dispatches on and loads with; `signature` is over it ([signatures.md](signatures.md)).")
+    page.write(
+        "The answer is a stream of events. A handle is what a worker dispatches on and loads with; `signature` is over it ([signatures.md](signatures.md))."
+    )
     events = page.call(f"{COMPILE}/Compile", request, file="request.json")
     handle = next(event["ready"]["handle"] for event in events if "ready" in event)
 
-    page.write("The bytes of an artifact, from an offset; here its last 16. Without an offset it is all of them, in chunks.")
+    page.write(
+        "The bytes of an artifact, from an offset; here its last 16. Without an offset it is all of them, in chunks."
+    )
     page.call(
         f"{COMPILE}/FetchArtifact",
         {"digest": handle["digest"], "offset": str(int(handle["sizeBytes"]) - 16)},
@@ -165,10 +171,14 @@ def write(page: Page, daemon: Daemon) -> None:
     page.write("## Statistics")
     page.call(f"{COMPILE}/GetStatus")
 
-    page.write("## Changing something\n\nFor admins; each leaves a line in the log with the target `audit`. A pinned key stays until it is unpinned or evicted:")
+    page.write(
+        "## Changing something\n\nFor admins; each leaves a line in the log with the target `audit`. A pinned key stays until it is unpinned or evicted:"
+    )
     page.call(f"{ADMIN}/Pin", {"keys": [key]})
     page.call(f"{ADMIN}/Unpin", {"keys": [key]})
-    page.write("Evicting takes what is stored under keys out of the store; what a manifest names stays on the disk for it.")
+    page.write(
+        "Evicting takes what is stored under keys out of the store; what a manifest names stays on the disk for it."
+    )
     page.call(f"{ADMIN}/Evict", {"keys": [key]})
     page.call(f"{ADMIN}/RemoveManifest", {"program": "example"})
     page.write("An error names what is wrong, with the reason and its particulars in `ErrorInfo`:")

@@ -2,7 +2,7 @@
 
 Inductor builds a small library for each set of instructions, and has a fresh interpreter import torch and load it: tens of seconds in which a
 zygote could fork nothing. So a forked process builds and loads them, where torch is imported already, and tells what came of each; the zygote
-then asks Inductor, whose questions are answered by that.
+then asks Inductor, whose questions are answered by that. What an earlier process found out is not built again (`instruction_sets`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch._inductor import cpu_vec_isa
+
+from . import instruction_sets
 
 Answers = dict[str, bool]
 
@@ -56,13 +58,12 @@ class Probe:
 
 def _find_out() -> Answers:
     answers: Answers = {}
-    original = cpu_vec_isa.VecISA.check_build
     # The library is loaded in a process of its own for the same reason as in Inductor: it may hold instructions that end it.
     check_call = subprocess.check_call
     cpu_vec_isa.subprocess.check_call = lambda command, **_: _load_in_a_child(command[-1])  # type: ignore[attr-defined]
 
     def check_build(isa: Any, code: str) -> bool:
-        answers[_name(isa, code)] = works = bool(original(isa, code))
+        answers[_name(isa, code)] = works = instruction_sets.check_build(isa, code)
         return works
 
     try:

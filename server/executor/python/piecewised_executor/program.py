@@ -31,7 +31,7 @@ from torch._inductor.select_algorithm import TritonTemplate
 from torch._inductor.standalone_compile import standalone_compile
 from torch._inductor.utils import fresh_cache
 
-from . import direct, faults, frontends, headers, settings, winners
+from . import direct, faults, frontends, headers, instruction_sets, settings, winners
 from .errors import CompileError, JobError, Unsupported, describe, from_outside
 from .frontends import Frontend
 from .rebuild import Rebuilt
@@ -58,6 +58,7 @@ select_algorithm.PRINT_AUTOTUNE = False
 
 
 headers.place()
+instruction_sets.place()
 
 
 @dataclass(frozen=True)
