@@ -140,7 +140,9 @@ def in_flight(folder: pathlib.Path, client: pathlib.Path, n_rounds: int) -> dict
             time.sleep(0.05)
     redis = socket if server else "-"
     try:
-        with Daemon(folder, "--max-constant-bytes", str(64 << 20)) as daemon:
+        with Daemon(
+            folder, "--max-constant-bytes", str(64 << 20), "--max-requests-per-s-per-peer", "1000000"
+        ) as daemon:
 
             def measure(graph: dict[str, Any], n_calls: int, n_at_once: int) -> dict[str, Any]:
                 path = folder / "graph.json"

@@ -56,13 +56,14 @@ class Machine:
                 PATH=f"{self._programs}:/usr/bin:/bin",
                 PYTHONPATH=str(executor_harness.EXECUTOR_SOURCE),
                 PIECEWISED_PRECOMPILED_HEADERS=str(self.folder / "headers"),
-                TMPDIR=str(self.folder),
+                # Where Inductor keeps what it has built: each process its own, as executors have.
+                TORCHINDUCTOR_CACHE_DIR=str(self.folder / "cache"),
                 **variables,
             ),
         )
         assert done.returncode == 0, done.stderr[-4000:]
         n_built = sum("-shared" in line for line in self.log.read_text().splitlines())
-        shutil.rmtree(next(self.folder.glob("torchinductor_*")))
+        shutil.rmtree(self.folder / "cache")
         return json.loads(done.stdout), n_built
 
 

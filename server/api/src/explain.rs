@@ -143,13 +143,9 @@ fn asked_of(
     if let Some(theirs) = request.toolchain.take() {
         info.toolchain = wire::toolchain_from_proto(theirs);
     }
-    let nodes = request.graph.iter().flat_map(|graph| &graph.nodes);
-    let names = nodes.map(|node| node.name.clone()).collect();
-    request.program = None;
-    let checked = check(request, &info, config, |_| None)?;
-    let json = checked.specs.first().map_or_else(|| "".into(), |spec| Arc::clone(&spec.graph));
+    let checked = check(request, &info, config)?;
     let asked = checked.entries.iter().zip(&checked.specs).map(|(entry, spec)| Asked::of_spec(*entry, spec)).collect();
-    Ok((asked, checked.tuned.into_iter().enumerate().collect(), Sent { json, names }))
+    Ok((asked, checked.tuned.into_iter().enumerate().collect(), Sent { json: checked.graph, names: checked.names }))
 }
 
 impl Asked {

@@ -14,6 +14,7 @@ mod explain;
 mod fetch;
 mod frontend;
 mod http;
+mod known;
 mod methods;
 mod node_status;
 mod peer;

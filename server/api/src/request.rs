@@ -10,43 +10,45 @@ use piecewised_graph::{
 };
 use piecewised_plan::{Plan, Range, default_hint, generic_hint};
 use piecewised_proto::v1;
-use piecewised_scheduler::{JobSpec, LabelDifference, Place, Priority, ToolchainInfo};
+use piecewised_scheduler::{JobSpec, Place, Priority, ToolchainInfo};
 use piecewised_wire as wire;
 use tonic::Code;
 
 use crate::{ApiConfig, frontend, status::ApiError};
 
-/// A request that passed every check.
+/// A request that passed every check, but for its program and its priority.
 #[derive(Debug)]
 pub(crate) struct Checked {
     /// The entries of the plan; `None`: the graph has no symbolic input.
     pub(crate) entries: Vec<Option<Range>>,
     /// One job for each entry, in their order. Entries that one compile serves have the same job: its range is then around theirs.
-    pub(crate) specs: Vec<JobSpec>,
+    pub(crate) specs: Vec<Arc<JobSpec>>,
     /// Where each entry is to be answered with its tuned artifact if the store has that: the keys of those. Empty: it is not.
     pub(crate) tuned: Vec<Digest>,
     /// Positions in `specs` in the order in which they should run.
     pub(crate) order: Vec<usize>,
-    /// Which piece of which program it is.
-    pub(crate) place: Option<Place>,
-    /// Whether somebody waits for it.
-    pub(crate) priority: Priority,
     /// A range whose code runs under guards only, or not for all sizes, is an error.
     pub(crate) is_strict: bool,
     /// What the caller calls the piece.
     pub(crate) label: Arc<str>,
-    /// Where its graph differs from what another peer sent as the same.
-    pub(crate) difference: Option<LabelDifference>,
+    /// The canonical graph.
+    pub(crate) graph_digest: Digest,
+    pub(crate) graph: Arc<str>,
+    /// The caller's names of the nodes, in order.
+    pub(crate) names: Vec<String>,
 }
 
-/// A graph as it came, for comparing it with others.
-pub(crate) struct Sent<'a> {
-    pub(crate) label: &'a Arc<str>,
-    pub(crate) canonical: &'a CanonicalGraph,
-    /// The canonical graph's text.
-    pub(crate) json: &'a Arc<str>,
-    /// The caller's name of the node at a position.
-    pub(crate) names: &'a dyn Fn(usize) -> Option<String>,
+impl Checked {
+    /// What it takes in memory, about.
+    pub(crate) fn n_bytes(&self) -> usize {
+        /// Of a job, and of a name, beside what is counted.
+        const SPEC: usize = 2048;
+        const NAME: usize = 32;
+        let payload = |spec: &Arc<JobSpec>| spec.frontend.as_ref().map_or(0, |it| it.payload.len());
+        let payload = self.specs.first().map_or(0, payload);
+        let names: usize = self.names.iter().map(|name| name.len() + NAME).sum();
+        self.graph.len() + payload + names + self.specs.len() * SPEC
+    }
 }
 
 /// What one entry of a plan is compiled as.
@@ -62,10 +64,7 @@ pub(crate) fn check(
     request: v1::CompileRequest,
     info: &ToolchainInfo,
     config: &ApiConfig,
-    compare: impl FnOnce(Sent<'_>) -> Option<LabelDifference>,
 ) -> Result<Checked, ApiError> {
-    let priority = priority(request.priority)?;
-    let place = request.program.map(place).transpose()?;
     let graph = request.graph.ok_or_else(|| missing("graph"))?;
     let plan = request.plan.ok_or_else(|| missing("plan"))?;
     // Counted before it is converted, so that an oversized graph costs no second copy.
@@ -93,10 +92,7 @@ pub(crate) fn check(
     let targets = targets(&entries, plan.hull(), &delivery.hints, options.specialisation)?;
     let (devices, device) = devices(&canonical, request.device.map(wire::device_from_proto), info)?;
     let options = options_for_key(&options, &canonical.device_types);
-    // Only of what is taken: what is refused is no piece of anybody's.
-    let names = |position: usize| graph.nodes.get(position).map(|node| node.name.clone());
-    let difference = compare(Sent { label: &label, canonical: &canonical, json: &json, names: &names });
-    drop(graph);
+    let names = graph.nodes.into_iter().map(|node| node.name).collect();
     let frontend_digest = frontend.as_ref().map(|it| it.frontend.digest());
     let key = |target: Target, options: &CompileOptions| {
         let parts = KeyParts {
@@ -117,7 +113,7 @@ pub(crate) fn check(
     let spec = |&target: &Target| {
         let options = options_of(target, options.tuning);
         let key_record = KeyRecord::new(&options, frontend.as_ref().map(|it| &it.frontend), &devices, &label);
-        JobSpec {
+        Arc::new(JobSpec {
             key: key(target, &options),
             graph_digest: canonical.digest,
             graph: Arc::clone(&json),
@@ -131,16 +127,17 @@ pub(crate) fn check(
             frontend: frontend.clone(),
             label: Arc::clone(&label),
             key_record,
-        }
+        })
     };
-    let specs: Vec<JobSpec> = targets.iter().map(spec).collect();
+    let specs: Vec<Arc<JobSpec>> = targets.iter().map(spec).collect();
     let tuned = |&target: &Target| key(target, &options_of(target, Tuning::Full));
     let tuned = if delivery.is_tiered { targets.iter().map(tuned).collect() } else { Vec::new() };
     let order = if specs.len() == 1 { vec![0] } else { plan.most_likely_first() };
-    Ok(Checked { entries, specs, tuned, order, place, priority, is_strict: delivery.is_strict, label, difference })
+    let (is_strict, graph_digest) = (delivery.is_strict, canonical.digest);
+    Ok(Checked { entries, specs, tuned, order, is_strict, label, graph_digest, graph: json, names })
 }
 
-fn priority(priority: i32) -> Result<Priority, ApiError> {
+pub(crate) fn priority(priority: i32) -> Result<Priority, ApiError> {
     match v1::Priority::try_from(priority) {
         Ok(v1::Priority::Unspecified | v1::Priority::Interactive) => Ok(Priority::Interactive),
         Ok(v1::Priority::Prefetch) => Ok(Priority::Prefetch),
@@ -196,7 +193,7 @@ fn targets(
     Ok(with_hints.into_iter().map(target).collect())
 }
 
-fn place(piece: v1::ProgramPiece) -> Result<Place, ApiError> {
+pub(crate) fn place(piece: v1::ProgramPiece) -> Result<Place, ApiError> {
     let v1::ProgramPiece { program, run, index, n_pieces } = piece;
     Ok(Place {
         program: wire::program_name_from_proto(&program)?,

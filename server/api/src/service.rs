@@ -5,7 +5,7 @@ use std::{pin::Pin, sync::Arc, time::Instant};
 use piecewised_graph::{Digest, Manifest};
 use piecewised_plan::Range;
 use piecewised_proto::v1::{self, compile_service_server::CompileService};
-use piecewised_scheduler::{JobSpec, LabelDifference, Peer, Scheduler, Ticket};
+use piecewised_scheduler::{LabelDifference, Peer, Place, Priority, Scheduler, Ticket, ToolchainInfo};
 use piecewised_sign::Statement;
 use piecewised_store::Store;
 use piecewised_wire as wire;
@@ -17,8 +17,10 @@ use crate::{
     account::Account,
     capabilities::capabilities,
     events::{Asked, accepted, events},
-    fetch, node_status, peer, received,
-    request::{Checked, Sent, check},
+    fetch,
+    known::Known,
+    node_status, peer, received,
+    request::{Checked, place, priority},
     snapshots::{self, Receiving},
     status::ApiError,
     tally::Tally,
@@ -32,6 +34,7 @@ pub struct Compiler {
     scheduler: Scheduler,
     store: Store,
     config: Arc<ApiConfig>,
+    known: Arc<Known>,
     receiving: Receiving,
     tally: Arc<Tally>,
     started: Instant,
@@ -40,7 +43,8 @@ pub struct Compiler {
 impl Compiler {
     /// A service with these limits, which counts for metrics what it does.
     pub(crate) fn new(scheduler: Scheduler, store: Store, config: Arc<ApiConfig>, tally: Arc<Tally>) -> Self {
-        Self { scheduler, store, config, receiving: Receiving::default(), tally, started: Instant::now() }
+        let (known, receiving) = (Arc::default(), Receiving::default());
+        Self { scheduler, store, config, known, receiving, tally, started: Instant::now() }
     }
 }
 
@@ -157,9 +161,11 @@ impl CompileService for Compiler {
 }
 
 /// Says where a graph differs from what another peer sent under its label, in the log and for `GetStatus` too.
-fn compare(scheduler: &Scheduler, peer: &Peer, sent: Sent<'_>) -> Option<LabelDifference> {
-    let Sent { label, canonical, json, names } = sent;
-    let found = scheduler.labels().note(label, peer, (canonical.digest, json), names)?;
+async fn compare(scheduler: &Scheduler, peer: &Peer, checked: &Arc<Checked>) -> Option<LabelDifference> {
+    let label = &checked.label;
+    let unlike = scheduler.labels().note(label, peer, (checked.graph_digest, &checked.graph))?;
+    let ours = Arc::clone(checked);
+    let found = tokio::task::spawn_blocking(move || unlike.difference(&ours.names)).await.ok()??;
     let LabelDifference { node, what, peer: other } = &found;
     tracing::info!(label = &**label, %peer, %other, node, "a piece is not the same as the other's, and not shared: {what}");
     scheduler.activities().differs(label, found.clone());
@@ -185,27 +191,41 @@ impl Compiler {
             ApiError::new(Code::Internal, "INTERNAL", "the request's bytes were not digested as they came")
         })?;
         let info = self.scheduler.toolchain_ready(self.config.toolchain_timeout).await?;
-        let config = Arc::clone(&self.config);
-        let request = request.into_inner();
-        let (scheduler, asker) = (self.scheduler.clone(), peer.clone());
-        let checked = move || check(request, &info, &config, |sent| compare(&scheduler, &asker, sent));
-        let checked = tokio::task::spawn_blocking(checked).await.map_err(|error| {
-            ApiError::new(Code::Internal, "INTERNAL", format!("checking the request failed: {error}"))
-        })?;
-        let checked = checked.inspect_err(|error| tracing::info!("refused: {error:?}"))?;
+        let mut request = request.into_inner();
+        let (priority, place, checked) =
+            self.check(&mut request, info).await.inspect_err(|error| tracing::info!("refused: {error:?}"))?;
+        let difference = compare(&self.scheduler, &peer, &checked).await.as_ref().map(node_status::difference);
         span.asked(&checked.label, checked.entries.len());
-        if let Some(place) = &checked.place {
+        if let Some(place) = &place {
             // By the keys of what would be compiled, tuned or not: a piece stays the same when its tuned artifacts arrive in the store.
             self.scheduler.begin_piece(place, &checked.specs, &checked.entries)?;
         }
         let signer = Arc::clone(&self.config.signer);
         let accepted = accepted(digest, &checked, &signer);
-        let program = checked.place.clone().map(|place| (place, self.scheduler.clone()));
-        let label = Arc::clone(&checked.label);
-        let (is_strict, difference) = (checked.is_strict, checked.difference.as_ref().map(node_status::difference));
-        let tickets = self.submit(&peer, checked).await?;
-        let account = Account::new(Some((self.scheduler.clone(), label)), &tickets);
+        let program = place.map(|place| (place, self.scheduler.clone()));
+        let tickets = self.submit(&peer, priority, &checked).await?;
+        let account = Account::new(Some((self.scheduler.clone(), Arc::clone(&checked.label))), &tickets);
+        let is_strict = checked.is_strict;
         Ok((tickets, Asked { program, is_strict, started, deadline, account, difference, accepted, signer }))
+    }
+
+    /// Checks a request, if it is not known: in what order it is served, which piece of which program it is, and all else of it.
+    async fn check(
+        &self,
+        request: &mut v1::CompileRequest,
+        info: Arc<ToolchainInfo>,
+    ) -> Result<(Priority, Option<Place>, Arc<Checked>), ApiError> {
+        let priority = priority(request.priority)?;
+        let place = request.program.take().map(place).transpose()?;
+        if let Some(known) = self.known.at_once(request, &info) {
+            return Ok((priority, place, known));
+        }
+        let (known, config, request) = (Arc::clone(&self.known), Arc::clone(&self.config), std::mem::take(request));
+        let checked = tokio::task::spawn_blocking(move || known.check(request, &info, &config)).await;
+        let checked = checked.map_err(|error| {
+            ApiError::new(Code::Internal, "INTERNAL", format!("checking the request failed: {error}"))
+        })??;
+        Ok((priority, place, checked))
     }
 
     /// The message of a manifest, signed, and each of its handles.
@@ -221,8 +241,8 @@ impl Compiler {
     }
 
     /// Submits jobs in the order in which they should run; answers in the plan's.
-    async fn submit(&self, peer: &Peer, checked: Checked) -> Result<Tickets, ApiError> {
-        let Checked { entries, specs, tuned, order, priority, .. } = checked;
+    async fn submit(&self, peer: &Peer, priority: Priority, checked: &Checked) -> Result<Tickets, ApiError> {
+        let Checked { entries, specs, tuned, order, .. } = checked;
         let mut tickets: Vec<Option<Ticket>> = Vec::with_capacity(specs.len());
         for position in 0..specs.len() {
             let handle = match tuned.get(position) {
@@ -231,12 +251,11 @@ impl Compiler {
             };
             tickets.push(handle.map(|handle| Ticket::Stored(Box::new(handle))));
         }
-        let order: Vec<usize> = order.into_iter().filter(|&position| tickets[position].is_none()).collect();
-        let mut specs: Vec<Option<JobSpec>> = specs.into_iter().map(Some).collect();
-        let in_order = order.iter().filter_map(|&position| specs[position].take()).collect();
+        let order: Vec<usize> = order.iter().copied().filter(|&position| tickets[position].is_none()).collect();
+        let in_order = order.iter().map(|&position| Arc::clone(&specs[position])).collect();
         for (position, ticket) in order.into_iter().zip(self.scheduler.submit(peer, priority, in_order).await?) {
             tickets[position] = Some(ticket);
         }
-        Ok(entries.into_iter().zip(tickets.into_iter().flatten()).collect())
+        Ok(entries.iter().copied().zip(tickets.into_iter().flatten()).collect())
     }
 }

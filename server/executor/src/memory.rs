@@ -1,7 +1,7 @@
 //! What process groups hold of the machine's memory: measured, and held against their limits.
 //!
 //! One thread for all groups of this process samples `/proc`, since finding the members of a group means a walk over all of it; it
-//! runs while there are groups, and looks only while one of them has a job or a limit. A page that several processes share (a forked executor's are
+//! runs while there are groups, looks only while one of them has a job or a limit, and seldom where no job is. A page that several processes share (a forked executor's are
 //! mostly its zygote's) counts in shares, which is what the group costs the machine.
 //!
 //! Between two samples a group can hold more than either shows. Left out: the GPU's memory.
@@ -21,6 +21,9 @@ use crate::process::Group;
 
 /// Between two samples, at least.
 const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Where there is a limit and no job, one sample in so many: little changes there, and the processes of an idle node are to cost nothing.
+const IDLE_ROUNDS: u32 = 10;
 
 /// Sampling may take this share of one core: where there are very many processes, samples are rarer.
 const COST: u32 = 20;
@@ -61,8 +64,8 @@ impl Meter {
         (used > 0).then(|| (self.limit.load(Relaxed), used))
     }
 
-    fn is_wanted(&self) -> bool {
-        self.has_job.load(Relaxed) || self.limit.load(Relaxed) > 0
+    fn is_wanted(&self, round: u32) -> bool {
+        self.has_job.load(Relaxed) || (self.limit.load(Relaxed) > 0 && round.is_multiple_of(IDLE_ROUNDS))
     }
 }
 
@@ -95,7 +98,7 @@ pub(crate) fn sample_now(group: &Arc<Group>) {
 }
 
 fn run() {
-    loop {
+    for round in (0..IDLE_ROUNDS).cycle() {
         let groups = {
             let mut watched = WATCHED.lock().unwrap_or_else(PoisonError::into_inner);
             let watched = watched.get_or_insert_default();
@@ -105,7 +108,7 @@ fn run() {
                 return;
             }
             let alive = watched.groups.iter().filter_map(Weak::upgrade);
-            alive.filter(|group| group.meter.is_wanted()).collect::<Vec<_>>()
+            alive.filter(|group| group.meter.is_wanted(round)).collect::<Vec<_>>()
         };
         let started = Instant::now();
         if !groups.is_empty() {

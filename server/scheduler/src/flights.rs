@@ -73,12 +73,12 @@ impl Flights {
         self: &Arc<Self>,
         peer: &Peer,
         priority: Priority,
-        specs: Vec<JobSpec>,
+        specs: Vec<Arc<JobSpec>>,
     ) -> Result<Vec<Joined>, SubmitError> {
         let mut inner = self.lock();
-        let asked = inner.queue.submit(peer, priority, specs.iter().map(ask).collect());
+        let asked = inner.queue.submit(peer, priority, specs.iter().map(|spec| ask(spec)).collect());
         let asked = asked.map_err(|error| error.retried_after(inner.retry_after()))?;
-        let mut join = |(spec, asked): (JobSpec, Asked)| {
+        let mut join = |(spec, asked): (Arc<JobSpec>, Asked)| {
             if asked.is_new {
                 let job = Arc::new(Job::new(asked.job, spec));
                 inner.jobs.insert(asked.job, Arc::clone(&job));

@@ -128,7 +128,7 @@ pub(crate) struct Job {
     pub(crate) number: JobId,
     /// Names the job in logs and events.
     pub(crate) id: String,
-    pub(crate) spec: JobSpec,
+    pub(crate) spec: Arc<JobSpec>,
     pub(crate) queued: Instant,
     /// The same by the clock that people read.
     pub(crate) queued_at: SystemTime,
@@ -140,7 +140,7 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    pub(crate) fn new(number: JobId, spec: JobSpec) -> Self {
+    pub(crate) fn new(number: JobId, spec: Arc<JobSpec>) -> Self {
         let phase = "queued".into();
         let state = JobState { attempt: 0, executor_pid: None, gpu: None, phase, started: None, outcome: None };
         let (id, queued_at) = (format!("j{}", number.0), SystemTime::now());

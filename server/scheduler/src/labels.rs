@@ -59,15 +59,8 @@ struct Sent {
 }
 
 impl Labels {
-    /// Notes what a peer sends under a label, and says where it differs from what another peer sent last. `graph`: canonical JSON; `names`: the
-    /// nodes' own, in order. Takes as long as parsing both graphs where they differ.
-    pub fn note(
-        &self,
-        label: &Arc<str>,
-        peer: &Peer,
-        (digest, graph): (Digest, &Arc<str>),
-        names: impl Fn(usize) -> Option<String>,
-    ) -> Option<LabelDifference> {
+    /// Notes what a peer sends under a label, and what another peer sent last, if that is something else. `graph`: canonical JSON.
+    pub fn note(&self, label: &Arc<str>, peer: &Peer, (digest, graph): (Digest, &Arc<str>)) -> Option<Unlike> {
         let sent = Sent { peer: peer.clone(), digest, graph: Arc::clone(graph), at: Instant::now() };
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.graphs.insert(&sent);
@@ -79,10 +72,25 @@ impl Labels {
         if before.peer == *peer || before.digest == digest || before.at.elapsed() > FORGOTTEN_AFTER {
             return None;
         }
-        let [ours, theirs] = [graph, &before.graph].map(|text| serde_json::from_str::<Graph>(text).ok());
+        Some(Unlike { ours: Arc::clone(graph), theirs: before.graph, peer: before.peer })
+    }
+}
+
+/// Two graphs of one label.
+#[derive(Debug)]
+pub struct Unlike {
+    ours: Arc<str>,
+    theirs: Arc<str>,
+    peer: Peer,
+}
+
+impl Unlike {
+    /// Where they differ. `names`: the nodes' own, in order. Takes as long as parsing both.
+    pub fn difference(self, names: &[String]) -> Option<LabelDifference> {
+        let [ours, theirs] = [&self.ours, &self.theirs].map(|text| serde_json::from_str::<Graph>(text).ok());
         let found = first_difference(&ours?, &theirs?)?;
-        let node = found.position.and_then(names).unwrap_or_default();
-        Some(LabelDifference { node, what: found.what, peer: before.peer })
+        let node = found.position.and_then(|position| names.get(position)).cloned().unwrap_or_default();
+        Some(LabelDifference { node, what: found.what, peer: self.peer })
     }
 }
 
@@ -144,7 +152,8 @@ mod tests {
         let [one, two] = ["one", "two"].map(Peer::new);
         let note = |label: &str, peer: &Peer, value| {
             let (digest, text) = graph(value);
-            labels.note(&label.into(), peer, (digest, &text), |at| Some(format!("node{at}")))
+            let names = ["node0", "node1"].map(str::to_owned);
+            labels.note(&label.into(), peer, (digest, &text)).and_then(|unlike| unlike.difference(&names))
         };
         assert_eq!(note("a", &one, 1), None);
         assert_eq!(note("a", &two, 1), None, "the same");
@@ -169,13 +178,13 @@ mod tests {
         let peer = Peer::new("one");
         let large: Arc<str> = "x".repeat(MAX_BYTES / 4).into();
         for n in 0..10 {
-            labels.note(&format!("large {n}").into(), &peer, (Digest([n; 32]), &large), |_| None);
+            labels.note(&format!("large {n}").into(), &peer, (Digest([n; 32]), &large));
         }
         let bytes = labels.inner.lock().unwrap().bytes;
         assert_eq!(bytes, MAX_BYTES / 4 * 4);
         let (digest, small) = graph(1);
         for n in 0..MAX_LABELS + 10 {
-            labels.note(&format!("small {n}").into(), &peer, (digest, &small), |_| None);
+            labels.note(&format!("small {n}").into(), &peer, (digest, &small));
         }
         let inner = labels.inner.lock().unwrap();
         assert_eq!(inner.by_label.len(), MAX_LABELS);

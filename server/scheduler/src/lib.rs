@@ -185,7 +185,7 @@ impl Scheduler {
         &self,
         peer: &Peer,
         priority: Priority,
-        specs: Vec<JobSpec>,
+        specs: Vec<Arc<JobSpec>>,
     ) -> Result<Vec<Ticket>, SubmitError> {
         if self.shared.draining.is_cancelled() {
             return Err(SubmitError::Draining);
@@ -199,8 +199,11 @@ impl Scheduler {
                     .map(|failure| Ticket::Failed { key: spec.key, failure }),
             });
         }
-        let unknown: Vec<JobSpec> =
+        let unknown: Vec<Arc<JobSpec>> =
             specs.into_iter().zip(&known).filter(|(_, ticket)| ticket.is_none()).map(|(spec, _)| spec).collect();
+        if unknown.is_empty() {
+            return Ok(known.into_iter().flatten().collect());
+        }
         let joined = self.shared.flights.join_or_create(peer, priority, unknown)?;
         // In a task of its own, and all of them before any error is told: a caller that leaves now, or a store that fails for one key,
         // must not leave jobs behind that are neither queued nor ended, since every later caller of their keys would wait for them.
@@ -258,7 +261,12 @@ impl Scheduler {
     ///
     /// # Errors
     /// [`ProgramError`] where it does not fit its run; the run stays as it was.
-    pub fn begin_piece(&self, place: &Place, specs: &[JobSpec], entries: &[Option<Range>]) -> Result<(), ProgramError> {
+    pub fn begin_piece(
+        &self,
+        place: &Place,
+        specs: &[Arc<JobSpec>],
+        entries: &[Option<Range>],
+    ) -> Result<(), ProgramError> {
         let Some(first) = specs.first() else { return Ok(()) };
         let keys = specs.iter().map(|spec| spec.key).collect();
         let entries = entries.iter().copied().flatten().collect();

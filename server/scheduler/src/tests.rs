@@ -65,9 +65,9 @@ fn outcome() -> Result<Handle, JobFailure> {
     Err(JobFailure::cancelled())
 }
 
-pub(crate) fn spec(key: u8) -> JobSpec {
+pub(crate) fn spec(key: u8) -> Arc<JobSpec> {
     let text = String::new;
-    JobSpec {
+    Arc::new(JobSpec {
         key: Digest([key; 32]),
         graph_digest: Digest([0; 32]),
         graph: "{}".into(),
@@ -89,7 +89,7 @@ pub(crate) fn spec(key: u8) -> JobSpec {
         frontend: None,
         label: "".into(),
         key_record: Default::default(),
-    }
+    })
 }
 
 /// What a job for `spec(key)` leaves in the store.
@@ -102,8 +102,8 @@ pub(crate) fn handle(key: u8) -> Handle {
         digest: spec.key,
         size_bytes: 1,
         format: spec.format,
-        toolchain: spec.toolchain,
-        device: spec.device,
+        toolchain: spec.toolchain.clone(),
+        device: spec.device.clone(),
         segments: vec![Segment { range: None, entry: "e0".into(), guards: Vec::new() }],
         dispatch_argument: None,
         hint: None,

@@ -16,7 +16,7 @@ use piecewised_wire as wire;
 
 use crate::{BadKey, Statement};
 
-/// Signatures of handles that are kept, in two generations: those of the older one that are not asked for go. Some 100 bytes each.
+/// Signatures that are kept, in two generations: those of the older one that are not asked for go. Some 100 bytes each.
 const MAX_KEPT: usize = 16_384;
 
 /// A private key that signs what a daemon hands out.
@@ -60,22 +60,17 @@ impl Signer {
         PublicKey(self.key.verifying_key().to_bytes())
     }
 
-    /// Signs.
-    pub fn sign(&self, statement: &Statement) -> Signature {
-        Signature { public_key: self.public_key(), value: self.key.sign(&statement.0).to_bytes() }
-    }
-
     /// The message of a handle, signed, whatever signature the handle had.
     pub fn signed_handle(&self, handle: &Handle) -> v1::Handle {
         let mut message = wire::handle_to_proto(handle);
         message.signature = None;
         let statement = Statement::of_handle_message(&message);
-        message.signature = Some(wire::signature_to_proto(&self.sign_once(&statement)));
+        message.signature = Some(wire::signature_to_proto(&self.sign(&statement)));
         message
     }
 
-    /// Signs what has been signed a while ago without doing so again: Ed25519 gives the same signature.
-    fn sign_once(&self, statement: &Statement) -> Signature {
+    /// Signs; what has been signed a while ago without doing so again, for Ed25519 gives the same signature.
+    pub fn sign(&self, statement: &Statement) -> Signature {
         let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let found = {
             let [young, old] = &*lock();

@@ -2,14 +2,14 @@
 //! wanted.
 //!
 //! It changes only after the change is durable, so what it names may be acknowledged. An artifact whose last key went
-//! stays until its file went too, or as long as a manifest names it. Handles themselves stay in the index; this is some
-//! 200 bytes per key.
+//! stays until its file went too, or as long as a manifest names it. Handles themselves stay in the index, but for those that were
+//! just read ([`Recent`]); this is some 200 bytes per key.
 
 use std::collections::HashMap;
 
 use piecewised_graph::Digest;
 
-use crate::blob::HEADER_LEN;
+use crate::{blob::HEADER_LEN, recent::Recent};
 
 /// What a file system gives out space in.
 const BLOCK_BYTES: u64 = 4096;
@@ -46,6 +46,7 @@ pub(crate) struct Catalogue {
     disk_bytes: u64,
     /// Artifacts that went, whose last use is still in the index.
     stale: Vec<Digest>,
+    pub(crate) recent: Recent,
 }
 
 impl Catalogue {
@@ -69,6 +70,7 @@ impl Catalogue {
     /// Lets `key` name an artifact, which counts as used at `stamp`; returns the one that it named before, if that was
     /// another.
     pub(crate) fn insert(&mut self, key: Digest, digest: Digest, size_bytes: u64, stamp: u64) -> Option<Digest> {
+        self.recent.forget(&key);
         if self.key(&key) == Some(digest) {
             self.touch(&digest, stamp);
             return None;
@@ -95,6 +97,7 @@ impl Catalogue {
 
     /// Forgets `key`; returns the artifact that it named, which stays until [`Catalogue::forget`].
     pub(crate) fn remove(&mut self, key: &Digest) -> Option<Digest> {
+        self.recent.forget(key);
         let digest = self.keys.remove(key)?;
         if let Some(artifact) = self.artifacts.get_mut(&digest) {
             artifact.keys.retain(|found| found != key);

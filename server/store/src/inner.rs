@@ -308,7 +308,12 @@ impl Inner {
 
     /// Whether the index is open and at hand, and this can be said of it: an answer that needs no blocking thread.
     pub(crate) fn is_open_and(&self, holds: impl FnOnce(&Engine) -> bool) -> bool {
-        self.try_slot().is_some_and(|slot| slot.engine.as_ref().is_some_and(holds))
+        self.if_open(|engine| holds(engine).then_some(())).is_some()
+    }
+
+    /// What the index gives, if it is open and at hand.
+    pub(crate) fn if_open<T>(&self, ask: impl FnOnce(&Engine) -> Option<T>) -> Option<T> {
+        self.try_slot().and_then(|slot| slot.engine.as_ref().and_then(ask))
     }
 
     fn try_slot(&self) -> Option<RwLockReadGuard<'_, Slot>> {

@@ -39,6 +39,7 @@ mod pins;
 mod programs;
 mod put;
 mod reader;
+mod recent;
 mod reconcile;
 mod record;
 mod report;

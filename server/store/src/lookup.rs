@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use piecewised_graph::Digest;
+use piecewised_graph::{Digest, Handle};
 
 use crate::{
     StoreError,
@@ -23,10 +23,24 @@ impl Engine {
         Ok(found)
     }
 
+    /// A handle that was just looked up, without touching the index or a file.
+    pub(crate) fn recent(&self, key: &Digest) -> Option<Handle> {
+        let mut catalogue = self.catalogue();
+        let handle = catalogue.recent.get(key)?.clone();
+        catalogue.touch(&handle.digest, self.shared.stamp());
+        drop(catalogue);
+        Counters::add(&self.shared.counters.n_hits);
+        Some(handle)
+    }
+
     fn look_up(&self, key: &Digest) -> Result<Option<Stored>, StoreError> {
         // More than one round only while the key is being written.
         for _ in 0..8 {
-            let Some(digest) = self.catalogue().key(key) else { return Ok(None) };
+            let (found, mark) = {
+                let catalogue = self.catalogue();
+                (catalogue.key(key), catalogue.recent.mark())
+            };
+            let Some(digest) = found else { return Ok(None) };
             let Some(bytes) = self.index.record(key)? else {
                 self.committer.settle();
                 continue;
@@ -45,8 +59,14 @@ impl Engine {
             }
             let json = self.json(key, &record)?;
             let stored = json.and_then(|json| Stored::parse_of(key, &digest, record.size_bytes, &json));
-            match stored {
-                Some(_) => self.catalogue().touch(&digest, self.shared.stamp()),
+            match &stored {
+                Some(stored) => {
+                    let mut catalogue = self.catalogue();
+                    catalogue.touch(&digest, self.shared.stamp());
+                    if let Stored::Handle(handle) = stored {
+                        catalogue.recent.keep(mark, handle);
+                    }
+                }
                 None => self.drop_record(key, When::Names(digest))?,
             }
             return Ok(stored);

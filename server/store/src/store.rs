@@ -62,6 +62,9 @@ impl Store {
             Counters::add(&self.inner.shared.counters.n_hits);
             return Ok(held);
         }
+        if let Some(handle) = self.inner.if_open(|engine| engine.recent(key)) {
+            return Ok(Some(handle));
+        }
         if self.inner.is_open_and(|engine| engine.catalogue().key(key).is_none()) {
             Counters::add(&self.inner.shared.counters.n_misses);
             return Ok(None);

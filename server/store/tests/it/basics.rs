@@ -194,3 +194,23 @@ async fn what_artifacts_may_still_take_is_told() {
     store.close().await.unwrap();
     assert!(matches!(other.room().await, Err(StoreError::Closed)));
 }
+
+#[tokio::test]
+async fn what_was_just_looked_up_and_changes_is_seen_changed() {
+    let dir = tempdir().unwrap();
+    let (store, _) = open(dir.path()).await;
+    let artifact = artifact(1);
+    let first = handle(key(1), &artifact);
+    // The same artifact, and another word about it.
+    let second = piecewised_graph::Handle { created_unix_ms: first.created_unix_ms + 1, ..first.clone() };
+    for expected in [&first, &second, &first] {
+        store.put(expected.clone(), artifact.clone()).await.unwrap();
+        for _ in 0..3 {
+            assert_eq!(store.get(&key(1)).await.unwrap().as_ref(), Some(expected));
+        }
+    }
+    assert_eq!(store.stats().n_hits, 9, "each counts, also what was still at hand");
+    store.remove(&key(1)).await.unwrap();
+    assert_eq!(store.get(&key(1)).await.unwrap(), None);
+    store.close().await.unwrap();
+}
