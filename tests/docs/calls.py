@@ -22,8 +22,9 @@ from service_harness import Client, Daemon, int_arg, node, results, small_reques
 PAGE = ROOT / "docs/grpcurl.md"
 ADMIN = "piecewised.v1.AdminService"
 COMPILE = "piecewised.v1.CompileService"
-# Where the page says that the daemon listens.
+# Where the page says that the daemon listens, and that its interpreter is.
 SHOWN = "/run/piecewised/piecewised.sock"
+PYTHON = "/opt/venv/bin/python"
 
 INTRO = """# Calls by hand
 
@@ -41,7 +42,7 @@ $ echo MmC2O2DhOtrO3QpdxGQ4jOP8kp/Wk91YrufVPNRdoRs= | base64 -d | xxd -p -c 32
 3260b63b60e13adacedd0a5dc464388ce3fc929fd693dd58aee7d53cd45da11b
 ```
 
-64-bit integers are strings in protobuf's JSON, and what is zero, false or empty is left out.
+64-bit integers are strings in protobuf's JSON, and what is zero, false or empty is left out. `...` stands for lines that are left out here.
 """
 
 
@@ -78,13 +79,21 @@ class Page:
         else:
             shown += f"-unix {SHOWN} {method}"
         output = (done.stdout.rstrip() + "\n" + done.stderr.rstrip()).strip()
-        self.text += f"\n```\n{shown}\n{output.replace(str(self._daemon.socket), SHOWN)}\n```\n"
+        for here, shown_as in ((str(self._daemon.socket), SHOWN), (sys.executable, PYTHON)):
+            output = output.replace(here, shown_as)
+        self.text += f"\n```\n{shown}\n{shortened(output)}\n```\n"
         answers, text, decoder = [], done.stdout.strip(), json.JSONDecoder()
         while text.startswith("{"):
             answer, end = decoder.raw_decode(text)
             answers.append(answer)
             text = text[end:].strip()
         return answers
+
+
+def shortened(output: str) -> str:
+    """Without the middle of what nobody would read to its end."""
+    lines = output.splitlines()
+    return output if len(lines) <= 150 else "\n".join([*lines[:50], "...", *lines[-15:]])
 
 
 def failing() -> dict[str, Any]:
