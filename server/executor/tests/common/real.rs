@@ -17,6 +17,8 @@ pub(crate) fn config() -> (ExecutorConfig, TempDir, TempDir) {
     let mut config = ExecutorConfig::new(python(), source_dir, root.path());
     config.environment = BTreeMap::from_iter(std::env::vars_os());
     config.n_compile_threads = Some(1);
+    // Kept, and the other tests' too: making what is in it takes longer than any test.
+    config.headers_dir = Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/test-headers"));
     (config, runtime, root)
 }
 
