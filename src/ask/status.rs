@@ -15,12 +15,15 @@ pub(super) async fn run(place: &Place, surroundings: &Surroundings) -> anyhow::R
 
 fn say(out: &mut dyn Write, address: &str, status: &NodeStatus) -> io::Result<()> {
     let NodeStatus { version, uptime_s, n_running, n_queued, store, .. } = status;
-    let ready = if status.ready { "ready".to_owned() } else { format!("not ready: {}", status.not_ready_reason) };
+    let ready = if status.ready { "ready" } else { "not ready" };
     writeln!(
         out,
         "piecewised {version} at {address}, up {}, {ready}; {n_running} compiles run, {n_queued} wait",
         duration(*uptime_s)
     )?;
+    if !status.ready {
+        writeln!(out, "not ready to compile: {}", one_line(&status.not_ready_reason))?;
+    }
     if let Some(key) = &status.public_key {
         writeln!(out, "it signs with {key}")?;
     }
