@@ -48,9 +48,10 @@ async fn a_peer_has_so_many_connections_and_others_have_theirs() {
     }
     assert_eq!(daemon.metric(&format!("{REFUSED}{{listener=\"unix\",reason=\"peer_full\"}}")), 20);
     assert_eq!(daemon.metric("piecewised_connections{listener=\"unix\"}"), 3);
-    let log = daemon.log();
     let line = "3 connections of process ";
-    assert!(log.contains(line) && log.contains("max_connections_per_peer"), "{log}");
+    daemon.until("a line about it", |daemon| daemon.log().contains(line));
+    let log = daemon.log();
+    assert!(log.contains("max_connections_per_peer"), "{log}");
     assert!(log.matches(line).count() < 20, "a line for each would fill the disk: {log}");
     // Those that stand go on, and another process is another peer.
     for client in &clients {
@@ -67,7 +68,7 @@ async fn a_listener_has_so_many_connections_and_the_others_have_theirs() {
     let mut daemon = Daemon::start(tempfile::tempdir().unwrap(), &flags);
     let clients = standing(&daemon, 2).await;
     daemon.ask(&["status"], None).unwrap_err();
-    assert!(daemon.log().contains("2 connections are open already (max_connections)"), "{}", daemon.log());
+    daemon.until("a line about it", |daemon| daemon.log().contains("2 connections are open already (max_connections)"));
     assert!(daemon.metric(&format!("{REFUSED}{{listener=\"unix\",reason=\"full\"}}")) >= 1);
     asked(&daemon.tcp(), &Credentials::default()).await.unwrap();
     drop(clients);
@@ -90,7 +91,7 @@ async fn a_peer_over_tls_has_so_many_connections_before_it_shakes_hands() {
     let ca = ours.certificate();
     let mut flags = mutual(&cert, &key, &ca);
     flags.extend(["--max-connections-per-peer", "2", "--listen-http", "127.0.0.1:0"]);
-    let daemon = Daemon::start(tempfile::tempdir().unwrap(), &flags);
+    let mut daemon = Daemon::start(tempfile::tempdir().unwrap(), &flags);
     let Endpoint::Https(authority) = daemon.tcp() else { panic!("TLS is spoken there") };
     let worker = ours.client("worker");
     let _standing = client(&daemon.tcp(), &worker).await.unwrap();
@@ -105,7 +106,8 @@ async fn a_peer_over_tls_has_so_many_connections_before_it_shakes_hands() {
         assert!(["UNREACHABLE", "CONNECTION_BROKEN"].contains(&error.reason()), "{error}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert_eq!(daemon.metric(&format!("{REFUSED}{{listener=\"tcp\",reason=\"tls\"}}")), 1);
+    let counter = format!("{REFUSED}{{listener=\"tcp\",reason=\"tls\"}}");
+    daemon.until("it is counted", |daemon| daemon.metric(&counter) == 1);
 }
 
 #[test]
@@ -116,7 +118,7 @@ fn a_connection_that_does_not_say_what_it_wants_is_closed() {
     let ca = ours.certificate();
     let mut flags = mutual(&cert, &key, &ca);
     flags.extend(["--listen-http", "127.0.0.1:0"]);
-    let daemon = Daemon::start(tempfile::tempdir().unwrap(), &flags);
+    let mut daemon = Daemon::start(tempfile::tempdir().unwrap(), &flags);
     let Endpoint::Https(authority) = daemon.tcp() else { panic!("TLS is spoken there") };
     // Nothing at all; half of what HTTP/2 begins with; no handshake; half of a request of HTTP/1.1.
     let mut nothing = UnixStream::connect(daemon.socket()).unwrap();
@@ -131,10 +133,13 @@ fn a_connection_that_does_not_say_what_it_wants_is_closed() {
     }
     let _ = no_handshake.read_to_end(&mut Vec::new());
     let _ = no_request.read_to_end(&mut Vec::new());
-    assert_eq!(daemon.metric(&format!("{REFUSED}{{listener=\"unix\",reason=\"silent\"}}")), 2);
-    assert_eq!(daemon.metric(&format!("{REFUSED}{{listener=\"tcp\",reason=\"silent\"}}")), 1);
-    let log = daemon.log();
-    assert!(log.contains("HTTP/2 was not begun within") || log.contains("the handshake took too long"), "{log}");
+    for (listener, n) in [("unix", 2), ("tcp", 1)] {
+        let counter = format!("{REFUSED}{{listener=\"{listener}\",reason=\"silent\"}}");
+        daemon.until("each is counted", |daemon| daemon.metric(&counter) == n);
+    }
+    daemon.until("a line about it", |daemon| {
+        ["HTTP/2 was not begun within", "the handshake took too long"].iter().any(|line| daemon.log().contains(line))
+    });
     daemon.ask(&["status"], None).unwrap();
 }
 

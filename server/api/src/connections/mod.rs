@@ -112,12 +112,13 @@ impl Connections {
                 Ok((stream, origin)) => match self.enter(origin) {
                     Ok(place) => return (stream, place),
                     Err(refusal) => {
-                        drop(stream);
                         let ConnectionLimits { max_connections, max_per_peer } = self.limits;
                         self.refuse(refusal, || match refusal {
                             Refusal::PeerFull => format!("{max_per_peer} connections of {origin} are open already (max_connections_per_peer)"),
                             _ => format!("{max_connections} connections are open already (max_connections); the last came from {origin}"),
                         });
+                        // Counted by now: who sees it closed can be told of that.
+                        drop(stream);
                     }
                 },
                 Err(error) => {
