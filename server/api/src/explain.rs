@@ -14,7 +14,11 @@ use piecewised_store::{Listed, ListedItem, Store};
 use piecewised_wire as wire;
 use tonic::Code;
 
-use crate::{ApiConfig, request::check, status::ApiError};
+use crate::{
+    ApiConfig,
+    request::{check, priority},
+    status::ApiError,
+};
 
 /// Handles looked at in one step.
 const PAGE: usize = 1000;
@@ -143,6 +147,7 @@ fn asked_of(
     if let Some(theirs) = request.toolchain.take() {
         info.toolchain = wire::toolchain_from_proto(theirs);
     }
+    priority(request.priority)?;
     let checked = check(request, &info, config)?;
     let asked = checked.entries.iter().zip(&checked.specs).map(|(entry, spec)| Asked::of_spec(*entry, spec)).collect();
     Ok((asked, checked.tuned.into_iter().enumerate().collect(), Sent { json: checked.graph, names: checked.names }))

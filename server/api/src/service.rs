@@ -191,9 +191,8 @@ impl Compiler {
             ApiError::new(Code::Internal, "INTERNAL", "the request's bytes were not digested as they came")
         })?;
         let info = self.scheduler.toolchain_ready(self.config.toolchain_timeout).await?;
-        let mut request = request.into_inner();
         let (priority, place, checked) =
-            self.check(&mut request, info).await.inspect_err(|error| tracing::info!("refused: {error:?}"))?;
+            self.check(request.into_inner(), info).await.inspect_err(|error| tracing::info!("refused: {error:?}"))?;
         let difference = compare(&self.scheduler, &peer, &checked).await.as_ref().map(node_status::difference);
         span.asked(&checked.label, checked.entries.len());
         if let Some(place) = &place {
@@ -212,15 +211,15 @@ impl Compiler {
     /// Checks a request, if it is not known: in what order it is served, which piece of which program it is, and all else of it.
     async fn check(
         &self,
-        request: &mut v1::CompileRequest,
+        mut request: v1::CompileRequest,
         info: Arc<ToolchainInfo>,
     ) -> Result<(Priority, Option<Place>, Arc<Checked>), ApiError> {
         let priority = priority(request.priority)?;
         let place = request.program.take().map(place).transpose()?;
-        if let Some(known) = self.known.at_once(request, &info) {
+        if let Some(known) = self.known.at_once(&mut request, &info) {
             return Ok((priority, place, known));
         }
-        let (known, config, request) = (Arc::clone(&self.known), Arc::clone(&self.config), std::mem::take(request));
+        let (known, config) = (Arc::clone(&self.known), Arc::clone(&self.config));
         let checked = tokio::task::spawn_blocking(move || known.check(request, &info, &config)).await;
         let checked = checked.map_err(|error| {
             ApiError::new(Code::Internal, "INTERNAL", format!("checking the request failed: {error}"))
