@@ -17,28 +17,16 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/python"))
 
 from browser_harness import chromium, missing  # noqa: E402
-from service_harness import Client, Daemon, int_arg, node, results, small_request  # noqa: E402
+from service_harness import Client, Daemon, failing_request, results, small_request  # noqa: E402
 
 IMAGES = ROOT / "docs/images"
 N_LAYERS = 6
 
 
-def failing() -> dict[str, Any]:
-    """A piece that does not compile."""
-    request = {**small_request(99), "label": "llama/sampler/0"}
-    mode = {"name": "rounding_mode", "value": {"stringValue": "nearest"}}
-    request["graph"]["nodes"][2]["callFunction"] = {
-        "target": "torch.div",
-        "args": [node("x"), int_arg(3)],
-        "kwargs": [mode],
-    }
-    return request
-
-
 def compile_some(endpoint: str) -> None:
     """What a worker that starts would ask for, one piece after the other."""
     with Client(endpoint) as client:
-        results(client.compile(failing()))
+        results(client.compile(failing_request("llama/sampler/0")))
         for layer in range(N_LAYERS):
             request = small_request(layer % 4 + 1, sizes=(8,), endpoints=(64, 512))
             results(client.compile({**request, "label": f"llama/backbone/{layer}"}))

@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/python"))
 
-from service_harness import Client, Daemon, int_arg, node, results, small_request  # noqa: E402
+from service_harness import Client, Daemon, failing_request, json_values, results, small_request  # noqa: E402
 
 PAGE = ROOT / "docs/grpcurl.md"
 ADMIN = "piecewised.v1.AdminService"
@@ -82,27 +82,13 @@ class Page:
         for here, shown_as in ((str(self._daemon.socket), SHOWN), (sys.executable, PYTHON)):
             output = output.replace(here, shown_as)
         self.text += f"\n```\n{shown}\n{shortened(output)}\n```\n"
-        answers, text, decoder = [], done.stdout.strip(), json.JSONDecoder()
-        while text.startswith("{"):
-            answer, end = decoder.raw_decode(text)
-            answers.append(answer)
-            text = text[end:].strip()
-        return answers
+        return json_values(done.stdout)[0]
 
 
 def shortened(output: str) -> str:
     """Without the middle of what nobody would read to its end."""
     lines = output.splitlines()
     return output if len(lines) <= 150 else "\n".join([*lines[:50], "...", *lines[-15:]])
-
-
-def failing() -> dict[str, Any]:
-    """A graph that does not compile."""
-    request = small_request(3) | {"label": "sampler"}
-    mode = {"name": "rounding_mode", "value": {"stringValue": "nearest"}}
-    call = {"target": "torch.div", "args": [node("x"), int_arg(3)], "kwargs": [mode]}
-    request["graph"]["nodes"][2]["callFunction"] = call
-    return request
 
 
 def hexadecimal(key: str) -> str:
@@ -171,7 +157,7 @@ def write(page: Page, daemon: Daemon) -> None:
 
         page.write("## Failures")
         page.write("A failure of the graph's own is remembered, and told at once to whoever asks next.")
-        _, failed, _ = results(client.compile(failing()))
+        _, failed, _ = results(client.compile(failing_request("sampler")))
     assert failed
     (failures,) = page.call(f"{ADMIN}/ListFailures", {"pageSize": 10})
     page.write("After it was mended: forget one, or with `{}` all.")

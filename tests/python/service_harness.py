@@ -6,6 +6,7 @@ reflection does not serve, or serves wrongly, fails here.
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import signal
@@ -272,6 +273,25 @@ def small_request(constant: int = 1, sizes: tuple[int, ...] = (), endpoints: tup
         },
         "options": {"torch": {"numThreads": 1}},
     }
+
+
+def failing_request(label: str) -> dict[str, Any]:
+    """A request whose graph does not compile."""
+    request = small_request() | {"label": label}
+    mode = {"name": "rounding_mode", "value": {"stringValue": "nearest"}}
+    call = {"target": "torch.div", "args": [node("x"), int_arg(3)], "kwargs": [mode]}
+    request["graph"]["nodes"][2]["callFunction"] = call
+    return request
+
+
+def json_values(text: str) -> tuple[list[Any], str]:
+    """The JSON objects that a text begins with, one after the other, and what follows them."""
+    decoder, found, rest = json.JSONDecoder(), [], text.strip()
+    while rest.startswith("{"):
+        value, end = decoder.raw_decode(rest)
+        found.append(value)
+        rest = rest[end:].strip()
+    return found, rest
 
 
 def results(events: Iterator[Any]) -> tuple[list[Any], list[Any], Any]:

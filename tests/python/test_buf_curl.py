@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import pytest
-from service_harness import Daemon, small_request
+from service_harness import Daemon, json_values, small_request
 
 BUF = shutil.which("buf", path=str(pathlib.Path(sys.executable).parent)) or shutil.which("buf")
 
@@ -40,11 +40,8 @@ def curl(daemon: Daemon, method: str, data: Any = None, *flags: str) -> subproce
 def answers(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     """The messages it printed, one JSON object after the other."""
     assert done.returncode == 0, done.stderr
-    decoder, text, found = json.JSONDecoder(), done.stdout.strip(), []
-    while text:
-        message, end = decoder.raw_decode(text)
-        found.append(message)
-        text = text[end:].strip()
+    found, rest = json_values(done.stdout)
+    assert not rest, rest
     return found
 
 

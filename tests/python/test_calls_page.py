@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 from google.protobuf import descriptor_pool, json_format, message_factory
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from service_harness import Client, Daemon
+from service_harness import Client, Daemon, json_values
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/grpcurl.md").read_text()
 BLOCKS = re.findall(r"```\n\$ (grpcurl .*?)\n```", PAGE, re.DOTALL)
@@ -64,16 +62,6 @@ def names_of(descriptor: Descriptor, seen: set[str]) -> set[str]:
     return names
 
 
-def messages(output: str) -> tuple[list[Any], str]:
-    """The JSON values that it begins with, and what follows them."""
-    decoder, found, text = json.JSONDecoder(), [], output.strip()
-    while text.startswith("{"):
-        value, end = decoder.raw_decode(text)
-        found.append(value)
-        text = text[end:].strip()
-    return found, text
-
-
 def test_every_admin_method_is_on_the_page_and_every_call_is_of_a_method(methods: dict[str, MethodDescriptor]) -> None:
     admin = {name for name in methods if "AdminService" in name}
     assert admin and admin <= set(called())
@@ -89,7 +77,7 @@ def test_requests_and_answers_are_the_messages_that_they_are_said_to_be(methods:
                 shown = set(re.findall(r'^ *"(\w+)":', output, re.MULTILINE))
                 assert shown and shown <= names_of(method.output_type, set())
                 continue
-            answers, rest = messages(output)
+            answers, rest = json_values(output)
             for answer in answers:
                 json_format.ParseDict(answer, message_factory.GetMessageClass(method.output_type)())
             # An empty answer is `{}`; what else is there is an error.
