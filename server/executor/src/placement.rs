@@ -1,7 +1,17 @@
 //! Where an executor runs and what it may take: decided by the scheduler, for each executor apart.
 
+use std::path::Path;
+
 use piecewised_graph::request::DeviceKind;
 use serde::{Deserialize, Serialize};
+
+/// One of them is there where there is a GPU for CUDA: on Linux, and on Linux under Windows.
+const NVIDIA_DEVICES: [&str; 2] = ["/dev/nvidiactl", "/dev/dxg"];
+
+/// Whether this machine, or container, has a GPU for CUDA.
+pub(crate) fn is_for_cuda() -> bool {
+    NVIDIA_DEVICES.iter().any(|path| Path::new(path).exists())
+}
 
 /// One GPU of this machine, as a process with the daemon's environment sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]

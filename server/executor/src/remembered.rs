@@ -14,15 +14,13 @@ use std::{
 use piecewised_graph::Digest;
 use serde::{Deserialize, Serialize};
 
-use crate::{ExecutorConfig, ExecutorSource, Hello, Placement, discover, environment};
+use crate::{ExecutorConfig, ExecutorSource, Hello, Placement, discover, environment, placement};
 
 /// Raised when what is written changes its meaning.
 const VERSION: u32 = 1;
 
 const CPU_INFO: &str = "/proc/cpuinfo";
 const NVIDIA: &str = "/proc/driver/nvidia";
-/// Where there is a GPU for CUDA, one of them is there too: on Linux, and under WSL.
-const NVIDIA_DEVICES: [&str; 2] = ["/dev/nvidiactl", "/dev/dxg"];
 
 /// The lines of [`CPU_INFO`] that say what code may use, as x86 and Arm name them.
 const CPU_LINES: [&str; 6] = ["model name", "flags", "Features", "CPU implementer", "CPU part", "CPU variant"];
@@ -131,7 +129,7 @@ fn cpu(info: &str) -> String {
 fn gpus() -> Option<String> {
     let folder = Path::new(NVIDIA);
     if !folder.exists() {
-        return NVIDIA_DEVICES.iter().all(|path| !Path::new(path).exists()).then(String::new);
+        return (!placement::is_for_cuda()).then(String::new);
     }
     let mut text = fs::read_to_string(folder.join("version")).ok()?;
     let mut names: Vec<_> =

@@ -1,7 +1,8 @@
 //! What executors are kept from: the network, files that hold secrets, writing anywhere but in their own folders, and signals to others.
 //!
 //! A compiler runs what graphs and frontends lead it to. These measures are the kernel's and not the executor's own: they are taken by the thread that
-//! starts it, are inherited by whatever it starts, and cannot be taken back. `calls` is the filter of system calls, `files` the rules on files.
+//! starts it, are inherited by whatever it starts, and cannot be taken back. `calls` is the filter of system calls, `files` the rules on files, `procfs` what
+//! CUDA needs of /proc.
 //!
 //! A measure binds the thread that takes it. So each process is started by a thread that is made for that and ends right after; the daemon's other
 //! threads stay as they are.
@@ -12,6 +13,7 @@
 mod calls;
 mod files;
 mod kin;
+mod procfs;
 
 use std::{
     fmt, io,
@@ -26,6 +28,7 @@ use serde::Serialize;
 use crate::ExecutorConfig;
 
 pub(crate) use files::Inner;
+use procfs::Procfs;
 
 /// The variable that an executor that was forked finds [`Inner`] in, as JSON.
 pub(crate) const VARIABLE: &str = "PIECEWISED_CONFINE";
@@ -92,6 +95,7 @@ pub struct Confinement {
     in_force: Vec<Measure>,
     missing: Vec<Missing>,
     filters: Arc<calls::Filters>,
+    procfs: Procfs,
 }
 
 impl Confinement {
@@ -113,14 +117,20 @@ impl Confinement {
             }
             Err(problem) => (calls::Filters::default(), Err(problem)),
         };
-        let abi = apart(|| Ok(files::probe()))?;
+        // Before the rules on files, under which nothing can be mounted.
+        let procfs = apart(|| Ok(Procfs::needed()))?;
+        let abi = match &procfs {
+            Ok(_) => apart(|| Ok(files::probe()))?,
+            Err(problem) => Err(problem.clone()),
+        };
         let found = |measure| match measure {
             Measure::Network => network.clone(),
             Measure::Files => abi.clone().and_then(|abi| abi.has(2, "5.19")),
             Measure::Truncation => abi.clone().and_then(|abi| abi.has(3, "6.2")),
             Measure::Signals => abi.clone().and_then(|abi| abi.has(6, "6.12")),
         };
-        let mut confinement = Self { hidden, filters: Arc::new(filters), ..Self::default() };
+        let procfs = procfs.unwrap_or_default();
+        let mut confinement = Self { hidden, filters: Arc::new(filters), procfs, ..Self::default() };
         for measure in Measure::ALL {
             match found(measure) {
                 Ok(()) => confinement.in_force.push(measure),
@@ -164,6 +174,10 @@ pub(crate) fn run<T: Send>(
     apart(|| {
         rustix::thread::set_no_new_privs(true)?;
         if let Some(rules) = rules {
+            if confinement.procfs == Procfs::Shielded {
+                let shielded = procfs::shield();
+                shielded.map_err(|error| io::Error::other(format!("/proc cannot be kept from it: {error}")))?;
+            }
             rules.restrict().map_err(|problem| io::Error::other(format!("files cannot be kept from it: {problem}")))?;
         }
         if confinement.has(Measure::Network) {

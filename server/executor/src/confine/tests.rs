@@ -99,3 +99,43 @@ fn what_is_started_gains_no_privileges_and_what_is_off_changes_nothing() {
 fn own_bounds() -> bool {
     rustix::thread::no_new_privs().unwrap()
 }
+
+/// CUDA opens a file of its own process to write it anew, which a shell's `>` does too.
+#[test]
+#[allow(clippy::print_stderr, reason = "says that it was skipped, and why")]
+fn where_there_is_a_gpu_processes_write_what_is_theirs_in_proc_and_not_the_kernels_settings() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut confinement = Confinement::strongest(Vec::new()).unwrap();
+    if !confinement.has(Measure::Truncation) {
+        eprintln!("skipped: {:?}", confinement.missing());
+        return;
+    }
+    let writes_its_own = "echo other > /proc/self/comm && grep -q other /proc/$$/comm";
+    let does = |procfs, line: &str| {
+        confinement.procfs = procfs;
+        let mut config = ExecutorConfig::new("python3", folder.path(), folder.path());
+        config.confinement = confinement.clone().into();
+        does(&config, folder.path(), line)
+    };
+    let mut does = does;
+    assert!(!does(Procfs::Closed, writes_its_own));
+
+    // Tried where it is tried when the daemon starts: by a thread that ends.
+    let open = apart(|| Ok(Procfs::for_cuda())).unwrap().unwrap();
+    assert!(does(open, writes_its_own));
+    // By what it starts too, whose number nobody knew when the rules were made.
+    assert!(does(open, &format!("(sh -c '{writes_its_own}')")));
+    let setting = "/proc/sys/kernel/core_pattern";
+    let before = fs::read_to_string(setting).unwrap();
+    // What is in it already: a shield that does not hold changes nothing here.
+    assert!(!does(
+        open,
+        &format!(
+            "cat {setting} > {}/before && cat {}/before > {setting}",
+            folder.path().display(),
+            folder.path().display()
+        )
+    ));
+    assert!(!does(open, "mount -o remount,bind,rw /proc/sys || umount /proc/sys || mount -t proc proc /mnt"));
+    assert_eq!(fs::read_to_string(setting).unwrap(), before);
+}
