@@ -128,11 +128,13 @@ def test_forked_and_started_executors_make_the_same_code(forked: h.Forked, gpu: 
     assert h.manifest(made[0]).keys() == h.manifest(made[1]).keys()
 
 
-def test_autotuning_leases_each_benchmark_and_not_what_is_between(forked: h.Forked, gpu: dict[str, Any]) -> None:
+def test_autotuning_leases_what_is_timed_and_not_what_is_compiled_between(
+    forked: h.Forked, gpu: dict[str, Any]
+) -> None:
     options = {"inductor": {"max_autotune": {"bool": True}, "coordinate_descent_tuning": {"bool": True}}}
     message, fields, _ = forked.compile(LINEAR, **JOB, device=gpu["kind"], options=options)
     assert message == "done", fields
-    assert forked.leases.count("exclusive") > 10, forked.leases
+    assert forked.leases.count("exclusive") > 2, forked.leases
     message, fields, _ = forked.compile(LINEAR, **JOB, device=gpu["kind"], options={"tuning": "full"})
     assert message == "done" and len(fields["tuning"]["candidates"]) > 2, fields
     assert forked.leases.count("exclusive") > 10, forked.leases

@@ -1,18 +1,23 @@
-"""Inductor's own benchmarks, each under an exclusive lease: the measuring and nothing else, so that what compilers do on the CPU between
+"""Inductor's own benchmarks under exclusive leases: the measuring and nothing else, so that what compilers do on the CPU between
 two measurements goes on beside other jobs.
 
 Everything that Inductor times goes through its benchmarker: candidates of `max_autotune`, configurations of Triton kernels at their
-first call, coordinate descent, padding of matrices.
+first call, coordinate descent, padding of matrices. Candidates for one operation are timed under one lease, and so are the configurations of one
+kernel: each lease is waited for behind all other jobs, and a benchmark takes some 20 ms. What a candidate compiles or loads at its first call it does before.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch._inductor.autotune_process import TritonBenchmarkRequest
+from torch._inductor.codecache import PyCodeCache
 from torch._inductor.runtime import benchmarking
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner
+from torch._inductor.select_algorithm import AlgorithmSelectorCache
 
 from . import lease
 
@@ -27,6 +32,33 @@ def install() -> None:
     # What a kernel's first call does on the CPU, in the middle of a program that runs under a shared lease: compiling.
     for name in ("precompile", "coordinate_descent_tuning"):
         _wrap(CachingAutotuner, name, lease.paused)
+    _wrap(CachingAutotuner, "benchmark_all_configs", lambda: lease.timing("cuda"))
+    AlgorithmSelectorCache.benchmark_choices = classmethod(_benchmark_choices)  # type: ignore[assignment]
+
+
+_original_benchmark_choices = AlgorithmSelectorCache.benchmark_choices.__func__  # type: ignore[attr-defined]
+
+
+def _benchmark_choices(cls: Any, choices: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+    """AlgorithmSelectorCache.benchmark_choices, under one lease where the candidates run on a GPU."""
+    if not any(choice.layout.device.type == "cuda" for choice in choices):
+        return _original_benchmark_choices(cls, choices, *args, **kwargs)
+    for choice in choices:
+        # A candidate that does not load says so again where it is timed, and is dropped.
+        with contextlib.suppress(Exception):
+            _load(choice)
+    with lease.timing("cuda"):
+        return _original_benchmark_choices(cls, choices, *args, **kwargs)
+
+
+def _load(choice: Any) -> None:
+    """Has a candidate's kernel in this process, and on the GPU. It was compiled by another process."""
+    request = getattr(choice, "bmreq", None)
+    if isinstance(request, TritonBenchmarkRequest):
+        module = PyCodeCache.load_by_key_path(request.module_cache_key, request.module_path)
+        autotuner = getattr(module, request.kernel_name)
+        if not autotuner.launchers:
+            autotuner.precompile()
 
 
 def _wrap(owner: type, name: str, around: Callable[[], Any]) -> None:

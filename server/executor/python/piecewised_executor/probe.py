@@ -46,9 +46,10 @@ def import_torch() -> float:
         with cuda_answers(lambda: any(os.path.exists(path) for path in DEVICE_FILES)):
             import torch._inductor.compile_fx
 
-            from . import allowlist, benchmarks, check, job, trial
+            from . import allowlist, benchmarks, check, job, measured, trial
 
             benchmarks.install()
+            measured.install()
             del allowlist, check, job, trial
     except ImportError as error:
         raise Unusable(f"torch {torch.__version__} of {sys.executable} cannot import Inductor: {error}") from error

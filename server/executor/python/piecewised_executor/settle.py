@@ -58,8 +58,7 @@ class Settler:
         size = self._size
         while True:
             try:
-                with lease.running("cuda"):
-                    self._call(compiled, size)
+                self._call(compiled, size)
             except torch.OutOfMemoryError as error:
                 torch.cuda.empty_cache()
                 if size is None or size // 2 < self._low:
@@ -89,8 +88,8 @@ class Settler:
         rebuilt = inputs.fake_case(self._graph, self._dispatched, size, others, self._frontend)
         if inputs.n_peak_bytes(rebuilt) > torch.cuda.mem_get_info()[0] * _SHARE_OF_MEMORY:
             raise torch.OutOfMemoryError(f"a call at size {size} needs more than half of what is free")
-        # Zeros: whatever an integer indexes, there is one.
-        case = inputs.make_case(rebuilt, size, seed=0, integer_bound=1)
-        with self._frontend.running():
+        with lease.running("cuda"), self._frontend.running():
+            # Zeros: whatever an integer indexes, there is one.
+            case = inputs.make_case(rebuilt, size, seed=0, integer_bound=1)
             compiled(*(case.arguments[position] for position in self._kept), *case.flat[len(case.rebuilt.kept) :])
             torch.cuda.synchronize()
