@@ -53,6 +53,13 @@ def _environment(extra: dict[str, str] | None) -> dict[str, str]:
     return {**os.environ, **ours, **(extra or {})}
 
 
+def forget_what_was_measured() -> None:
+    """Has executors measure anew what earlier ones have, also those of earlier tests."""
+    for folder in ("candidates", "searches"):
+        for path in (HEADERS / folder).glob("*"):
+            path.unlink(missing_ok=True)
+
+
 class Spoken:
     """An executor, spoken to over two files as the daemon does."""
 

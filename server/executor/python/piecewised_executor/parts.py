@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from . import frontends, program
+from . import frontends, program, searches
 from .errors import OutOfMemory
 from .frontends import Frontend
 from .guards import Guards
@@ -66,6 +66,8 @@ class Recipe:
     hint: int | None
     narrows: bool = True
     patches: dict[str, Any] = field(default_factory=dict)
+    #: Which of several that are alike, whose searches end differently.
+    search: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def compile_interval(
 
     compiled: program.Program | Package
     options = job.request.get("options", {})
-    with job.phases.phase("compile"):
+    with job.phases.phase("compile"), searches.numbered(recipe.search):
         if job.format == "aoti":
             # Its autotuning is settled while its code is generated: what C++ launches it cannot choose later.
             try:

@@ -46,10 +46,12 @@ def import_torch() -> float:
         with cuda_answers(lambda: any(os.path.exists(path) for path in DEVICE_FILES)):
             import torch._inductor.compile_fx
 
-            from . import allowlist, benchmarks, check, job, measured, trial
+            from . import allowlist, benchmarks, candidates, check, job, searches, trial
 
+            # Before the leases, which the search is to be without.
+            searches.install()
             benchmarks.install()
-            measured.install()
+            candidates.install()
             del allowlist, check, job, trial
     except ImportError as error:
         raise Unusable(f"torch {torch.__version__} of {sys.executable} cannot import Inductor: {error}") from error

@@ -31,7 +31,7 @@ from torch._inductor.select_algorithm import TritonTemplate
 from torch._inductor.standalone_compile import standalone_compile
 from torch._inductor.utils import fresh_cache
 
-from . import direct, faults, frontends, headers, instruction_sets, measured, settings, winners
+from . import candidates, direct, faults, frontends, headers, instruction_sets, settings, winners
 from .errors import CompileError, JobError, Unsupported, describe, from_outside
 from .frontends import Frontend
 from .rebuild import Rebuilt
@@ -145,7 +145,7 @@ def compile_errors(refusal: Callable[[BaseException], JobError | None] = lambda 
     """While inside, what goes wrong is raised as the job's own failure: what `refusal` makes of it, what lies outside the graph, else CompileError. A
     JobError and a lost GPU (DeviceFault) stay what they are."""
     try:
-        with measured.compiling():
+        with candidates.compiling():
             yield
     except (JobError, faults.DeviceFault):
         raise

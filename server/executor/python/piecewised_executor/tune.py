@@ -132,7 +132,7 @@ def tune(job: Job, nursery: Nursery, whole: Interval | None) -> Tuned:
 def recipes(interval: Interval | None, hint: int | None, on_gpu: bool) -> list[Recipe]:
     """The ways to compile an interval that are tried; the generic one first."""
     if interval is None:
-        return [Recipe("generic", None), *([_autotuned(None)] * _N_SEARCHES if on_gpu else [])]
+        return [Recipe("generic", None), *(_searches(None) if on_gpu else [])]
     low, high = interval
     inside = min(max(hint if hint is not None else low, low), high)
     ends = [max(low, min(2, high)), min(high, _LARGEST_SIZE)]
@@ -141,12 +141,16 @@ def recipes(interval: Interval | None, hint: int | None, on_gpu: bool) -> list[R
     stock = [stock_recipe()] if high >= 2 else []
     if not on_gpu:
         return [*stock, *(Recipe("range", hint) for hint in hints)]
-    autotuned = [_autotuned(hint) for hint in hints]
-    return [*stock, Recipe("range", inside), *(autotuned if low < high else autotuned * _N_SEARCHES)]
+    autotuned = [_autotuned(hint) for hint in hints] if low < high else _searches(inside)
+    return [*stock, Recipe("range", inside), *autotuned]
 
 
-def _autotuned(hint: int | None) -> Recipe:
-    return Recipe("autotuned", hint, patches=_AUTOTUNED)
+def _searches(hint: int | None) -> list[Recipe]:
+    return [_autotuned(hint, search) for search in range(_N_SEARCHES)]
+
+
+def _autotuned(hint: int | None, search: int = 0) -> Recipe:
+    return Recipe("autotuned", hint, patches=_AUTOTUNED, search=search)
 
 
 def sizes_to_measure(interval: Interval, hint: int | None) -> list[int]:

@@ -1,4 +1,4 @@
-"""What `max_autotune` has measured, told from one executor to the next (`measured`): matrix products on the CPU, where there are two candidates, torch's own and Inductor's."""
+"""What `max_autotune` has measured, told from one executor to the next (`candidates`): matrix products on the CPU, where there are two candidates, torch's own and Inductor's."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def entries() -> set[Path]:
 
 def favour(entry: Path, name: str) -> None:
     """Has candidates whose name begins so be the fastest by far."""
-    times = json.loads(entry.read_text())["times"]
+    times = json.loads(entry.read_text())["found"]
     times = {candidate: 0.001 if candidate.startswith(name) else 1000.0 for candidate in times}
     beside = entry.with_suffix(".new")
-    beside.write_text(json.dumps({"at": time.time(), "times": times}))
+    beside.write_text(json.dumps({"at": time.time(), "found": times}))
     beside.replace(entry)
 
 
@@ -66,11 +66,10 @@ def executor() -> Iterator[h.Executor]:
 @pytest.fixture(scope="module")
 def entry(executor: h.Executor) -> Path:
     """Of a product of 24 rows, which was measured once for all tests."""
-    for path in entries():
-        path.unlink(missing_ok=True)
+    h.forget_what_was_measured()
     is_torchs_own(executor, graph(24, "exp"))
     (found,) = entries()
-    assert len(json.loads(found.read_text())["times"]) == 2
+    assert len(json.loads(found.read_text())["found"]) == 2
     return found
 
 
@@ -110,17 +109,17 @@ def test_where_who_measures_is_gone_the_next_measures(executor: h.Executor, entr
         wait_until_it_waits(executor.process.pid, entry)
         fcntl.flock(lock, fcntl.LOCK_UN)
         thread.join()
-    assert len(json.loads(entry.read_text())["times"]) == 2
+    assert len(json.loads(entry.read_text())["found"]) == 2
 
 
 @pytest.mark.parametrize(
     "content",
-    ["{", "[]", '{"at": 9e99, "times": {"a": "b"}}'],
+    ["{", "[]", '{"at": 9e99, "found": {"a": "b"}}'],
 )
 def test_what_is_no_record_is_measured_anew(executor: h.Executor, entry: Path, content: str) -> None:
     entry.write_text(content)
     is_torchs_own(executor, graph(24, "exp"))
-    assert len(json.loads(entry.read_text())["times"]) == 2
+    assert len(json.loads(entry.read_text())["found"]) == 2
 
 
 def wait_until_it_waits(pid: int, entry: Path) -> None:
