@@ -207,7 +207,7 @@ pub(crate) struct ServeArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     temp_dir: Option<PathBuf>,
 
-    /// Where the C++ compiler's precompiled headers, and which vector instructions it was found to work with, are kept between starts; daemons may share it [default: precompiled_headers in the store's
+    /// Where the C++ compiler's precompiled headers, which vector instructions it was found to work with, and what was timed while tuning, are kept between starts; daemons may share it [default: precompiled_headers in the store's
     /// folder].
     #[arg(long, value_name = "FOLDER", help_heading = "Folders")]
     #[serde(skip_serializing_if = "Option::is_none")]

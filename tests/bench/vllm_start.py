@@ -238,7 +238,7 @@ def handles(args: argparse.Namespace, daemon: ready_daemon.Daemon) -> list[dict[
         command = [args.daemon, *words, "--json", "--endpoint", daemon.endpoint]
         return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
-    return [asked("show", entry["key"]) for entry in asked("ls") if "compiled" in entry["what"]]
+    return [asked("show", entry["key"]) for entry in asked("ls") if entry.get("compiled")]
 
 
 def row(name: str, result: dict[str, Any]) -> str:

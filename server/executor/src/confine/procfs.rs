@@ -1,5 +1,5 @@
-//! Writing in /proc, which CUDA needs: on a kernel that keeps it from that, `cuInit` fails with 304, "OS call failed" (driver 580; it opens a file of its own
-//! process there to write it anew).
+//! Writing in /proc, which CUDA needs: it names its threads there (`/proc/self/task/N/comm`, opened to be written anew). Where it may not, `cuInit` fails with
+//! 304, "OS call failed" (driver 580.159.04).
 //!
 //! Rules on files name what is there when they are made, and the processes that start CUDA are not there yet. So all of /proc can be written where this
 //! machine has an NVIDIA GPU, as far as the user may write there. Of other users' processes that is nothing, and of this user's what needs no look into their
