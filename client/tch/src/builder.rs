@@ -23,10 +23,10 @@ use std::collections::HashSet;
 
 use piecewised_graph::{
     AllowList, GraphError, Limits, Trust,
-    model::{self, Argument, Graph, Op, Real, SymExpr, SymFunction, Symbol, TensorMeta, ValueMeta},
+    model::{self, Argument, Constant, Graph, Op, Real, SymExpr, SymFunction, Symbol, TensorMeta, ValueMeta},
     validate,
 };
-use tch::{Device, Kind};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{Error, Result, dtype};
 
@@ -99,6 +99,27 @@ impl GraphBuilder {
         self.strided(name, kind, exprs(&mut sizes.into_iter()), exprs(&mut strides.into_iter()))
     }
 
+    /// A tensor whose values are part of the graph, on the graph's device: they are in the request, in its key and in the artifact, and no input of the
+    /// calls. For tables and masks; weights are inputs.
+    pub fn constant(&mut self, name: &str, value: &Tensor) -> Value {
+        match read(value) {
+            Ok((kind, sizes, data)) => {
+                let sizes: Vec<SymExpr> = sizes.into_iter().map(SymExpr::Int).collect();
+                let strides = contiguous(&sizes);
+                if let Some(meta) = self.meta(name, kind, sizes, strides) {
+                    self.graph.constants.push(Constant { name: name.into(), meta, data });
+                }
+            }
+            Err(error) => {
+                // Behind the first line is a stack of C++.
+                let error = error.to_string();
+                let problem = error.lines().next().unwrap_or_default();
+                self.complain(format!("the constant {name:?} can't be read: {problem}"));
+            }
+        }
+        self.node(name, Op::GetAttr { target: name.into() })
+    }
+
     /// Calls a function: "torch.matmul", "torch.nn.functional.silu", "torch.ops.aten.mul.Tensor", "_operator.getitem".
     pub fn call(&mut self, target: &str, args: impl IntoIterator<Item = Arg>) -> Value {
         self.call_with(target, args, [])
@@ -150,9 +171,16 @@ impl GraphBuilder {
     }
 
     fn strided(&mut self, name: &str, kind: Kind, sizes: Vec<SymExpr>, strides: Vec<SymExpr>) -> Value {
+        match self.meta(name, kind, sizes, strides) {
+            Some(meta) => self.input(name, ValueMeta::Tensor(meta)),
+            None => Value(name.into()),
+        }
+    }
+
+    fn meta(&mut self, name: &str, kind: Kind, sizes: Vec<SymExpr>, strides: Vec<SymExpr>) -> Option<TensorMeta> {
         let Some(dtype) = dtype::dtype(kind) else {
             self.complain(format!("tensor {name:?} is {kind:?}, and quantised tensors are not compiled"));
-            return Value(name.into());
+            return None;
         };
         if let Some(negative) = sizes.iter().find(|size| matches!(size, SymExpr::Int(value) if *value < 0)) {
             self.complain(format!("tensor {name:?} has the size {negative}"));
@@ -165,7 +193,7 @@ impl GraphBuilder {
                 "cpu"
             }
         };
-        let meta = TensorMeta {
+        Some(TensorMeta {
             dtype: dtype.into(),
             device: model::Device { r#type: kind.into(), index: None },
             layout: "strided".into(),
@@ -173,8 +201,7 @@ impl GraphBuilder {
             strides,
             storage_offset: SymExpr::Int(0),
             is_parameter: false,
-        };
-        self.input(name, ValueMeta::Tensor(meta))
+        })
     }
 
     fn input(&mut self, name: &str, value: ValueMeta) -> Value {
@@ -235,6 +262,15 @@ fn check(graph: &Graph) -> std::result::Result<(), GraphError> {
         }
     }
     validate(graph, &Limits::default(), &AllowList::new(functions, methods, []), Trust::AllowList)
+}
+
+/// A tensor's type, sizes and values, row-major.
+fn read(value: &Tensor) -> std::result::Result<(Kind, Vec<i64>, Vec<u8>), TchError> {
+    let value = value.f_to_device(Device::Cpu)?.f_contiguous()?;
+    let kind = value.f_kind()?;
+    let mut data = vec![0; value.numel() * kind.elt_size_in_bytes()];
+    value.f_copy_data_u8(&mut data, value.numel())?;
+    Ok((kind, value.size(), data))
 }
 
 /// The strides of a row-major tensor, in elements.

@@ -4,7 +4,7 @@
 use expect_test::{Expect, expect};
 use piecewised_graph::{canonicalise, model::Graph};
 use piecewised_tch::GraphBuilder;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 fn refused(build: impl FnOnce(&mut GraphBuilder) -> Vec<piecewised_tch::Value>, expected: Expect) {
     let mut graph = GraphBuilder::new(Device::Cpu);
@@ -75,6 +75,38 @@ fn mistakes_are_told_by_name() {
         },
         expect![[
             r#"the graph can't be compiled: node "relu": it refers to "y", and there is no such node in this graph"#
+        ]],
+    );
+}
+
+#[test]
+fn a_constant_is_its_values_whatever_their_strides() {
+    let with = |table: Tensor| {
+        let mut graph = GraphBuilder::new(Device::Cpu);
+        let x = graph.tensor("x", Kind::Float, [2.into(), 2.into()]);
+        let table = graph.constant("table", &table);
+        let sum = graph.call("torch.add", [x.into(), table.into()]);
+        graph.finish([sum]).unwrap()
+    };
+    let table = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0]).reshape([2, 2]);
+    let graph = with(table.copy());
+    let bytes: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0].into_iter().flat_map(f32::to_le_bytes).collect();
+    assert_eq!(graph.constants[0].data, bytes);
+    let digest = |table: Tensor| canonicalise(&with(table)).unwrap().digest;
+    assert_eq!(digest(table.copy()), digest(table.tr().contiguous().tr()));
+    assert_ne!(digest(table.copy()), digest(table.tr()), "values count");
+    assert_ne!(digest(table.copy()), digest(table.to_kind(Kind::Int)), "and so do their types");
+    refused(
+        |graph| {
+            let value = Tensor::zeros([2], (Kind::Float, Device::Cpu));
+            vec![graph.constant("table", &value), graph.constant("table", &value)]
+        },
+        expect![[r#"the graph can't be compiled: two constants or subgraphs of one graph are named "table""#]],
+    );
+    refused(
+        |graph| vec![graph.constant("none", &Tensor::new())],
+        expect![[
+            r#"the graph can't be built: the constant "none" can't be read: Internal torch error: tensor does not have a device"#
         ]],
     );
 }

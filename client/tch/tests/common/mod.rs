@@ -48,7 +48,7 @@ impl Drop for Shared {
     }
 }
 
-fn variable(name: &str) -> PathBuf {
+pub(crate) fn variable(name: &str) -> PathBuf {
     env::var_os(name).map(PathBuf::from).unwrap_or_else(|| panic!("{name} is not set; `make test-rust` sets it"))
 }
 
@@ -59,14 +59,23 @@ pub(crate) fn daemon() -> Shared {
 }
 
 fn start() -> Daemon {
+    start_of(&variable("PIECEWISED_TEST_PYTHON"), "", &[])
+}
+
+/// A daemon of a test's own, for another interpreter, with other flags.
+pub(crate) fn daemon_of(python: &Path, flags: &[&str]) -> Daemon {
+    start_of(python, "-own", flags)
+}
+
+fn start_of(python: &Path, suffix: &str, flags: &[&str]) -> Daemon {
     // Short: a socket's path has to fit 108 bytes.
-    let folder = env::temp_dir().join(format!("pw-tch-{}", std::process::id()));
+    let folder = env::temp_dir().join(format!("pw-tch-{}{suffix}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
     let log = fs::File::create(folder.join("log")).unwrap();
     let process = Command::new(variable("PIECEWISED_TEST_DAEMON"))
         .arg("serve")
         .arg("--python")
-        .arg(variable("PIECEWISED_TEST_PYTHON"))
+        .arg(python)
         .arg("--socket")
         .arg(folder.join("socket"))
         .arg("--store-dir")
@@ -74,6 +83,7 @@ fn start() -> Daemon {
         // As the other tests' daemons: each would make the same.
         .arg("--headers-dir")
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/test-headers"))
+        .args(flags)
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)
