@@ -15,8 +15,10 @@
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <c10/util/SmallVector.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/inductor/aoti_torch/utils.h>
 #include <torch/version.h>
 
 struct pw_package {
@@ -25,6 +27,38 @@ struct pw_package {
 };
 
 namespace {
+
+using torch::inductor::AOTIModelContainerRunner;
+
+// What libtorch's runner keeps to itself. Its own way makes vectors and a map of what goes in and out, and each output anew: some ten
+// allocations, which a call of small kernels notices. Here inputs and outputs are what the model takes and gives.
+struct Runner : AOTIModelContainerRunner {
+  static size_t n_outputs(AOTIModelContainerRunner& runner) {
+    size_t n = 0;
+    check((runner.*(&Runner::get_num_outputs_func_))(runner.*(&Runner::container_handle_), &n));
+    return n;
+  }
+
+  // Takes what `inputs` point to. `outputs` has room for n_outputs().
+  static void run(
+      AOTIModelContainerRunner& runner, AtenTensorHandle* inputs, size_t n_inputs, AtenTensorHandle* outputs, size_t n_outputs) {
+    const auto call = runner.*(&Runner::run_func_);
+    check(call(
+        runner.*(&Runner::container_handle_),
+        inputs,
+        n_inputs,
+        outputs,
+        n_outputs,
+        nullptr,
+        runner.*(&Runner::proxy_executor_handle_)));
+  }
+
+  static void check(AOTIRuntimeError status) {
+    if (status != AOTI_RUNTIME_SUCCESS) {
+      throw std::runtime_error("the compiled code failed; what it says of that is on the standard error stream");
+    }
+  }
+};
 
 char* copied(const std::string& text) {
   char* copy = static_cast<char*>(std::malloc(text.size() + 1));
@@ -76,6 +110,55 @@ void preload_libtorch() {
   std::call_once(once, [] { load_globally(library_folder() + "/libtorch.so"); });
 }
 
+void check_number(size_t returned, size_t expected) {
+  if (returned != expected) {
+    throw std::runtime_error(
+        "the package returned " + std::to_string(returned) + " tensors, and its manifest says " + std::to_string(expected));
+  }
+}
+
+void run_on_cpu(
+    AOTIModelContainerRunner& runner, const void* const* inputs, size_t n_inputs, void** outputs, size_t n_outputs) {
+  check_number(Runner::n_outputs(runner), n_outputs);
+  c10::SmallVector<AtenTensorHandle, 16> taken;
+  for (size_t i = 0; i < n_inputs; ++i) {
+    taken.push_back(torch::aot_inductor::tensor_pointer_to_tensor_handle(new at::Tensor(tensor(inputs[i]))));
+  }
+  c10::SmallVector<AtenTensorHandle, 16> given(n_outputs, nullptr);
+  Runner::run(runner, taken.data(), n_inputs, given.data(), n_outputs);
+  for (size_t i = 0; i < n_outputs; ++i) {
+    at::Tensor* one = torch::aot_inductor::tensor_handle_to_tensor_pointer(given[i]);
+    // A value that is returned twice is one tensor, and each output its caller's to free.
+    for (size_t before = 0; before < i; ++before) {
+      if (given[before] == given[i]) {
+        one = new at::Tensor(*one);
+        break;
+      }
+    }
+    outputs[i] = one;
+  }
+}
+
+void run_on_gpu(pw_package& package, const void* const* inputs, size_t n_inputs, void** outputs, size_t n_outputs) {
+  std::vector<at::Tensor> arguments;
+  arguments.reserve(n_inputs);
+  for (size_t i = 0; i < n_inputs; ++i) {
+    arguments.push_back(tensor(inputs[i]));
+  }
+  c10::OptionalDeviceGuard guard(c10::Device(c10::kCUDA, package.device_index));
+  // Without a stream's handle the runner takes the current stream of the current device.
+  std::vector<at::Tensor> returned = package.loader.boxed_run(std::move(arguments), nullptr);
+  check_number(returned.size(), n_outputs);
+  std::vector<std::unique_ptr<at::Tensor>> owned;
+  owned.reserve(n_outputs);
+  for (at::Tensor& one : returned) {
+    owned.push_back(std::make_unique<at::Tensor>(std::move(one)));
+  }
+  for (size_t i = 0; i < n_outputs; ++i) {
+    outputs[i] = owned[i].release();
+  }
+}
+
 } // namespace
 
 extern "C" {
@@ -124,31 +207,12 @@ char* pw_package_load(const char* path, size_t n_runners, int32_t device_index, 
 char* pw_package_run(
     pw_package* package, const void* const* inputs, size_t n_inputs, void** outputs, size_t n_outputs) {
   return guarded([&] {
-    std::vector<at::Tensor> arguments;
-    arguments.reserve(n_inputs);
-    for (size_t i = 0; i < n_inputs; ++i) {
-      arguments.push_back(tensor(inputs[i]));
-    }
-    c10::OptionalDeviceGuard guard;
-    if (package->device_index >= 0) {
-      guard.reset_device(c10::Device(c10::kCUDA, package->device_index));
-    }
     // Casts are in the code, as far as its graph was captured under autocast: a caller that is under it now has no say in them.
     c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-    // Without a stream's handle the runner takes the current stream of the current device.
-    std::vector<at::Tensor> returned = package->loader.boxed_run(std::move(arguments), nullptr);
-    if (returned.size() != n_outputs) {
-      throw std::runtime_error(
-          "the package returned " + std::to_string(returned.size()) + " tensors, and its manifest says " +
-          std::to_string(n_outputs));
-    }
-    std::vector<std::unique_ptr<at::Tensor>> owned;
-    owned.reserve(n_outputs);
-    for (at::Tensor& one : returned) {
-      owned.push_back(std::make_unique<at::Tensor>(std::move(one)));
-    }
-    for (size_t i = 0; i < n_outputs; ++i) {
-      outputs[i] = owned[i].release();
+    if (package->device_index < 0) {
+      run_on_cpu(*package->loader.get_runner(), inputs, n_inputs, outputs, n_outputs);
+    } else {
+      run_on_gpu(*package, inputs, n_inputs, outputs, n_outputs);
     }
   });
 }

@@ -11,7 +11,7 @@ use crate::{
     libtorch::{base, initialise, libtorch_version},
     manifest::{Constant, Entry, Manifest},
     outputs::Outputs,
-    shim::{Described, Loaded, Owned, Tensors, has_operator},
+    shim::{Described, Descriptions, Loaded, Owned, Tensors, has_operator},
 };
 
 /// How packages are loaded.
@@ -156,7 +156,7 @@ impl fmt::Debug for Package {
     }
 }
 
-pub(crate) fn described<'a>(tensors: &'a Tensors<'_>) -> Result<Vec<Described<'a>>> {
+pub(crate) fn described<'a>(tensors: &'a Tensors<'_>) -> Result<Descriptions<'a>> {
     Ok(tensors.describe().map_err(|problem| InputError::Unreadable { problem })?)
 }
 

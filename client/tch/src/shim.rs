@@ -15,6 +15,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use smallvec::{SmallVec, smallvec};
 use tch::Tensor;
 
 mod c {
@@ -86,9 +87,15 @@ fn c_path(path: &Path) -> Result<CString, Message> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| format!("{path:?} has a NUL in it"))
 }
 
+/// As many tensors as most pieces have: so many are described, and handed over, without an allocation.
+const N_INLINE: usize = 16;
+
+/// What the tensors of a call look like.
+pub(crate) type Descriptions<'a> = SmallVec<[Described<'a>; N_INLINE]>;
+
 /// Tensors that somebody holds for as long as this lives.
 pub(crate) struct Tensors<'a> {
-    pointers: Vec<*const c_void>,
+    pointers: SmallVec<[*const c_void; N_INLINE]>,
     borrowed: PhantomData<&'a Tensor>,
 }
 
@@ -103,8 +110,8 @@ impl<'a> Tensors<'a> {
     }
 
     /// What each looks like.
-    pub(crate) fn describe(&self) -> Result<Vec<Described<'_>>, Message> {
-        let mut described: Vec<c::Described> = Vec::with_capacity(self.len());
+    pub(crate) fn describe(&self) -> Result<Descriptions<'_>, Message> {
+        let mut described: SmallVec<[c::Described; N_INLINE]> = SmallVec::with_capacity(self.len());
         // SAFETY: the pointers are of tensors that are borrowed, there is room for as many descriptions, and they are all
         // written where there is no message.
         unsafe {
@@ -209,7 +216,7 @@ impl Loaded {
 
     /// One call, with inputs that are known to be what the package was compiled for.
     pub(crate) fn run(&self, inputs: &Tensors<'_>, n_outputs: usize) -> Result<Vec<Tensor>, Message> {
-        let mut outputs = vec![ptr::null_mut::<c_void>(); n_outputs];
+        let mut outputs: SmallVec<[*mut c_void; N_INLINE]> = smallvec![ptr::null_mut(); n_outputs];
         {
             let _one = self.one_at_a_time.as_ref().map(|lock| lock.lock().unwrap_or_else(PoisonError::into_inner));
             // SAFETY: the package lives as long as we do; the inputs are borrowed; there is room for the outputs.

@@ -144,6 +144,28 @@ async fn several_threads_call_one_piece() {
 }
 
 #[tokio::test]
+async fn a_value_that_is_returned_twice_is_two_tensors_and_an_input_can_be_returned() {
+    let daemon = daemon();
+    let mut graph = GraphBuilder::new(Device::Cpu);
+    let n = graph.symbol("n");
+    let x = graph.tensor("x", Kind::Float, [n, 4.into()]);
+    let doubled = graph.call("torch.mul", [(&x).into(), 2.into()]);
+    let graph = graph.finish([doubled.clone(), x, doubled.clone(), doubled]).unwrap();
+    let piece = daemon.worker().await.compile(request(graph, plan(&[(2, 8)], &[])), |_| ()).await.unwrap();
+    for n in [2, 8] {
+        let x = random(&[n, 4]);
+        let mut outputs = piece.forward(&[&x]).unwrap();
+        assert_eq!(outputs.len(), 4);
+        assert_eq!(outputs[1].data_ptr(), x.data_ptr());
+        // Each is its owner's to drop.
+        drop(outputs.remove(0));
+        drop(outputs.remove(2));
+        assert_close(&outputs[0], &x);
+        assert_close(&outputs[1], &(x * 2.0));
+    }
+}
+
+#[tokio::test]
 async fn what_compiled_code_throws_is_an_error_and_the_piece_goes_on() {
     let daemon = daemon();
     let mut graph = GraphBuilder::new(Device::Cpu);
