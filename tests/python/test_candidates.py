@@ -114,12 +114,6 @@ def test_where_who_measures_is_gone_the_next_measures(executor: h.Executor, entr
     assert len(json.loads(entry.read_text())["found"]) == 2
 
 
-def test_what_is_no_record_is_measured_anew(executor: h.Executor, entry: Path) -> None:
-    entry.write_text("{")
-    is_torchs_own(executor, graph(24, "exp"))
-    assert len(json.loads(entry.read_text())["found"]) == 2
-
-
 @pytest.mark.parametrize(
     "content",
     ["", "[]", "null", '{"found": 1}', '{"at": null, "found": 1}', '{"at": 0, "found": 1}', '{"at": 9e99, "found": 1}'],

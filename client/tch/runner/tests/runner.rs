@@ -1,6 +1,6 @@
 //! The runner as a process: what it says where it can't do what it is asked, and how it and other programs find libtorch.
 //!
-//! That it loads, runs and measures packages is tested where there are some: `client/tch/tests/worker.rs`.
+//! That it loads, runs and measures packages is tested where there are some: `client/tch/tests/worker`.
 #![allow(clippy::unwrap_used, reason = "a test fails where it unwraps nothing")]
 
 use std::{

@@ -1,7 +1,9 @@
 //! Workers against a real daemon: what it compiles is fetched, loaded, dispatched on, called.
 #![allow(clippy::unwrap_used, reason = "a test fails where it unwraps nothing")]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod operators;
 
 use std::{fs, path::Path, sync::Arc, thread};
 

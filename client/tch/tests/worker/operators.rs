@@ -1,7 +1,4 @@
 //! What a package takes from its process beside its inputs: constants that travel with it, and operators of a C++ library.
-#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps nothing")]
-
-mod common;
 
 use std::{
     fs,
@@ -10,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use common::{assert_close, daemon, daemon_of, plan, random, variable};
+use crate::common::{assert_close, daemon, daemon_of, plan, random, variable};
 use piecewised_client::CompileRequest;
 use piecewised_graph::Frontend;
 use piecewised_tch::{GraphBuilder, LoadOptions, Piece, load_operators, request};
