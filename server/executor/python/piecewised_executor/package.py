@@ -26,7 +26,7 @@ from torch._inductor.utils import fresh_cache
 from torch.export.pt2_archive._package import PT2ArchiveWriter
 from torch.export.pt2_archive.constants import AOTINDUCTOR_DIR
 
-from . import compilers, frontends, lease, program, settings, winners
+from . import candidates, compilers, frontends, lease, program, settings, winners
 from .building import building
 from .errors import Unsupported, describe
 from .frontends import Frontend
@@ -107,7 +107,7 @@ def compile_package(
             # Of torch about torch, once for each compile.
             warnings.simplefilter("ignore", FutureWarning)
             # Not as its argument, which it copies: a frontend's passes are the frontend's own objects.
-            with program.compile_errors(_refusal), inductor_config.patch(patches):
+            with program.compile_errors(_refusal), candidates.compiling(), inductor_config.patch(patches):
                 files = compile_fx.compile_fx_aot(taken.module, list(taken.inputs))
         return _packed(files, taken, folder, is_autocast=bool(options.get("torch", {}).get("autocast")))
 

@@ -119,7 +119,7 @@ def compile_program(
         # What AOTAutograd does not want to cache it does not serialise either; without `strict` it would not say so.
         torch._functorch.config.patch(bypass_autograd_cache_key=True, strict_autograd_cache=True),
     ):
-        with compile_errors():
+        with compile_errors(), candidates.compiling():
             artifact = standalone_compile(
                 rebuilt.module,
                 rebuilt.inputs,
@@ -145,8 +145,7 @@ def compile_errors(refusal: Callable[[BaseException], JobError | None] = lambda 
     """While inside, what goes wrong is raised as the job's own failure: what `refusal` makes of it, what lies outside the graph, else CompileError. A
     JobError and a lost GPU (DeviceFault) stay what they are."""
     try:
-        with candidates.compiling():
-            yield
+        yield
     except (JobError, faults.DeviceFault):
         raise
     except Exception as error:

@@ -21,10 +21,7 @@ use landlock::{
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use serde::Serialize;
 
-use super::{
-    Measure,
-    procfs::{PROC, Procfs},
-};
+use super::Measure;
 use crate::{Confinement, ExecutorConfig, environment::is_allowed};
 
 /// The newest version whose rights are used; on older kernels those that they have.
@@ -104,8 +101,8 @@ impl Rules {
         for path in config.runner.iter().filter_map(|path| path.canonicalize().ok()) {
             rules.found(path, reading());
         }
-        if config.confinement.procfs != Procfs::Closed {
-            rules.need(Path::new(PROC), AccessFs::WriteFile | AccessFs::Truncate);
+        if let Some(proc) = config.confinement.procfs.written() {
+            rules.need(&proc, AccessFs::WriteFile | AccessFs::Truncate);
         }
         for path in beside(config).iter().filter_map(|path| path.canonicalize().ok()) {
             rules.found(path, writing());
@@ -247,7 +244,7 @@ impl Inner {
         let version = if has(Measure::Truncation) { ABI::V3 } else { ABI::V2 };
         let scoped = if has(Measure::Signals) { Scope::from_all(ABI::V6).bits() } else { 0 };
         let handled = (AccessFs::from_write(version) & !(AccessFs::MakeChar | AccessFs::MakeBlock)).bits();
-        let proc = (config.confinement.procfs != Procfs::Closed).then(|| PROC.into());
+        let proc = config.confinement.procfs.written();
         let writable = [own.to_owned()].into_iter().chain(beside(config)).chain(proc).collect();
         Some(Self { handled, scoped, writable })
     }

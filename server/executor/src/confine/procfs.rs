@@ -6,7 +6,10 @@
 //! memory, which Landlock forbids: their `oom_score_adj`, say. To root the kernel's settings are open too (`/proc/sys`, `/proc/sysrq-trigger`). They are made
 //! read-only in a mount namespace, as container runtimes do it, and nothing that Landlock binds can mount.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::{
@@ -16,7 +19,7 @@ use rustix::{
 
 use crate::placement;
 
-pub(super) const PROC: &str = "/proc";
+const PROC: &str = "/proc";
 
 /// What a process of the wrong kind could have the kernel run: whoever may write it may all.
 const SETTING: &str = "/proc/sys/kernel/core_pattern";
@@ -40,6 +43,11 @@ impl Procfs {
     /// A clause that says why executors cannot be given /proc.
     pub(super) fn needed() -> Result<Self, String> {
         if placement::is_for_cuda() { Self::for_cuda() } else { Ok(Self::Closed) }
+    }
+
+    /// Where it lies, if executors write there.
+    pub(super) fn written(self) -> Option<PathBuf> {
+        (self != Self::Closed).then(|| PROC.into())
     }
 
     /// What CUDA needs, whether or not there is a GPU.

@@ -111,13 +111,12 @@ fn where_there_is_a_gpu_processes_write_what_is_theirs_in_proc_and_not_the_kerne
         return;
     }
     let writes_its_own = "echo other > /proc/self/comm && grep -q other /proc/$$/comm";
-    let does = |procfs, line: &str| {
+    let mut does = |procfs, line: &str| {
         confinement.procfs = procfs;
         let mut config = ExecutorConfig::new("python3", folder.path(), folder.path());
         config.confinement = confinement.clone().into();
         does(&config, folder.path(), line)
     };
-    let mut does = does;
     assert!(!does(Procfs::Closed, writes_its_own));
 
     // Tried where it is tried when the daemon starts: by a thread that ends.
