@@ -129,6 +129,20 @@ def test_what_is_damaged_too_old_or_of_the_future_is_not_found(
     assert entry.found() is None
 
 
+def test_where_nothing_can_be_kept_it_is_measured_all_the_same(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # All else is known, or it would take g++ half a minute.
+    for path in HEADERS.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / FOLDER.name).unlink(missing_ok=True)
+    (tmp_path / FOLDER.name).touch()
+    with h.Executor({"PIECEWISED_PRECOMPILED_HEADERS": str(tmp_path)}) as alone:
+        alone.hello()
+        is_torchs_own(alone, graph(24, "neg"))
+    assert f"{tmp_path}/candidates" in capfd.readouterr().err
+
+
 def wait_until_it_waits(pid: int, entry: Path) -> None:
     """Until the process has the file of the lock open."""
     wanted = f"{entry}.lock"

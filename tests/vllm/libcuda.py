@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 
 NO_DEVICE = 100
@@ -14,10 +15,10 @@ NO_DEVICE = 100
 _ALWAYS = ("cuInit", "cuDriverGetVersion", "cuDeviceGetCount", "cuGetProcAddress", "cuGetProcAddress_v2")
 
 
-def build(folder: Path, vllm_folder: Path) -> Path:
-    """The folder that has libcuda.so.1, for LD_LIBRARY_PATH. Needs gcc and nm."""
-    names = set(_ALWAYS)
-    for module in vllm_folder.glob("*.so"):
+def build(folder: Path, modules: Path, others: Collection[str] = ()) -> Path:
+    """The folder that has libcuda.so.1, for LD_LIBRARY_PATH: with the functions that shared objects in `modules` name, and `others`. Needs gcc and nm."""
+    names = {*_ALWAYS, *others}
+    for module in modules.glob("*.so"):
         listed = subprocess.run(
             ["nm", "-D", "--undefined-only", module], check=True, capture_output=True, text=True
         ).stdout

@@ -13,7 +13,7 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import check, faults, frontends, lease, program, tune
+from . import check, faults, forked_compilers, frontends, lease, program, tune
 from .cover import Cover
 from .errors import JobError, Outside, Unsupported, describe, from_outside, shorten
 from .guards import Guards
@@ -77,6 +77,8 @@ def compile_job(
         raise Unsupported(f"the format {request['format']!r}; this executor makes {' and '.join(map(repr, FORMATS))}")
     if request["device"] not in fingerprint.devices(request["device"]["type"]):
         raise Unsupported(f"there is no device {request['device']} here")
+    if request["device"]["type"] == "cuda":
+        forked_compilers.wake()
     graph = request["graph"]
     frontend = frontends.find(request.get("frontend"), payload)
     # Trials find it again, in processes of their own.

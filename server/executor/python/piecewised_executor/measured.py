@@ -66,9 +66,13 @@ class Entry:
             print(f"piecewised_executor: {self.path} cannot be kept: {error}", file=sys.stderr)
 
     def open_lock(self) -> io.TextIOWrapper:
-        """The file that the lock is on. Closing it gives the lock back."""
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return open(f"{self.path}.lock", "a", encoding="ascii")
+        """The file that the lock is on. Closing it gives the lock back. Where it cannot be there, one that nobody else has: then each executor measures for itself."""
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return open(f"{self.path}.lock", "a", encoding="ascii")
+        except OSError as error:
+            print(f"piecewised_executor: {self.path} cannot be locked: {error}", file=sys.stderr)
+            return tempfile.TemporaryFile("w", encoding="ascii")
 
 
 def takes(lock: io.TextIOWrapper) -> bool:

@@ -64,6 +64,7 @@ def set_standard_streams(stderr: int = 2) -> None:
 def serve(channel: Channel, inbox: Inbox, stdin: int, import_s: float, *, is_known: bool) -> None:
     """Says what this process is, and compiles until the daemon has enough of it. torch is imported, and CUDA not started. `is_known`: the
     daemon knows what the interpreter can do."""
+    from . import forked_compilers
     from .job import run
     from .lease import Leases
     from .probe import ready
@@ -71,6 +72,7 @@ def serve(channel: Channel, inbox: Inbox, stdin: int, import_s: float, *, is_kno
 
     # Before anything here has started CUDA or compiled: what is forked from now on is as fresh as a worker.
     nursery = Nursery(stdin)
+    forked_compilers.fork()
     # Only now where it was not needed before: a process with one thread forks without leaving locks behind that another one held.
     inbox.start()
     channel.send("ready", ready(import_s, is_known=is_known))

@@ -40,7 +40,7 @@ def steps() -> list[Callable[[], None]]:
 
         # fx has a progress bar, which it does not show, and which starts a thread to look after it.
         tqdm.tqdm.monitor_interval = 0
-    return [_modules, _a_compile, _tables]
+    return [_modules, _a_compile, _tables, _driver]
 
 
 @contextlib.contextmanager
@@ -151,3 +151,14 @@ def _tables() -> None:
     fingerprint.toolchain()
     fingerprint.cpu_device()
     os.sched_getaffinity(0)
+
+
+def _driver() -> None:
+    """What Triton asks of the driver through a library of its own, which it has gcc build in each process. Loading it starts nothing."""
+    from torch._inductor.runtime import triton_helpers
+
+    from . import probe
+
+    if any(map(os.path.exists, probe.DEVICE_FILES)):
+        with probe.cuda_answers(lambda: True):
+            triton_helpers.set_driver_to_gpu()
