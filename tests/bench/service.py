@@ -54,13 +54,16 @@ def main() -> None:
     parser.add_argument("--daemon", type=pathlib.Path, required=True, help="a release build of the binary")
     parser.add_argument("--bench-load", type=pathlib.Path, required=True, help="a release build of bench-load")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--parts", nargs="+", default=["workers", "in_flight"], choices=["workers", "in_flight"])
     args = parser.parse_args()
     service_harness.DAEMON = args.daemon.resolve()
     report: dict[str, Any] = {"machine": machine()}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        report["workers"] = workers(folder)
-        report.update(in_flight(folder, args.bench_load.resolve(), args.rounds))
+        if "workers" in args.parts:
+            report["workers"] = workers(folder)
+        if "in_flight" in args.parts:
+            report.update(in_flight(folder, args.bench_load.resolve(), args.rounds))
     print(json.dumps(report, indent=1))
 
 

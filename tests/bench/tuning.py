@@ -37,6 +37,12 @@ import llama  # noqa: E402
 import torch  # noqa: E402
 
 SIZES = (1, 2, 4, 8, 16, 64, 256, 2048, 8192)
+# What `load` loads: ranges and hints.
+LOADED = {
+    "fast-17-256": ((17, 256), 64),
+    "fast-generic": ((2, 16384), 8192),
+    "full-17-256": ((17, 256), 64),
+}
 RANGES = ((1, 16), (17, 256), (257, 8192))
 TUNED_LIKE_STOCK = {"max_autotune": {"bool": True}, "coordinate_descent_tuning": {"bool": True}}
 
@@ -92,6 +98,7 @@ def compile_into(folder: Path, jobs: dict[str, dict[str, Any]], piece: str, n_ex
     """Each job becomes a folder with its handle; those that are there already are kept."""
     graph, order = graph_of(piece)
     (folder / f"{piece}.order.json").write_text(json.dumps(order))
+    (folder / f"{piece}.graph.json").write_text(json.dumps(graph))
     torch.cuda.empty_cache()
     leases = Leases()
     waiting = [(name, job) for name, job in jobs.items() if not (folder / f"{piece}-{name}.json").exists()]
@@ -148,8 +155,9 @@ def tune(folder: Path, piece: str, n_executors: int) -> None:
 
 def fast(folder: Path, piece: str, n_executors: int) -> None:
     """Two artifacts for `load`: the range around 64, and generic code."""
-    generic = {"range": [2, 16384], "hint": 8192, "options": {"specialisation": "generic"}}
-    compile_into(folder, {"fast-17-256": {"range": [17, 256], "hint": 64}, "fast-generic": generic}, piece, n_executors)
+    options = {"fast-17-256": {}, "fast-generic": {"options": {"specialisation": "generic"}}}
+    jobs = {name: {"range": list(LOADED[name][0]), "hint": LOADED[name][1], **given} for name, given in options.items()}
+    compile_into(folder, jobs, piece, n_executors)
 
 
 def stock(folder: Path, piece: str, n_executors: int) -> None:
@@ -212,7 +220,9 @@ _LOAD = """
 import json, os, statistics, sys, time, types
 started = time.perf_counter()
 import torch
-package = types.ModuleType("piecewised"); package.__path__ = [sys.argv[1]]; sys.modules["piecewised"] = package
+warm = json.loads(sys.argv[9])
+if warm is None:
+    package = types.ModuleType("piecewised"); package.__path__ = [sys.argv[1]]; sys.modules["piecewised"] = package
 def refuse(event, args):
     if event in ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.system", "os.exec", "os.spawn"):
         raise RuntimeError(f"a worker started a process: {event} {args}")
@@ -232,6 +242,15 @@ def timed(work):
     return (time.perf_counter() - begun) * 1e3, result
 from piecewised.runtime.load import load_entry
 first_ms, run = timed(lambda: load_entry(folder, entry))
+warm_ms, n_warmed = 0.0, 0
+if warm is not None:
+    from piecewised import warming
+    graph = json.loads(open(warm["graph"]).read())
+    runs = {segment["entry"]: load_entry(folder, segment["entry"]) for segment in warm["segments"]}
+    def of(size):
+        return next(runs[s["entry"]] for s in warm["segments"] if s["range"][0] <= size <= s["range"][1])
+    warm_ms, n_warmed = timed(lambda: sum(warming.call(of(size), graph, warm, size, 0) for size in warming.sizes(warm)))
+    run = of(n)
 loads = [timed(lambda: load_entry(other, its)) for other, its in others]
 later = [ms for ms, _ in loads]
 with torch.no_grad():
@@ -242,13 +261,13 @@ with torch.no_grad():
     torch.cuda.synchronize()
     # Of an artifact whose kernels are new to the process, and whose products are not.
     later_calls = [timed(lambda: other(*call))[0] * 1e3 for _, other in loads]
-print(json.dumps({"first_load_ms": first_ms, "later_loads_ms": later, "first_call_us": calls[0], "second_call_us": calls[1],
+print(json.dumps({"first_load_ms": first_ms, "warm_up_ms": warm_ms, "n_warm_calls": n_warmed, "later_loads_ms": later, "first_call_us": calls[0], "second_call_us": calls[1],
   "steady_call_us": statistics.median(calls[10:]), "first_calls_of_later_loads_us": later_calls, "host_us": host_us, "compiler_imported": "torch._inductor.compile_fx" in sys.modules}))
 """
 
 
 def load(folder: Path, piece: str) -> None:
-    """Loads one artifact first and two others after it, calls the first; with an empty PATH and starting a process an error."""
+    """Loads one artifact first and two others after it, calls the first; with an empty PATH and starting a process an error. Then the same with the package's `warm_up` between."""
     order = (folder / f"{piece}.order.json").read_text()
     folders = {}
     for path in sorted(folder.glob(f"{piece}-f*.tar")):
@@ -279,15 +298,22 @@ def load(folder: Path, piece: str) -> None:
             json.dumps(others),
             entry,
         ]
-        done = subprocess.run(
-            [sys.executable, "-c", _LOAD, *arguments, piece, str(n), order],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        size = (folder / f"{name}.tar").stat().st_size
-        print(name, f"n={n} bytes={size}", done.stdout.strip(), done.stderr.strip()[-1500:], flush=True)
+        span, hint = LOADED[name.removeprefix(f"{piece}-")]
+        handle = {
+            **{"range": span, "hint": hint, "segments": fields["segments"], "digest": name},
+            **{"device": {"type": "cuda"}, "dispatch_argument": json.loads(order).index("n")},
+            "graph": str(folder / f"{piece}.graph.json"),
+        }
+        for warm in (None, handle):
+            done = subprocess.run(
+                [sys.executable, "-c", _LOAD, *arguments, piece, str(n), order, json.dumps(warm)],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            size = (folder / f"{name}.tar").stat().st_size
+            print(name, f"n={n} bytes={size}", done.stdout.strip(), done.stderr.strip()[-1500:], flush=True)
 
 
 def main() -> None:

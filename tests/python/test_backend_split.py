@@ -55,6 +55,15 @@ def _clean(cache_dir: Path) -> Iterator[None]:
         yield
 
 
+def test_options_of_a_range_are_those_of_each_pieces_ranges(daemon: Daemon) -> None:
+    n_before = len(piecewised.stats()["ranges"])
+    x = torch.randn(5, 8)
+    model = Layers(2)
+    torch.testing.assert_close(compiled(model, daemon, warm_up=True, priority="prefetch")(x), model(x))
+    made = piecewised.stats()["ranges"][n_before:]
+    assert made and all(record["n_warm_calls"] for record in made)
+
+
 def compiled(model: Callable[..., Any], daemon: Daemon, **options: Any) -> Callable[..., Any]:
     given = {
         "compile_ranges": [[2, 16], [17, 64]],

@@ -9,7 +9,7 @@ compiled as one program (:mod:`.split_backend`).
 
 Options: ``compile_ranges`` ([[start, end], ...], inclusive) or ``compile_range_endpoints``, ``compile_sizes``,
 ``is_encoder``, ``max_num_batched_tokens``, ``tuning`` ("fast", "full", "tiered"), ``specialisation`` ("range", "generic"),
-``compile_hints`` ({"[start, end]": size}), ``artifact_format`` ("inductor", "aoti"), ``swap`` ("auto", "never"), ``splitting_ops``, ``program``, ``compile_mode`` ("upfront", "lazy"), ``endpoint``, ``on_error`` ("local", "raise"), ``guards`` ("dispatch", "strict"), ``priority`` ("interactive", "prefetch", "background"), ``progress`` ("auto", True, False), ``budget_s``, ``cache_dir``; every
+``compile_hints`` ({"[start, end]": size}), ``artifact_format`` ("inductor", "aoti"), ``swap`` ("auto", "never"), ``splitting_ops``, ``program``, ``compile_mode`` ("upfront", "lazy"), ``endpoint``, ``on_error`` ("local", "raise"), ``guards`` ("dispatch", "strict"), ``priority`` ("interactive", "prefetch", "background"), ``warm_up`` (True, False), ``progress`` ("auto", True, False), ``budget_s``, ``cache_dir``; every
 other name is one of ``torch._inductor.config``.
 """
 

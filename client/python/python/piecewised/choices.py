@@ -1,5 +1,5 @@
 """How the ranges of a plan are to be compiled, beside Inductor's own options, and what of it is taken: tuning, specialisation, hints, artifact
-format, swap, guards, priority.
+format, swap, guards, priority, warming up.
 
 What each means is said once, in the README's table and in ``piecewised/v1/compile_service.proto``.
 """
@@ -21,7 +21,16 @@ FORMATS = ("inductor", "aoti")
 PRIORITIES = ("interactive", "prefetch", "background")
 
 #: The options that make a Choices.
-CHOICE_OPTIONS = ("tuning", "specialisation", "compile_hints", "artifact_format", "swap", "guards", "priority")
+CHOICE_OPTIONS = (
+    "tuning",
+    "specialisation",
+    "compile_hints",
+    "artifact_format",
+    "swap",
+    "guards",
+    "priority",
+    "warm_up",
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,8 @@ class Choices:
     guards: str = "dispatch"
     #: What goes before it: nothing ("interactive"), what somebody waits for ("prefetch"), everything ("background": no budget bounds it either).
     priority: str = "interactive"
+    #: Whether what was loaded is called once before the worker does, with made-up arguments (:mod:`.warming`).
+    warm_up: bool = False
 
     @property
     def is_tiered(self) -> bool:
@@ -86,6 +97,7 @@ def parse_choices(given: Mapping[str, Any], entries: Sequence[Entry]) -> Choices
         swap=_choice(given, "swap", SWAPS),
         guards=_choice(given, "guards", GUARD_POLICIES),
         priority=_choice(given, "priority", PRIORITIES),
+        warm_up=_flag(given, "warm_up"),
     )
 
 
@@ -106,6 +118,13 @@ def _choice(given: Mapping[str, Any], name: str, choices: tuple[str, ...]) -> st
         return choices[0]
     check_choice(name, value, choices)
     return str(value)
+
+
+def _flag(given: Mapping[str, Any], name: str) -> bool:
+    value = given.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise bad_option(f"option {name!r} is True or False, not {value!r}", name)
+    return bool(value)
 
 
 def _hints(given: Any, entries: Sequence[Entry]) -> dict[Entry, int]:

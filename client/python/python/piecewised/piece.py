@@ -22,6 +22,7 @@ from .loading import Compiled, Runnable, fetch_and_load
 from .plan import ANY_SIZE, Plan
 from .progress import Progress
 from .remembered import Remembered
+from .warming import warm_up
 
 if TYPE_CHECKING:
     from .tiered import Tier
@@ -118,6 +119,8 @@ class Piece:
                 index = event["index"]
                 handles[index] = json.dumps(event["handle"])
                 compiled, record = fetch_and_load(client, event["handle"], event["source"], device_index=device_index)
+                if choices.warm_up:
+                    record |= warm_up(compiled, request.graph, device_index)
                 runnables.update({(index, entry): run for entry, run in compiled.runnables.items()})
                 records.append(record)
                 display.loaded(index, _words(record))

@@ -56,7 +56,7 @@ class PiecewiseBackend:
     ``piece_index`` and ``n_pieces`` are the piece's place; ``program`` is the :class:`Program` it belongs to, or the
     name of one, to which ``run`` and ``on_complete`` then belong. ``on_error="local"`` compiles ranges that the daemon
     can't have compiled in this process, ``"raise"`` raises at the call. ``options`` is Inductor's configuration; ``tuning``,
-    ``specialisation``, ``compile_hints``, ``artifact_format``, ``swap``, ``guards`` and ``priority`` are the backend's options of these names.
+    ``specialisation``, ``compile_hints``, ``artifact_format``, ``swap``, ``guards``, ``priority`` and ``warm_up`` are the backend's options of these names.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class PiecewiseBackend:
         swap: str = "auto",
         guards: str = "dispatch",
         priority: str = "interactive",
+        warm_up: bool = False,
         on_error: str = "local",
         options: Mapping[str, Any] | None = None,
         endpoint: str | None = None,
@@ -131,6 +132,7 @@ class PiecewiseBackend:
             "swap": swap,
             "guards": guards,
             "priority": priority,
+            "warm_up": warm_up,
         }
         self._choices = parse_choices(chosen, given.entries if given is not None else [])
         if graph is not None:

@@ -57,6 +57,8 @@ def _backend(module: torch.fx.GraphModule, place: int, program: Program, options
         artifact_format=choices.artifact_format,
         swap=choices.swap,
         guards=choices.guards,
+        priority=choices.priority,
+        warm_up=choices.warm_up,
         on_error=options.on_error,
         options=options.inductor,
         endpoint=options.endpoint,

@@ -15,6 +15,7 @@ from .errors import ArtifactError, PiecewisedError
 from .loading import Compiled, fetch_and_load
 from .piece import failed
 from .plan import Entry, Plan
+from .warming import warm_up
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +67,8 @@ class Request:
     trace: tuple[str | None, str | None] = field(default_factory=traces.current, compare=False)
 
     def tuned(self) -> Request:
-        """The request for the tuned code of the same, in the background."""
-        choices = replace(self.choices, tuning="full", priority="background")
+        """The request for the tuned code of the same, in the background. It comes while the worker works, whose memory and streams are its own then."""
+        choices = replace(self.choices, tuning="full", priority="background", warm_up=False)
         options = json.dumps(choices.in_options(json.loads(self.options)))
         return replace(self, options=options, choices=choices)
 
@@ -168,6 +169,8 @@ def _settle(request: Request, event: dict[str, Any], position: int, sink: Sink, 
         compiled, record = fetch_and_load(
             request.client(), event["handle"], event["source"], stop, request.device_index
         )
+        if request.choices.warm_up:
+            record |= warm_up(compiled, request.graph, request.device_index)
     except PiecewisedError as error:
         sink.failed(position, error)
     else:
