@@ -189,8 +189,8 @@ def _changed(container: bytes, member: str, change: Callable[[bytes], bytes]) ->
 
 
 @pytest.fixture(scope="module")
-def tried(executor: h.Executor, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What came of each changed artifact."""
+def cases(executor: h.Executor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file: the request, and changed artifacts by what they do."""
     folder = tmp_path_factory.mktemp("trials")
     _, fields, container = executor.compile(IN_PLACE, **DYNAMIC)
     program = "programs/e0.py"
@@ -218,8 +218,14 @@ def tried(executor: h.Executor, tmp_path_factory: pytest.TempPathFactory) -> dic
     request = {"graph": IN_PLACE, "device": h.cpu_device(), "options": {}, "hint": 8}
     exchange = folder / "cases.json"
     exchange.write_text(json.dumps((request, cases)))
+    return exchange
+
+
+@pytest.fixture(scope="module")
+def tried(cases: Path) -> dict[str, str]:
+    """What came of each changed artifact."""
     done = subprocess.run(
-        [sys.executable, "-c", _TRIALS, str(h.EXECUTOR_SOURCE), str(exchange)],
+        [sys.executable, "-c", _TRIALS, str(h.EXECUTOR_SOURCE), str(cases)],
         stdout=subprocess.PIPE,
         check=True,
         text=True,
@@ -263,6 +269,55 @@ def test_the_end_of_the_process_that_tries_artifacts_says_nothing_about_the_grap
         message, fields, _ = process.compile(TANH, **DYNAMIC)
         assert (message, fields["reason"]) == ("failed", "INTERRUPTED"), fields
         assert process.ended() == 1
+
+
+_PREPARED = """
+import json, os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from piecewised_executor.probe import import_torch
+import_torch()
+from piecewised_executor.trials import Nursery
+from piecewised_executor import check
+from piecewised_executor.errors import JobError
+nursery = Nursery((pipe := os.pipe())[0])
+children = f"/proc/{nursery.pid}/task/{nursery.pid}/children"
+request, cases = json.load(open(sys.argv[2]))
+found = []
+def verify(name):
+    path, segments, check._DEADLINE_S = cases[name]
+    try:
+        found.append(check.verify(nursery, request, "s0", open(path, "rb").read(), segments)[0]["outcome"])
+    except JobError as error:
+        found.append(f"{error.reason}: {error}")
+def prepared():
+    nursery.prepare("cpu")
+    while not (pids := open(children).read().split()):
+        pass
+    return int(pids[0])
+for name in ("as it was", "crashes", "hangs"):
+    prepared()
+    verify(name)
+prepared()
+nursery.drop()
+assert open(children).read() == "", "what was dropped is there"
+nursery.drop()
+verify("as it was")
+before = prepared()
+assert prepared() == before, "two are prepared"
+os.kill(before, signal.SIGKILL)
+verify("as it was")
+print(json.dumps(found))
+"""
+
+
+def test_a_trial_that_was_prepared_ends_as_others_do(cases: Path) -> None:
+    command = [sys.executable, "-c", _PREPARED, str(h.EXECUTOR_SOURCE), str(cases)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    passed, crashed, hung, unprepared, killed = json.loads(done.stdout.splitlines()[-1])
+    assert (passed, unprepared) == ("passed", "passed")
+    assert "VERIFICATION_FAILED" in crashed and "was killed by SIGSEGV" in crashed
+    assert "VERIFICATION_FAILED" in hung and "did not end within 3 s" in hung
+    assert "INTERRUPTED" in killed, killed
 
 
 def test_where_a_fork_cannot_use_the_gpu_each_trial_is_an_interpreter(executor: h.Executor, tmp_path: Path) -> None:

@@ -39,7 +39,10 @@ def run(channel: Channel, request: dict[str, Any], payload: bytes, nursery: Nurs
     blob = b""
     try:
         with lease.using(leases):
-            fields, blob = compile_job(request, payload, Phases(channel, job), nursery)
+            try:
+                fields, blob = compile_job(request, payload, Phases(channel, job), nursery)
+            finally:
+                nursery.drop()
             # An access outside of a tensor may be noticed by whatever synchronises next.
             faults.check()
         name = "done"
@@ -79,6 +82,8 @@ def compile_job(
         raise Unsupported(f"there is no device {request['device']} here")
     if request["device"]["type"] == "cuda":
         forked_compilers.wake()
+        if request.get("verify") or request.get("options", {}).get("tuning") == "full":
+            nursery.prepare("cuda")
     graph = request["graph"]
     frontend = frontends.find(request.get("frontend"), payload)
     # Trials find it again, in processes of their own.

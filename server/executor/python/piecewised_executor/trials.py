@@ -5,11 +5,14 @@ trial runs in a child of the nursery, a process that has imported torch and noth
 context), with an empty cache folder, no search path for programs, and an audit hook that makes starting a process an
 error. What goes wrong there, a crash included, is the artifact's and ends with the child.
 
+Starting CUDA takes most of a second, so a job that is to have a trial has it *prepared* when it begins: that child is forked then, starts CUDA while the executor compiles, and
+waits for what to try.
+
 Where importing torch has started CUDA (it should not, but a build may), a forked process cannot use the GPU: then each trial is
 an interpreter of its own, which takes the seconds of an import, and says so once.
 
 Wire: frames of `protocol.Channel` on a socket pair. The executor sends `try`, the child answers `started` and `result`,
-the nursery `ended` when the child is gone. In between the child may send `lease`, which the executor answers with `leased`, and
+the nursery `ended` when the child is gone. Or it sends `prepare`, which a child answers with `prepared`, and `try` or `drop` to that child. In between the child may send `lease`, which the executor answers with `leased`, and
 `release`; and, where the request names a runner, `run`, which is answered with `ran` when that has ended: a trial itself starts no process. The nursery also guards the executor's group (`guard`).
 """
 
@@ -69,6 +72,23 @@ class Nursery:
         self._channel = Channel(ours.makefile("rb"), ours.makefile("wb"))
         self._lock = threading.Lock()
         self._can_fork = True
+        self._is_prepared = False
+
+    def prepare(self, device_type: str) -> None:
+        """Begins the next trial: its process is forked, and starts CUDA where it is for a GPU. What goes wrong is told by that trial."""
+        with self._lock, contextlib.suppress(OSError, ProtocolError):
+            if self._can_fork and not self._is_prepared:
+                self._channel.send("prepare", {"device_type": device_type})
+                self._is_prepared = True
+
+    def drop(self) -> None:
+        """Ends what was prepared and is not to be used."""
+        with self._lock, contextlib.suppress(OSError, ProtocolError):
+            if self._is_prepared:
+                self._is_prepared = False
+                self._await("prepared")
+                self._channel.send("drop", {})
+                self._await("ended")
 
     def run(self, request: dict[str, Any], deadline_s: float) -> dict[str, Any]:
         """Runs `trial.run(request)` in a fresh process and gives its result.
@@ -98,16 +118,29 @@ class Nursery:
             # It was killed: before it was asked, with the question unread, or within a frame.
             raise Interrupted(f"the process that tries artifacts is gone: {describe(error)}") from error
 
+    def _await(self, wanted: str) -> dict[str, Any]:
+        frame = self._channel.receive()
+        if frame is None or frame[0] != wanted:
+            raise ProtocolError(f"the process that tries artifacts sent {frame and frame[0]} in place of {wanted}")
+        return frame[1]
+
     def _exchange(self, request: dict[str, Any], deadline_s: float) -> dict[str, Any]:
+        was_prepared, self._is_prepared = self._is_prepared, False
+        pid = int(self._await("prepared")["pid"]) if was_prepared else None
         self._channel.send("try", request)
         result: dict[str, Any] | None = None
+        is_started = False
         interrupted: Interrupted | None = None
         # The trial has no way to the daemon: its leases are this process's, and end with it.
         with contextlib.ExitStack() as leased, contextlib.closing(_Deadline(deadline_s)) as deadline:
+            if pid is not None:
+                deadline.start(pid)
             while (frame := self._channel.receive()) is not None:
                 name, fields, _ = frame
                 if name == "started":
-                    deadline.start(fields["pid"])
+                    is_started = True
+                    if pid is None:
+                        deadline.start(fields["pid"])
                 elif name == "lease":
                     with deadline.stopped():
                         leased.enter_context(lease.holding(fields["mode"]))
@@ -127,6 +160,9 @@ class Nursery:
                     raise interrupted
                 elif result is not None:
                     return result
+                elif was_prepared and not is_started and not deadline.is_over:
+                    # Whether it had the request is not known; the next one's nursery has nothing to do with that.
+                    raise Interrupted(f"the process that was to try the artifact {_ending_of(fields['status'])}")
                 else:
                     raise _died(fields["status"], deadline_s if deadline.is_over else None)
         raise Interrupted("the process that tries artifacts is gone")
@@ -211,9 +247,12 @@ def _died(status: int, overdue_s: float | None) -> TrialDied | Interrupted:
     """What the end of a trial without a result means."""
     if overdue_s is not None:
         return TrialDied(f"the process that loaded and ran the artifact did not end within {overdue_s:.0f} s")
-    code = os.waitstatus_to_exitcode(status)
-    how = f"the process that loaded and ran the artifact {ending(code)}"
-    return Interrupted(how) if is_from_outside(code) else TrialDied(how)
+    how = f"the process that loaded and ran the artifact {_ending_of(status)}"
+    return Interrupted(how) if is_from_outside(os.waitstatus_to_exitcode(status)) else TrialDied(how)
+
+
+def _ending_of(status: int) -> str:
+    return ending(os.waitstatus_to_exitcode(status))
 
 
 def _run_nursery(link: socket.socket, guard: Guard) -> None:
@@ -224,12 +263,11 @@ def _run_nursery(link: socket.socket, guard: Guard) -> None:
         guard.wait_for(link.fileno())
         if (frame := channel.receive()) is None:
             return
-        _, request, _ = frame
         # Its own folder, removed here because the child may die in any way.
         folder = tempfile.mkdtemp(prefix="piecewised-trial-")
         child = os.fork()
         if child == 0:
-            _run_trial(channel, request, folder)
+            _run_trial(channel, frame, folder)
             os._exit(0)
         status = guard.wait_for_end_of(child)
         shutil.rmtree(folder, ignore_errors=True)
@@ -248,10 +286,18 @@ def _close_all_but(*keep: int) -> None:
                 os.close(fd)
 
 
-def _run_trial(channel: Channel, request: dict[str, Any], folder: str) -> None:
+def _run_trial(channel: Channel, frame: tuple[str, dict[str, Any], bytes] | None, folder: str) -> None:
     try:
-        channel.send("started", {"pid": os.getpid()})
         _isolate(folder)
+        if frame is not None and frame[0] == "prepare":
+            # First: the nursery, which reads the same socket, has a child to wait for from here on.
+            channel.send("prepared", {"pid": os.getpid()})
+            _start(frame[1]["device_type"])
+            frame = channel.receive()
+        if frame is None or frame[0] != "try":
+            return
+        request = frame[1]
+        channel.send("started", {"pid": os.getpid()})
         with lease.using(Leases(lambda mode: _ask(channel, mode), lambda: channel.send("release", {}))):
             ask_runner = None if request.get("runner") is None else lambda folder: _run(channel, folder)
             result = _result(request, ask_runner)
@@ -260,6 +306,15 @@ def _run_trial(channel: Channel, request: dict[str, Any], folder: str) -> None:
         sys.stderr.flush()
         # Neither the parent's exit handlers nor destructors: they belong to what the parent has.
         os._exit(0)
+
+
+def _start(device_type: str) -> None:
+    """What every trial on a GPU begins with."""
+    import torch
+
+    if device_type == "cuda" and not torch.cuda._is_in_bad_fork():
+        with contextlib.suppress(Exception):
+            torch.zeros(1, device="cuda")
 
 
 def _ask(channel: Channel, mode: str) -> None:
