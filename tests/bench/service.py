@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 from typing import Any
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -28,6 +29,7 @@ from bench import chain_graph, machine  # noqa: E402
 from processes import stat  # noqa: E402
 from service_harness import Daemon  # noqa: E402
 
+PARTS = ["workers", "small", "one_megabyte", "thirty_megabytes"]
 # A worker: connects, asks for every piece of a model, fetches and unpacks all of it, and ends. Importing torch is not what is measured.
 WORKER = """
 import json, sys, time
@@ -54,7 +56,7 @@ def main() -> None:
     parser.add_argument("--daemon", type=pathlib.Path, required=True, help="a release build of the binary")
     parser.add_argument("--bench-load", type=pathlib.Path, required=True, help="a release build of bench-load")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--parts", nargs="+", default=["workers", "in_flight"], choices=["workers", "in_flight"])
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     args = parser.parse_args()
     service_harness.DAEMON = args.daemon.resolve()
     report: dict[str, Any] = {"machine": machine()}
@@ -62,8 +64,7 @@ def main() -> None:
         folder = pathlib.Path(name)
         if "workers" in args.parts:
             report["workers"] = workers(folder)
-        if "in_flight" in args.parts:
-            report.update(in_flight(folder, args.bench_load.resolve(), args.rounds))
+        report.update(in_flight(folder, args.bench_load.resolve(), args.rounds, args.parts))
     print(json.dumps(report, indent=1))
 
 
@@ -130,7 +131,7 @@ def cpu_seconds(daemon: Daemon) -> float:
     return of(daemon.process.pid)
 
 
-def in_flight(folder: pathlib.Path, client: pathlib.Path, n_rounds: int) -> dict[str, Any]:
+def in_flight(folder: pathlib.Path, client: pathlib.Path, n_rounds: int, parts: Collection[str]) -> dict[str, Any]:
     """Hits with 64 in flight, alone and with the bytes, against redis; and one large artifact after the other."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4096)), hard))
@@ -153,11 +154,12 @@ def in_flight(folder: pathlib.Path, client: pathlib.Path, n_rounds: int) -> dict
                 command = [client, daemon.socket, path, redis, str(n_calls), str(n_at_once), str(n_rounds)]
                 return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
-            return {
-                "small": measure(chain_graph(4, 5000), 4000, 64),
-                "one_megabyte": measure(chain_graph(4, 6000, n_megabytes=0.9), 400, 64),
-                "thirty_megabytes": measure(chain_graph(1, 7000, n_megabytes=30), 20, 1),
+            measured = {
+                "small": lambda: measure(chain_graph(4, 5000), 4000, 64),
+                "one_megabyte": lambda: measure(chain_graph(4, 6000, n_megabytes=0.9), 400, 64),
+                "thirty_megabytes": lambda: measure(chain_graph(1, 7000, n_megabytes=30), 20, 1),
             }
+            return {part: of() for part, of in measured.items() if part in parts}
     finally:
         if server:
             server.terminate()

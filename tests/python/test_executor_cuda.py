@@ -95,9 +95,9 @@ def has_gpu_open(pid: int) -> bool:
     return any(link.startswith("/dev/nvidia") for link in links)
 
 
-def used_bytes() -> int:
+def used_bytes(gpu: dict[str, Any]) -> int:
     """Of the GPU's memory, by anybody: what the driver says."""
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", f"--id={gpu['uuid']}"]
     return int(subprocess.run(query, check=True, capture_output=True, text=True).stdout) << 20
 
 
@@ -154,20 +154,20 @@ def test_autotuning_leases_what_is_timed_and_what_it_found_is_known_to_the_next_
 def test_memory_goes_back_to_the_gpu_after_each_job_and_the_rest_with_the_executor(
     zygote: h.Zygote, gpu: dict[str, Any]
 ) -> None:
-    before = used_bytes()
+    before = used_bytes(gpu)
     executor = zygote.fork({"CUDA_VISIBLE_DEVICES": gpu["uuid"]})
     executor.hello(is_known=True)
     seen: list[int] = []
-    executor.on_phase = lambda phase: seen.append(used_bytes())
+    executor.on_phase = lambda phase: seen.append(used_bytes(gpu))
     # One call at the hint takes 4 GiB: the tensor and its softmax.
     job = {"range": [2, 8192], "dispatch_argument": 0, "hint": 8192, "verify": False}
     message, fields, _ = executor.compile(softmax(65536), **job, device=gpu["kind"])
     assert message == "done", fields
-    context = used_bytes() - before
+    context = used_bytes(gpu) - before
     # The context and the code that was loaded into it, and nothing of 4 GiB.
     assert 0 < context < 2 << 30, context
     executor.kill()
-    assert used_bytes() - before < 128 << 20
+    assert used_bytes(gpu) - before < 128 << 20
 
 
 def test_a_fault_on_the_gpu_ends_the_executor_and_the_next_one_is_well(

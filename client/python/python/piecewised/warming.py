@@ -132,10 +132,6 @@ def _undone(index: int | None) -> Iterator[None]:
 
 def _described(graph: Mapping[str, Any], dispatched: int | None, size: int | None) -> list[Any]:
     """One for each placeholder: a number, or a tensor's dtype, device, sizes, strides and offset as numbers."""
-    import sympy
-
-    from .runtime.expressions import from_tree
-
     placeholders = [node["op"]["placeholder"]["value"] for node in graph["nodes"] if "placeholder" in node["op"]]
     values = {}
     for symbol in graph.get("symbols", []):
@@ -145,6 +141,14 @@ def _described(graph: Mapping[str, Any], dispatched: int | None, size: int | Non
         values[placeholders[dispatched]["sym_int"]["symbol"]] = size
 
     def number(tree: dict[str, Any]) -> int:
+        ((kind, value),) = tree.items()
+        if kind in ("int", "symbol"):
+            return int(value if kind == "int" else values[value])
+        # Late: importing sympy takes a third of a second, and hardly any size is an expression.
+        import sympy
+
+        from .runtime.expressions import from_tree
+
         return int(from_tree(tree, lambda name: sympy.Integer(values[name])))
 
     described: list[Any] = []

@@ -25,7 +25,7 @@ from .protocol import Channel
 from .prove import Interval
 from .runtime import fingerprint
 from .runtime.outputs import returns_sequence
-from .trials import Nursery
+from .trials import Nursery, start_cuda
 
 
 def run(channel: Channel, request: dict[str, Any], payload: bytes, nursery: Nursery, leases: Leases) -> bool:
@@ -82,6 +82,9 @@ def compile_job(
         raise Unsupported(f"there is no device {request['device']} here")
     if request["device"]["type"] == "cuda":
         forked_compilers.wake()
+        with phases.phase("rebuild"):
+            start_cuda()
+        # Only now: contexts that are made at once take several times as long, and this one is waited for.
         if request.get("verify") or request.get("options", {}).get("tuning") == "full":
             nursery.prepare("cuda")
     graph = request["graph"]

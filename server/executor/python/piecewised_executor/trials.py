@@ -292,7 +292,8 @@ def _run_trial(channel: Channel, frame: tuple[str, dict[str, Any], bytes] | None
         if frame is not None and frame[0] == "prepare":
             # First: the nursery, which reads the same socket, has a child to wait for from here on.
             channel.send("prepared", {"pid": os.getpid()})
-            _start(frame[1]["device_type"])
+            if frame[1]["device_type"] == "cuda":
+                start_cuda()
             frame = channel.receive()
         if frame is None or frame[0] != "try":
             return
@@ -308,11 +309,11 @@ def _run_trial(channel: Channel, frame: tuple[str, dict[str, Any], bytes] | None
         os._exit(0)
 
 
-def _start(device_type: str) -> None:
-    """What every trial on a GPU begins with."""
+def start_cuda() -> None:
+    """Makes this process's context on its GPU. Where that fails it fails again, and is told, for whoever uses the GPU."""
     import torch
 
-    if device_type == "cuda" and not torch.cuda._is_in_bad_fork():
+    if not torch.cuda._is_in_bad_fork():
         with contextlib.suppress(Exception):
             torch.zeros(1, device="cuda")
 
