@@ -18,8 +18,8 @@ WHEELS := $(CURDIR)/target/wheels
 VLLM_PYTHON := $(CURDIR)/$(VLLM_VENV)/bin/python
 VLLM_REQUIREMENTS := tests/vllm/requirements.txt
 
-# Files of tests at once: one waits often, for a daemon or its compiler, and two fill two cores. Each has daemons of its own.
-TEST_PROCESSES ?= 2
+# Files of tests at once: one waits often, for a daemon or its compiler, and three fill two cores. Each has daemons of its own.
+TEST_PROCESSES ?= 3
 PARALLEL := -n $(TEST_PROCESSES) --dist loadfile
 
 # The interpreter that tests compile with, and the daemon they start.

@@ -337,7 +337,7 @@ pub(crate) struct ServeArguments {
     #[serde(skip_serializing_if = "Option::is_none")]
     max_connections_per_peer: Option<usize>,
 
-    /// How long a request's message may take to come; of a snapshot, each of its parts [default: 60].
+    /// How long a request's message may take to come; of a snapshot, each of its parts; and a silent peer's answer to the question whether it is there, at least 2 [default: 60].
     #[arg(long, value_name = "SECONDS", help_heading = "Limits")]
     #[serde(skip_serializing_if = "Option::is_none")]
     message_timeout_s: Option<u64>,

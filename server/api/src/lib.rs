@@ -66,9 +66,9 @@ pub use trust::TrustedPeers;
 const MAX_HEADER_BYTES: u32 = 16 << 10;
 
 /// A connection on which nothing is heard is asked whether anybody is there, and closed where no answer comes: machines vanish without a word.
-/// A process that is there may be slow to answer on a busy machine.
-const PING_INTERVAL: Duration = Duration::from_secs(30);
-const PING_DEADLINE: Duration = Duration::from_secs(60);
+/// Its answer is a message as any other, which may take as long as those may, and it is asked after half of that. A process that is there may be slow to
+/// answer on a busy machine, so this is the least.
+const MIN_PING_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What requests may hold, and how long they wait.
 #[derive(Debug, Clone)]
@@ -160,6 +160,7 @@ pub async fn serve(
     let connections: Vec<_> = [&unix, &tcp, &http].map(Arc::clone).into();
     let site = Site::new(scheduler.clone(), store.clone(), Arc::clone(&tally), connections, draining.clone());
     let methods = Arc::new(Methods::new()?);
+    let ping_deadline = config.message_timeout.max(MIN_PING_DEADLINE);
     let arrival = Arrival::new(config.message_timeout, Arc::clone(&methods), Arc::clone(&tally));
     let spans = config.is_traced.then_some(SpanLayer(methods));
     let hosts = Hosts::new(&config.http_hosts);
@@ -177,8 +178,8 @@ pub async fn serve(
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(16 << 20)
             .max_concurrent_streams(1024)
-            .http2_keepalive_interval(Some(PING_INTERVAL))
-            .http2_keepalive_timeout(Some(PING_DEADLINE))
+            .http2_keepalive_interval(Some(ping_deadline / 2))
+            .http2_keepalive_timeout(Some(ping_deadline))
             .http2_max_header_list_size(MAX_HEADER_BYTES)
             .layer(option_layer(spans.clone()))
             .layer(MapResponseLayer::new(status::name_oversized_messages))

@@ -145,7 +145,8 @@ fn a_connection_that_does_not_say_what_it_wants_is_closed() {
 
 #[test]
 fn a_peer_that_answers_no_ping_is_taken_for_dead() {
-    let mut daemon = Daemon::start(tempfile::tempdir().unwrap(), &["--listen-http", "127.0.0.1:0"]);
+    let flags = ["--message-timeout-s", "2", "--listen-http", "127.0.0.1:0"];
+    let mut daemon = Daemon::start(tempfile::tempdir().unwrap(), &flags);
     let mut stream = UnixStream::connect(daemon.socket()).unwrap();
     stream.write_all(&greeting()).unwrap();
     let mut kinds = Vec::new();
