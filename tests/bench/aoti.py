@@ -4,6 +4,8 @@ Two pieces: one the size of a Llama layer between two attentions (smaller on a C
 is all host cost. Both are compiled by the executor into both formats, for [1, 256]. `host_us`: until a call returns, in short rounds that begin
 with an idle GPU; `call_us`: with what it launched. On a CPU both hold the kernels too. `8 threads`: calls a second, of all together.
 
+`--pieces few many` are kernels in a row, nothing to speak of each: the difference is what launching a kernel and making its output costs, and what is left of a call is the way's own.
+
     python tests/bench/aoti.py --rust-bench target/release/bench-aoti [--device cuda]
 
 Prints one JSON object and a table.
@@ -15,6 +17,7 @@ import argparse
 import inspect
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -22,6 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +40,21 @@ from bench import machine  # noqa: E402
 RANGE = [1, 256]
 SIZES = [1, 16, 256]
 N_ROUNDS, N_HOST_CALLS = 31, 20
+PIECES = ("tiny", "layer", "few", "many")
+WAYS = (("inductor", "python"), ("aoti", "python"), ("aoti", "rust"))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is compiled and called."""
+
+    function: Callable[..., Any]
+    #: The model's width.
+    hidden: int
+    #: Of a number of tokens, on a device.
+    arguments: Callable[[int, str], list[torch.Tensor]]
+    #: The positions of those whose first dimension is the number of tokens.
+    n_dynamic: list[int]
 
 
 def main() -> None:
@@ -43,25 +62,49 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rust-bench", type=Path, required=True, help="bench-aoti, a release build")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--pieces", nargs="+", default=["tiny", "layer"], choices=["tiny", "layer"])
+    parser.add_argument("--pieces", nargs="+", default=["tiny", "layer"], choices=PIECES)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
     parser.add_argument("--threads", type=int, default=8)
     args = parser.parse_args()
     report: dict[str, Any] = {"machine": machine(), "device": args.device, "threads": args.threads}
     with tempfile.TemporaryDirectory() as folder, h.Executor() as executor:
         executor.hello()
-        for name, function, hidden in pieces(args.device):
-            if name not in args.pieces:
-                continue
-            shrink(hidden)
-            report[name] = measured(executor, Path(folder) / name, function, args)
+        for name, piece in pieces(args.device).items():
+            if name in args.pieces:
+                shrink(piece.hidden)
+                report[name] = measured(executor, Path(folder) / name, piece, args)
     print(json.dumps(report, indent=1))
     table(report)
 
 
-def pieces(device: str) -> list[tuple[str, Callable[..., Any], int]]:
-    """Name, function, hidden size."""
-    return [("tiny", llama.small, 64), ("layer", llama.layer, 4096 if device == "cuda" else 512)]
+def pieces(device: str) -> dict[str, Piece]:
+    """By name."""
+
+    def of_llama(function: Any, hidden: int) -> Piece:
+        return Piece(
+            function, hidden, lambda n, device: llama.arguments(function, n, device), llama.n_dynamic(function)
+        )
+
+    def of_kernels(n_steps: int) -> Piece:
+        return Piece(chain(n_steps), 64, lambda n, device: [torch.randn(n, 64, device=device)], [0])
+
+    return {
+        "tiny": of_llama(llama.small, 64),
+        "layer": of_llama(llama.layer, 4096 if device == "cuda" else 512),
+        "few": of_kernels(1),
+        "many": of_kernels(9),
+    }
+
+
+def chain(n_steps: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Steps that don't go into one kernel: each needs all of what the one before it made."""
+
+    def kernels(x: torch.Tensor) -> torch.Tensor:
+        for i in range(n_steps):
+            x = x - x.amax(i % 2, keepdim=True)
+        return x
+
+    return kernels
 
 
 def shrink(hidden: int) -> None:
@@ -72,17 +115,17 @@ def shrink(hidden: int) -> None:
     llama.QKV = (llama.HEADS + 2 * llama.KV_HEADS) * llama.HEAD
 
 
-def measured(executor: Any, folder: Path, function: Any, args: argparse.Namespace) -> dict[str, Any]:
+def measured(executor: Any, folder: Path, piece: Piece, args: argparse.Namespace) -> dict[str, Any]:
     """One piece, all ways."""
-    given = llama.arguments(function, 64, args.device)
-    for position in llama.n_dynamic(function):
+    given = piece.arguments(64, args.device)
+    for position in piece.n_dynamic:
         torch._dynamo.mark_dynamic(given[position], 0)
     torch._dynamo.reset()
-    gm, inputs = h.capture(function, *given)
+    gm, inputs = h.capture(piece.function, *given)
     graph = h.client_module("fxgraph").to_graph(gm, inputs)
     argument = next(i for i, node in enumerate(graph["nodes"]) if "sym_int" in node["op"]["placeholder"]["value"])
     # Dynamo's inputs are in the order of their first use; what is no argument of the function is a size.
-    names = [f"l_{name}_" for name in inspect.signature(function).parameters]
+    names = [f"l_{name}_" for name in inspect.signature(piece.function).parameters]
     places = [names.index(node["name"]) if node["name"] in names else None for node in graph["nodes"][: len(inputs)]]
     result: dict[str, Any] = {}
     for kind in ("inductor", "aoti"):
@@ -94,7 +137,12 @@ def measured(executor: Any, folder: Path, function: Any, args: argparse.Namespac
         artifact = h.materialise(blob, folder / kind)
         entries = {str(size): h.entry_for(fields, size) for size in SIZES}
         result[kind] = {"compile_s": time.perf_counter() - started, "bytes": len(blob), "entries": entries}
-        result[kind]["python"] = through_python(artifact, entries, function, places, args)
+        result[kind]["python"] = through_python(artifact, entries, piece, places, args)
+    # The package's are the same.
+    called = re.findall(
+        r"^ +(?:triton|cpp)_\w+(?:\.run)?\(", (folder / "inductor/programs/e0.py").read_text(), re.MULTILINE
+    )
+    result["n_kernels"] = len(called)
     result["aoti"]["rust"] = through_rust(folder / "aoti", result["aoti"]["entries"], args)
     return result
 
@@ -109,7 +157,7 @@ def device_of(device: str) -> dict[str, Any]:
 
 
 def through_python(
-    artifact: Path, entries: dict[str, str], function: Any, places: list[int | None], args: argparse.Namespace
+    artifact: Path, entries: dict[str, str], piece: Piece, places: list[int | None], args: argparse.Namespace
 ) -> dict[str, Any]:
     """With the package's own loader."""
     from piecewised.runtime.load import load_entry
@@ -124,7 +172,7 @@ def through_python(
         run = load_entry(artifact, entries[str(size)])
 
         def call_arguments(size: int = size) -> list[Any]:
-            tensors = llama.arguments(function, size, args.device)
+            tensors = piece.arguments(size, args.device)
             return [size if place is None else tensors[place] for place in places]
 
         with torch.inference_mode():
@@ -202,14 +250,24 @@ def table(report: dict[str, Any]) -> None:
     print(
         f"\n{'piece':8} {'way':18} {'size':>5} {'host us':>9} {'call us':>9} {report['threads']:>3} threads, calls/s   load ms (first)   KB"
     )
-    for piece in [name for name in ("tiny", "layer") if name in report]:
-        for kind, way in (("inductor", "python"), ("aoti", "python"), ("aoti", "rust")):
+    for piece in [name for name in PIECES if name in report]:
+        for kind, way in WAYS:
             found = report[piece][kind]
             for size, row in sorted(found[way]["sizes"].items(), key=lambda item: int(item[0])):
                 load = f"{found[way]['load_ms']:.1f} ({found[way]['first_load_ms']:.1f})"
                 print(
                     f"{piece:8} {kind + ', ' + way:18} {size:>5} {row['host_us']:>9.1f} {row['call_us']:>9.1f} "
                     f"{row['threads_calls_per_s']:>20.0f} {load:>17} {found['bytes'] / 1000:>6.0f}"
+                )
+    if {"few", "many"} <= report.keys():
+        few, many = report["few"], report["many"]
+        for kind, way in WAYS:
+            for size in map(str, SIZES):
+                low, high = (piece[kind][way]["sizes"][size]["host_us"] for piece in (few, many))
+                kernel_us = (high - low) / (many["n_kernels"] - few["n_kernels"])
+                rest_us = low - few["n_kernels"] * kernel_us
+                print(
+                    f"{kind + ', ' + way:18} {size:>5}: {kernel_us:.2f} us for each kernel, {rest_us:.2f} us for the rest of a call"
                 )
 
 
