@@ -41,6 +41,7 @@ RANGE = [1, 256]
 SIZES = [1, 16, 256]
 N_ROUNDS, N_HOST_CALLS = 31, 20
 PIECES = ("tiny", "layer", "few", "many")
+_CALLS = re.compile(r"^ +(?:triton|cpp)_\w+(?:\.run)?\(", re.MULTILINE)
 WAYS = (("inductor", "python"), ("aoti", "python"), ("aoti", "rust"))
 
 
@@ -139,10 +140,11 @@ def measured(executor: Any, folder: Path, piece: Piece, args: argparse.Namespace
         result[kind] = {"compile_s": time.perf_counter() - started, "bytes": len(blob), "entries": entries}
         result[kind]["python"] = through_python(artifact, entries, piece, places, args)
     # The package's are the same.
-    called = re.findall(
-        r"^ +(?:triton|cpp)_\w+(?:\.run)?\(", (folder / "inductor/programs/e0.py").read_text(), re.MULTILINE
-    )
-    result["n_kernels"] = len(called)
+    called = {
+        entry: len(_CALLS.findall((folder / f"inductor/programs/{entry}.py").read_text()))
+        for entry in result["inductor"]["entries"].values()
+    }
+    result["n_kernels"] = {size: called[entry] for size, entry in result["inductor"]["entries"].items()}
     result["aoti"]["rust"] = through_rust(folder / "aoti", result["aoti"]["entries"], args)
     return result
 
@@ -264,10 +266,13 @@ def table(report: dict[str, Any]) -> None:
         for kind, way in WAYS:
             for size in map(str, SIZES):
                 low, high = (piece[kind][way]["sizes"][size]["host_us"] for piece in (few, many))
-                kernel_us = (high - low) / (many["n_kernels"] - few["n_kernels"])
-                rest_us = low - few["n_kernels"] * kernel_us
+                n_more = many["n_kernels"][size] - few["n_kernels"][size]
+                if n_more == 0:
+                    continue  # A C++ compiler makes one of them.
+                kernel_us = (high - low) / n_more
+                rest_us = low - few["n_kernels"][size] * kernel_us
                 print(
-                    f"{kind + ', ' + way:18} {size:>5}: {kernel_us:.2f} us for each kernel, {rest_us:.2f} us for the rest of a call"
+                    f"{kind + ', ' + way:18} {size:>5}: {kernel_us:.2f} us for each of {n_more} more kernels, {rest_us:.2f} us for the rest of a call"
                 )
 
 
