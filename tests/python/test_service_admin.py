@@ -22,6 +22,7 @@ import grpc
 import piecewised
 import pytest
 from conftest import environment
+from ready_daemon import HEADERS
 from service_harness import DAEMON, SERVICE, Client, Daemon, children, results, small_request
 
 ADMIN = SERVICE.replace("CompileService", "AdminService")
@@ -397,7 +398,7 @@ def test_a_folder_is_compiled_ahead_of_time_and_the_store_collected(daemon: Daem
         return ended.stdout
 
     own = ("--store-dir", store)
-    flags = ("--", "--python", sys.executable, "--verify", "off")
+    flags = ("--", "--python", sys.executable, "--verify", "off", "--headers-dir", HEADERS)
     assert "no graph file" not in piecewised("warm", tmp_path / "store", *own, *flags, code=1)
     warmed = json.loads(piecewised("warm", folder, *own, "--json", *flags, code=0))
     assert (warmed["n_files"], warmed["n_files_failed"]) == (2, 0)
