@@ -140,11 +140,10 @@ def measured(executor: Any, folder: Path, piece: Piece, args: argparse.Namespace
         result[kind] = {"compile_s": time.perf_counter() - started, "bytes": len(blob), "entries": entries}
         result[kind]["python"] = through_python(artifact, entries, piece, places, args)
     # The package's are the same.
-    called = {
-        entry: len(_CALLS.findall((folder / f"inductor/programs/{entry}.py").read_text()))
-        for entry in result["inductor"]["entries"].values()
+    result["n_kernels"] = {
+        size: len(_CALLS.findall((folder / f"inductor/programs/{entry}.py").read_text()))
+        for size, entry in result["inductor"]["entries"].items()
     }
-    result["n_kernels"] = {size: called[entry] for size, entry in result["inductor"]["entries"].items()}
     result["aoti"]["rust"] = through_rust(folder / "aoti", result["aoti"]["entries"], args)
     return result
 

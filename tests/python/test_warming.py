@@ -83,31 +83,27 @@ def test_what_may_have_other_effects_is_not_called() -> None:
     assert warming.why_not(fxgraph.to_graph(capture(gated, *inputs(5)))) == ""
 
 
-def test_arguments_that_are_larger_than_what_is_free_are_not_made(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def fails(*given: Any) -> Any:
+    raise RuntimeError("no memory")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"), [(("MAX_SHARE", 1e-9), "its arguments have"), (("_made", fails), "no memory")]
+)
+def test_where_arguments_cannot_be_made_the_artifact_is_there_for_the_worker(
+    daemon: Daemon,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: tuple[str, Any],
+    words: str,
 ) -> None:
-    monkeypatch.setattr(warming, "MAX_SHARE", 1e-9)
+    monkeypatch.setattr(warming, *changed)
     caplog.set_level(logging.INFO, "piecewised.warming")
     x, w = inputs(5)
     made, result = records(daemon, gated, x, w)
     torch.testing.assert_close(result, gated(x, w))
     assert {record["n_warm_calls"] for record in made} == {0}
-    assert "its arguments have" in caplog.text
-
-
-def test_an_artifact_that_fails_with_made_up_arguments_is_there_for_the_worker(
-    daemon: Daemon, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*given: Any) -> Any:
-        raise RuntimeError("no memory")
-
-    monkeypatch.setattr(warming, "_made", fail)
-    caplog.set_level(logging.INFO, "piecewised.warming")
-    x, w = inputs(5)
-    made, result = records(daemon, gated, x, w)
-    torch.testing.assert_close(result, gated(x, w))
-    assert {record["n_warm_calls"] for record in made} == {0}
-    assert "no memory" in caplog.text
+    assert words in caplog.text
 
 
 def test_the_option_is_a_flag() -> None:

@@ -61,7 +61,7 @@ def load_folder(handle: dict[str, Any], folder: str | os.PathLike[str], device_i
     from .runtime.load import load_entry
 
     check_fits(f"artifact {handle['digest'][:12]}", handle["toolchain"], [handle["device"]])
-    index = _index_for(handle, device_index)
+    index = index_for(handle, device_index)
     runnables: dict[str, Runnable] = {}
     for entry in {segment["entry"] for segment in handle["segments"]}:
         key = (handle["digest"], entry, index)
@@ -82,7 +82,7 @@ def load_folder(handle: dict[str, Any], folder: str | os.PathLike[str], device_i
     return Compiled(handle, runnables)
 
 
-def _index_for(handle: dict[str, Any], device_index: int | None) -> int | None:
+def index_for(handle: dict[str, Any], device_index: int | None) -> int | None:
     """Which GPU of this process an artifact is loaded for; None: it is for a CPU."""
     if handle["device"]["type"] != "cuda":
         return None

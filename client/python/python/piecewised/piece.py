@@ -18,11 +18,10 @@ from . import _core, background, counters
 from .choices import Choices
 from .errors import ArtifactError, CompileFailed, PiecewisedError
 from .guards import finder
-from .loading import Compiled, Runnable, fetch_and_load
+from .loading import Compiled, Runnable
 from .plan import ANY_SIZE, Plan
 from .progress import Progress
 from .remembered import Remembered
-from .warming import warm_up
 
 if TYPE_CHECKING:
     from .tiered import Tier
@@ -118,9 +117,7 @@ class Piece:
             if event["event"] == "ready":
                 index = event["index"]
                 handles[index] = json.dumps(event["handle"])
-                compiled, record = fetch_and_load(client, event["handle"], event["source"], device_index=device_index)
-                if choices.warm_up:
-                    record |= warm_up(compiled, request.graph, device_index)
+                compiled, record = request.load(client, event["handle"], event["source"])
                 runnables.update({(index, entry): run for entry, run in compiled.runnables.items()})
                 records.append(record)
                 display.loaded(index, _words(record))

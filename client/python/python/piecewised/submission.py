@@ -101,6 +101,15 @@ class Request:
             format=self.choices.artifact_format,
         )
 
+    def load(
+        self, client: _core.Client, handle: dict[str, Any], source: str, stop: _core.Stop | None = None
+    ) -> tuple[Compiled, dict[str, Any]]:
+        """What a handle names, called once where that was chosen, and the record of it. Raises PiecewisedError."""
+        compiled, record = fetch_and_load(client, handle, source, stop, self.device_index)
+        if self.choices.warm_up:
+            record |= warm_up(compiled, self.graph, self.device_index)
+        return compiled, record
+
     def client(self) -> _core.Client:
         """The connection. Raises EndpointError and Unreachable."""
         return connect(self.endpoint, budget_s=self.budget_s, cache_dir=self.cache_dir)
@@ -166,11 +175,7 @@ def _settle(request: Request, event: dict[str, Any], position: int, sink: Sink, 
             raise failed(event)
         if not sink.wants(position):
             return
-        compiled, record = fetch_and_load(
-            request.client(), event["handle"], event["source"], stop, request.device_index
-        )
-        if request.choices.warm_up:
-            record |= warm_up(compiled, request.graph, request.device_index)
+        compiled, record = request.load(request.client(), event["handle"], event["source"], stop)
     except PiecewisedError as error:
         sink.failed(position, error)
     else:

@@ -21,7 +21,8 @@ from typing import Any
 from . import _core
 from .errors import NotCovered
 from .guards import finder
-from .loading import Compiled, Runnable
+from .loading import Compiled, Runnable, index_for
+from .runtime.bounds import fixed_values
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +32,6 @@ MAX_SHARE = 1 / 4
 MAX_S = 1.0
 #: Larger sizes are not called: what an encoder's last range allows is no size that any model sees.
 MAX_SIZE = 1 << 16
-# What a symbol is that is not dispatched on and has no hint.
-_USUAL_SIZE = 16
 _MODULES = ("torch.", "_operator.", "operator.", "math.", "builtins.")
 # Of those, what is a module of operators that anybody may add to, has an effect elsewhere, or runs other graphs.
 _NAMESPACES = ("torch.ops.aten.", "torch.ops.prims.")
@@ -100,20 +99,19 @@ def call(
     """Calls what runs ``size``, with made-up arguments; whether it did. Of the handle its device, its digest and the dispatched argument count. Raises what the call does."""
     import torch
 
-    is_on_gpu = handle["device"]["type"] == "cuda"
-    index = torch.cuda.current_device() if is_on_gpu and device_index is None else device_index
+    index = index_for(handle, device_index)
     described = _described(graph, handle["dispatch_argument"], size)
     n_bytes = sum(_n_bytes(each) for each in described if isinstance(each, dict))
-    with torch.no_grad(), _undone(index if is_on_gpu else None):
-        if is_on_gpu and torch.cuda.is_current_stream_capturing():
+    with torch.no_grad(), _undone(index):
+        if index is not None and torch.cuda.is_current_stream_capturing():
             return False
-        if n_bytes > _free_bytes(index if is_on_gpu else None) * MAX_SHARE:
+        if n_bytes > _free_bytes(index) * MAX_SHARE:
             log.info(
                 "artifact %s is not warmed up at %s: its arguments have %d bytes", handle["digest"][:12], size, n_bytes
             )
             return False
         run(*(_made(each, index) if isinstance(each, dict) else each for each in described))
-        if is_on_gpu:
+        if index is not None:
             torch.cuda.synchronize(index)
     return True
 
@@ -133,12 +131,8 @@ def _undone(index: int | None) -> Iterator[None]:
 def _described(graph: Mapping[str, Any], dispatched: int | None, size: int | None) -> list[Any]:
     """One for each placeholder: a number, or a tensor's dtype, device, sizes, strides and offset as numbers."""
     placeholders = [node["op"]["placeholder"]["value"] for node in graph["nodes"] if "placeholder" in node["op"]]
-    values = {}
-    for symbol in graph.get("symbols", []):
-        usual = max(symbol.get("hint", _USUAL_SIZE), symbol.get("min", 0), 1)
-        values[symbol["name"]] = min(usual, symbol.get("max", usual))
-    if dispatched is not None and size is not None:
-        values[placeholders[dispatched]["sym_int"]["symbol"]] = size
+    name = None if dispatched is None else placeholders[dispatched]["sym_int"]["symbol"]
+    values = fixed_values(graph, name, size)
 
     def number(tree: dict[str, Any]) -> int:
         ((kind, value),) = tree.items()

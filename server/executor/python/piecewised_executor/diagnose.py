@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import sys
 from typing import Any
 
@@ -54,10 +53,10 @@ def _packages() -> dict[str, Any]:
 def _gpus() -> dict[str, Any]:
     import torch
 
-    from .probe import DEVICE_FILES
+    from .probe import has_device_file
 
     if not torch.cuda.is_available():
-        if not any(os.path.exists(path) for path in DEVICE_FILES):
+        if not has_device_file():
             return _part([])
         try:
             torch.cuda.init()

@@ -17,7 +17,6 @@ import sys
 import time
 import traceback
 import types
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,14 +26,14 @@ from torch._inductor.compile_worker import subproc_pool
 from torch._inductor.compile_worker.utils import _async_compile_initializer
 from torch._inductor.runtime.compile_tasks import _set_triton_ptxas_path
 
-from . import probe, settings
+from . import forking, probe, settings
 
 _PAUSE_S = 0.01
 
 
 def fork() -> None:
     """Forks the sidecar, where there is a GPU to compile for. To be called while the process has one thread and has not started CUDA."""
-    if settings.compile_threads() > 1 and any(map(os.path.exists, probe.DEVICE_FILES)):
+    if settings.compile_threads() > 1 and probe.has_device_file():
         make_pool()
 
 
@@ -64,10 +63,7 @@ class _Sidecar:
     ) -> None:
         n_workers = next(int(word.partition("=")[2]) for word in command if word.startswith("--workers="))
         parent = os.getpid()
-        with warnings.catch_warnings():
-            # Another thread would only read a pipe that the child closes.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self.pid = os.fork()
+        self.pid = forking.fork()
         if self.pid == 0:
             try:
                 _be_sidecar(pass_fds, n_workers, parent, env, stdout)
@@ -94,10 +90,7 @@ def _be_sidecar(pipes: tuple[int, int], n_workers: int, parent: int, env: dict[s
     if output is not None:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-    for name in os.listdir("/proc/self/fd"):
-        if (fd := int(name)) > 2 and fd not in pipes:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+    forking.close_all_but(*pipes)
     os.environ.update(env)
     read, write = os.fdopen(pipes[0], "rb"), os.fdopen(pipes[1], "wb")
     _set_triton_ptxas_path()

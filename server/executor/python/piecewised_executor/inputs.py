@@ -22,14 +22,13 @@ from .errors import Unsupported
 from .frontends import Frontend
 from .rebuild import Rebuilt, rebuild
 from .runtime import direct
+from .runtime.bounds import fixed_values
 from .runtime.load import tensor_of
-from .symbols import Symbols, declared_bounds
+from .symbols import Symbols
 
 # What integers are drawn below. The first bound that eager takes is used: a large one makes indices differ, 2 is nearly
 # always in range.
 INTEGER_BOUNDS = (64, 2, 1)
-# What a symbol is that is not dispatched on and of which nothing is known.
-_USUAL_SIZE = 16
 
 
 @dataclass
@@ -54,20 +53,6 @@ class Case:
     def changed(self) -> list[int]:
         """Of those, the ones that hold something afterwards."""
         return [i for i in self.rebuilt.mutated if i not in self.rebuilt.consumed]
-
-
-def fixed_values(
-    graph: dict[str, Any], dispatched: str | None, size: int | None, others: Mapping[str, int] = MappingProxyType({})
-) -> dict[str, int]:
-    """Every symbol as a number: the dispatched one is `size`, each other one is as in `others`, or else its hint within its bounds."""
-    values: dict[str, int] = {}
-    for symbol in graph.get("symbols", []):
-        # Bounds of an undeclared minimum begin at 0, where a tensor is empty and nothing runs.
-        values[symbol["name"]] = max(declared_bounds(symbol).clamp(symbol.get("hint", _USUAL_SIZE)), 1)
-    values.update(others)
-    if dispatched is not None and size is not None:
-        values[dispatched] = size
-    return values
 
 
 def fake_case(

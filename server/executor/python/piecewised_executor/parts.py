@@ -18,8 +18,9 @@ from .package import Package, compile_package
 from .phases import Phases
 from .prove import Interval, Proof, is_right, prove
 from .rebuild import Rebuilt, rebuild
+from .runtime.bounds import Bounds
 from .settle import Settler
-from .symbols import DEFAULT_HINT, Bounds, Symbols
+from .symbols import DEFAULT_HINT, Symbols
 
 # The least size that torch.compile makes dynamic code for: 0 and 1 are others' business to it.
 _STOCK_LOW = 2

@@ -1,7 +1,7 @@
 """Calls to try an artifact with: sizes at which its segments run, found by evaluating guards as a dispatcher does.
 
 A point is a size of the dispatched symbol with values for other symbols; those that it does not name are as
-`inputs.fixed_values` has them. Guards are data in the handle and are evaluated from it, not from what the compile knew: what
+`fixed_values` has them. Guards are data in the handle and are evaluated from it, not from what the compile knew: what
 is tried is what a dispatcher will run.
 """
 
@@ -13,9 +13,8 @@ from typing import Any
 
 import sympy
 
-from . import inputs
+from .runtime.bounds import declared_bounds, fixed_values
 from .runtime.expressions import NoForm, from_tree
-from .symbols import declared_bounds
 
 # Sizes beyond this are not run: what an encoder's last range allows is no size that any model sees.
 LARGEST_SIZE = 1 << 16
@@ -62,7 +61,7 @@ class Picker:
                 continue
             guards = segment.get("guards") or []
             if guards and values is None:
-                values = inputs.fixed_values(self._graph, self._dispatched, point.size, point.others)
+                values = fixed_values(self._graph, self._dispatched, point.size, point.others)
             if all(_holds(guard, values or {}) for guard in guards):
                 return i
         return None
@@ -125,7 +124,7 @@ def _candidates(
         if symbol["name"] not in named:
             continue
         bounds = declared_bounds(symbol)
-        usual = inputs.fixed_values(graph, dispatched, None)[symbol["name"]]
+        usual = fixed_values(graph, dispatched, None)[symbol["name"]]
         values = [*range(1, _MAX_VALUES), *(usual + i for i in range(-_MAX_VALUES, _MAX_VALUES)), *powers]
         for value in dict.fromkeys(value for value in values if value >= 1 and bounds.clamp(value) == value):
             yield from (Point(size, {symbol["name"]: value}) for size in few)

@@ -43,7 +43,7 @@ def import_torch() -> float:
             f"{MIN_TORCH[0]}.{MIN_TORCH[1]} or newer; install a newer torch there"
         )
     try:
-        with cuda_answers(lambda: any(os.path.exists(path) for path in DEVICE_FILES)):
+        with cuda_answers(has_device_file):
             import torch._inductor.compile_fx
 
             from . import allowlist, benchmarks, candidates, check, job, searches, trial
@@ -56,6 +56,11 @@ def import_torch() -> float:
     except ImportError as error:
         raise Unusable(f"torch {torch.__version__} of {sys.executable} cannot import Inductor: {error}") from error
     return time.monotonic() - started
+
+
+def has_device_file() -> bool:
+    """Whether there is a GPU for CUDA, as far as can be told without starting it."""
+    return any(os.path.exists(path) for path in DEVICE_FILES)
 
 
 @contextlib.contextmanager

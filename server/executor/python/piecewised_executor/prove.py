@@ -18,7 +18,8 @@ from torch.utils._sympy.reference import PythonReferenceAnalysis
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from .errors import UnprovenRange
-from .symbols import Bounds, Symbols
+from .runtime.bounds import Bounds
+from .symbols import Symbols
 
 # Parts of one interval that are looked at for one condition, and intervals that come out, before giving up. What needs more
 # (multiples of 8 in a range of thousands) is better said by the condition itself.

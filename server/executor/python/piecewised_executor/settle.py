@@ -19,6 +19,7 @@ import torch
 from . import faults, frontends, inputs, lease
 from .errors import describe
 from .frontends import Frontend
+from .runtime.bounds import fixed_values
 
 _SHARE_OF_MEMORY = 0.5
 
@@ -80,7 +81,7 @@ class Settler:
         right = (
             others
             for others in self._others
-            if self._is_right(inputs.fixed_values(self._graph, self._dispatched, size, others))
+            if self._is_right(fixed_values(self._graph, self._dispatched, size, others))
         )
         others = next(right, None)
         if others is None:

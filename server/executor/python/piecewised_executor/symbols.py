@@ -7,7 +7,6 @@ excluded leaves a guard, which `prove` reads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import sympy
@@ -18,29 +17,11 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from .errors import Unsupported
+from .runtime.bounds import Bounds, declared_bounds
 from .runtime.expressions import NoForm, from_tree
 
 # A size to think of where nobody named one. Large, so that a wide range is tuned for its throughput end.
 DEFAULT_HINT = 8192
-
-# The wire's way to say "no lower bound".
-I64_MIN = -(2**63)
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Inclusive; None is unbounded."""
-
-    low: int | None
-    high: int | None
-
-    def clamp(self, value: int) -> int:
-        """The nearest size within the bounds."""
-        if self.low is not None and value < self.low:
-            return self.low
-        if self.high is not None and value > self.high:
-            return self.high
-        return value
 
 
 class Symbols:
@@ -117,9 +98,3 @@ class Symbols:
         if expr in (sympy.true, sympy.false):
             return bool(expr)
         return self.shape_env.create_symboolnode(expr)
-
-
-def declared_bounds(symbol: dict[str, Any]) -> Bounds:
-    """What the graph says about a symbol; no minimum is 0."""
-    low = symbol.get("min", 0)
-    return Bounds(None if low == I64_MIN else low, symbol.get("max"))

@@ -30,11 +30,10 @@ import tempfile
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from . import lease, runner
+from . import forking, lease, runner
 from .errors import Interrupted, VerificationFailed, describe, ending, is_from_outside
 from .guard import Guard
 from .lease import Leases
@@ -59,10 +58,7 @@ class Nursery:
         close_nvml()
         ours, theirs = socket.socketpair()
         leader = os.getpid()
-        with warnings.catch_warnings():
-            # One other thread exists, which only reads a pipe that the child closes.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self.pid = os.fork()
+        self.pid = forking.fork()
         if self.pid == 0:
             ours.close()
             _run_nursery(theirs, Guard(stdin, leader))
@@ -257,7 +253,7 @@ def _ending_of(status: int) -> str:
 
 def _run_nursery(link: socket.socket, guard: Guard) -> None:
     """Forks a child for each request until the executor is gone."""
-    _close_all_but(link.fileno(), guard.fd)
+    forking.close_all_but(link.fileno(), guard.fd)
     channel = Channel(link.makefile("rb"), link.makefile("wb"))
     while True:
         guard.wait_for(link.fileno())
@@ -275,15 +271,6 @@ def _run_nursery(link: socket.socket, guard: Guard) -> None:
             channel.send("ended", {"status": status})
         except OSError:
             return
-
-
-def _close_all_but(*keep: int) -> None:
-    """Closes the executor's pipes and whatever else it had open, but for standard streams and what is to be kept."""
-    for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
-        if fd > 2 and fd not in keep:
-            with contextlib.suppress(OSError):
-                os.close(fd)
 
 
 def _run_trial(channel: Channel, frame: tuple[str, dict[str, Any], bytes] | None, folder: str) -> None:

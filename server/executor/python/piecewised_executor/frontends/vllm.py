@@ -97,7 +97,7 @@ def _nvml_unasked() -> Iterator[None]:
 
 def _nvml_devices() -> list[dict[str, Any]]:
     """What NVML says in a process of its own; nothing where there is none."""
-    if not any(os.path.exists(path) for path in probe.DEVICE_FILES):
+    if not probe.has_device_file():
         return []
     command = [sys.executable, "-I", "-S", "-c", _ASK_NVML]
     try:
